@@ -1,0 +1,51 @@
+"""Just enough of Kafka's and ZooKeeper's protocols; a JVM for each question would cost a second."""
+
+import socket
+import struct
+
+
+def read_exactly(connection, size):
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("connection closed")
+        data += part
+    return data
+
+
+def ask(connection, request):
+    """Sends a request and reads an answer; both are prefixed with their length."""
+    connection.sendall(struct.pack(">i", len(request)) + request)
+    (size,) = struct.unpack(">i", read_exactly(connection, 4))
+    return read_exactly(connection, size)
+
+
+def kafka_create_topic(port, topic, replicas):
+    """Creates a topic of one partition by CreateTopics version 2; fine if it exists."""
+    name = struct.pack(">h", len(topic)) + topic.encode()
+    # API key 19, version 2, correlation id, no client id; the arrays are assignments and configs.
+    request = struct.pack(">hhih", 19, 2, 1, -1) + struct.pack(">i", 1) + name
+    request += struct.pack(">ihiii?", 1, replicas, 0, 0, 2000, False)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        answer = ask(connection, request)
+    # Before the error: correlation id, throttle time, length of the array.
+    (error,) = struct.unpack_from(">h", answer, 12 + len(name))
+    already_exists = 36
+    return error in (0, already_exists)
+
+
+def zookeeper_write(port):
+    """Creates an ephemeral node and closes the session, which deletes it."""
+    path = b"/ksync-services-ready-"
+    connect = struct.pack(">iqiqi16s?", 0, 0, 5000, 0, 16, b"", False)
+    world = struct.pack(">ii5si6s", 31, 5, b"world", 6, b"anyone")
+    ephemeral_sequential = 3
+    create = struct.pack(">iii", 1, 1, len(path)) + path + struct.pack(">ii", 0, 1) + world
+    create += struct.pack(">i", ephemeral_sequential)
+    close = struct.pack(">ii", 2, -11)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        ask(connection, connect)
+        _xid, _zxid, error = struct.unpack_from(">iqi", ask(connection, create))
+        ask(connection, close)
+    return error == 0

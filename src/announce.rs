@@ -1,0 +1,162 @@
+//! Announcing changes: delay messages acknowledged, then the action, then instant messages. The one place where that
+//! order stands.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use log::{info, warn};
+use tokio::time::Instant;
+
+use crate::exit::Exit;
+use crate::kafka::{Lane, Outgoing, Undelivered, Writer};
+use crate::message::{Change, partition_of};
+use crate::topic::Topic;
+
+/// Sends the messages of changed records to a topic and its delay topic.
+pub struct Announcer {
+    topic: Topic,
+    delay_topic: Topic,
+    delay: Duration,
+    /// Only these; empty means all.
+    partitions: Vec<i32>,
+    lane: Lane,
+}
+
+/// Which of its two messages a record gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phases {
+    Both,
+    DelayOnly,
+    InstantOnly,
+}
+
+impl Phases {
+    /// The topics that are written to.
+    pub fn topics(self, topic: &Topic) -> Result<Vec<Topic>> {
+        Ok(match self {
+            Phases::Both => vec![topic.clone(), topic.delay()?],
+            Phases::DelayOnly => vec![topic.delay()?],
+            Phases::InstantOnly => vec![topic.clone()],
+        })
+    }
+}
+
+impl Announcer {
+    /// `delay` is how long the delayer holds a message back.
+    pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
+        let delay_topic = topic.delay()?;
+        let (topic, partitions) = (topic.clone(), partitions.to_vec());
+        Ok(Announcer {
+            topic,
+            delay_topic,
+            delay,
+            partitions,
+            lane: writer.lane(),
+        })
+    }
+
+    /// Announces what the action changes: when it begins, the delay messages are acknowledged; while it lasts they are
+    /// sent again each half of the delay, so that a commit that comes late is still covered; when it is done, the
+    /// instant messages are sent and acknowledged.
+    ///
+    /// Fails where a message is not acknowledged or the action fails. In the latter case there are no instant messages;
+    /// the delay messages stay and heal what a half-done action may have left.
+    pub async fn around<T>(
+        &mut self,
+        changes: &[Change],
+        phases: Phases,
+        action: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        if phases != Phases::InstantOnly {
+            self.delay_messages(changes)
+                .await
+                .context("cannot send the delay messages; nothing was changed")?;
+        }
+        let mut action = std::pin::pin!(action);
+        let again = (self.delay / 2).max(Duration::from_millis(100));
+        let mut begun = Instant::now();
+        let done = loop {
+            tokio::select! {
+                done = &mut action => break done?,
+                () = tokio::time::sleep_until(begun + again), if phases != Phases::InstantOnly => {
+                    begun = Instant::now();
+                    info!("the action is still at work: sending its {} delay messages again", changes.len());
+                    if let Err(error) = self.delay_messages(changes).await {
+                        warn!("cannot send delay messages again: {error:#}");
+                    }
+                }
+            }
+        };
+        if phases != Phases::DelayOnly {
+            self.instant_messages(changes).await?;
+            self.settled()
+                .await
+                .context("cannot send the instant messages; the delay messages cover the change")?;
+        }
+        Ok(done)
+    }
+
+    /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.
+    pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let message = Outgoing {
+                topic: &self.topic,
+                partition: self.partition(change),
+                key: change.key.as_deref(),
+                value: Some(&change.payload),
+                headers: None,
+            };
+            if let Err(undelivered) = self.lane.send(message).await {
+                return Err(failure(undelivered, &self.topic));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was queued is acknowledged.
+    pub async fn settled(&mut self) -> Result<()> {
+        self.lane
+            .settled()
+            .await
+            .map_err(|undelivered| failure(undelivered, &self.topic))
+    }
+
+    async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let value = change.delay_message(SystemTime::now());
+            let message = Outgoing {
+                topic: &self.delay_topic,
+                partition: self.partition(change),
+                key: change.key.as_deref(),
+                value: Some(&value),
+                headers: None,
+            };
+            if self.lane.send(message).await.is_err() {
+                break; // Why, settled() tells.
+            }
+        }
+        self.lane
+            .settled()
+            .await
+            .map_err(|undelivered| failure(undelivered, &self.delay_topic))
+    }
+
+    /// `None` leaves the choice to the producer: by key, or any partition.
+    fn partition(&self, change: &Change) -> Option<i32> {
+        match (self.partitions.as_slice(), &change.key) {
+            ([], _) => None,
+            (among, Some(key)) => Some(partition_of(key, among)),
+            (among, None) => Some(among[rand::random_range(0..among.len())]),
+        }
+    }
+}
+
+fn failure(undelivered: Undelivered, topic: &Topic) -> anyhow::Error {
+    let exit = if undelivered.is_transient() {
+        Exit::Again
+    } else {
+        Exit::Person
+    };
+    exit.because(anyhow::Error::new(undelivered).context(format!("cannot write to topic {topic}")))
+}

@@ -1,0 +1,136 @@
+//! Announces rows of a database or lines of stdin, and runs an action on them chunk by chunk.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use ksync::announce::{Announcer, Phases};
+use ksync::cli::{self, ActionOptions, Common, DelayOption, KafkaOptions, SourceOptions, Tool, duration, size};
+use ksync::exit::Exit;
+use ksync::kafka::{Admin, Writer};
+use ksync::progress::{self, Progress};
+use ksync::shutdown::Shutdown;
+use ksync::stream::{ChunkLimits, Stream};
+
+/// After this time a message that could not be delivered ends the run.
+const DELIVERY: Duration = Duration::from_secs(60);
+
+/// Announces rows of a database or lines of stdin, and runs an action on them chunk by chunk
+///
+/// With an action, for each chunk: delay messages acknowledged, action, instant messages. Without one: instant messages.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ksync-stream", version)]
+struct Cli {
+    #[command(flatten)]
+    kafka: KafkaOptions,
+    #[command(flatten)]
+    delay: DelayOption,
+    #[command(flatten)]
+    common: Common,
+
+    #[command(flatten)]
+    source: SourceOptions,
+    #[command(flatten)]
+    action: ActionOptions,
+
+    /// Sends only these messages
+    #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
+    only: Option<Only>,
+
+    /// How many rows a chunk may have
+    #[arg(long, env = "KSYNC_CHUNK_SIZE", value_name = "N", default_value = "1000",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    chunk_size: u32,
+
+    /// How large a chunk may be; one row fits whatever its size
+    #[arg(long, env = "KSYNC_CHUNK_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
+    chunk_bytes: usize,
+
+    /// How long to wait for more lines of stdin once one is there
+    #[arg(long, env = "KSYNC_CHUNK_WAIT", value_name = "DURATION", default_value = "50ms", value_parser = duration)]
+    chunk_wait: Duration,
+
+    /// How progress is shown
+    #[arg(long, env = "KSYNC_PROGRESS", value_name = "HOW", default_value = "auto")]
+    progress: progress::Format,
+
+    /// How long an end may take that was asked for by a signal
+    #[arg(long, env = "KSYNC_GRACE", value_name = "DURATION", default_value = "25s", value_parser = duration)]
+    grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Only {
+    Delay,
+    Instant,
+}
+
+impl Tool for Cli {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn grace(&self) -> Duration {
+        self.grace
+    }
+}
+
+async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+    let topic = cli.kafka.one_topic()?;
+    cli.source.check()?;
+    let action = cli.action.action(&cli.source)?;
+    let phases = match (cli.only, &action) {
+        (Some(Only::Delay), _) => Phases::DelayOnly,
+        (None, Some(_)) => Phases::Both,
+        (Some(Only::Instant), _) | (None, None) => Phases::InstantOnly,
+    };
+    let starting = async {
+        let cluster = cli.kafka.cluster()?;
+        let admin = Admin::new(&cluster)?;
+        for topic in phases.topics(topic)? {
+            let count = admin
+                .need(&topic, cli.kafka.create_topics, cli.kafka.patience(true))
+                .await?;
+            cli.kafka.chosen(&topic, count)?;
+        }
+        let writer = Writer::open(&cluster, DELIVERY)?;
+        anyhow::Ok((writer, cli.source.open().await?))
+    };
+    let (writer, (source, total)) = tokio::select! {
+        started = starting => started?,
+        () = shutdown.requested() => return Ok(Exit::Again),
+    };
+    let chunk = ChunkLimits {
+        rows: cli.chunk_size as usize,
+        bytes: cli.chunk_bytes,
+        wait: cli.chunk_wait,
+    };
+    let delay = if phases == Phases::InstantOnly {
+        cli.delay.delay
+    } else {
+        cli.delay.checked()
+    };
+    let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
+    let progress = Progress::new(
+        if cli.common.logging.quiet {
+            progress::Format::None
+        } else {
+            cli.progress
+        },
+        "rows",
+        total,
+    );
+    Stream {
+        source,
+        action,
+        phases,
+        chunk,
+    }
+    .run(announcer, progress, &shutdown)
+    .await
+}
+
+fn main() -> ExitCode {
+    cli::main(run)
+}

@@ -1,0 +1,163 @@
+//! What the tools that lead partitions share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::{Args, ValueEnum};
+
+use super::{KafkaOptions, duration, size, time};
+use crate::dead_letter::DeadLetters;
+use crate::election::{Election, Servers, ZooKeeper};
+use crate::exit::Exit;
+use crate::fit::AcceptLoss;
+use crate::intake::OnInvalid;
+use crate::kafka::{Admin, Cluster, Reader, Writer, group};
+use crate::lead::{Bounded, FirstStart, Leading};
+use crate::topic::{Name, Topic};
+
+/// After this time a record that could not be delivered is given to the producer anew.
+const DELIVERY: Duration = Duration::from_secs(120);
+
+/// Options of a process that leads partitions.
+#[derive(Args, Clone, Debug)]
+pub struct LeaderOptions {
+    /// ZooKeeper servers; a path after them keeps installations apart
+    #[arg(
+        long,
+        env = "KSYNC_ZOOKEEPER",
+        value_name = "HOST:PORT,..[/CHROOT]",
+        help_heading = "ZooKeeper"
+    )]
+    pub zookeeper: Servers,
+
+    /// How long ZooKeeper waits for a process that does not answer before another one may lead
+    #[arg(
+        long, env = "KSYNC_SESSION_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration,
+        help_heading = "ZooKeeper"
+    )]
+    pub session_timeout: Duration,
+
+    /// Where to begin where no offset is stored: earliest, latest or @TIME [default: earliest]
+    #[arg(long, env = "KSYNC_FIRST_START", value_name = "WHERE", value_parser = first_start)]
+    pub first_start: Option<FirstStart>,
+
+    /// Goes on past this loss, and no other; the option as an error has printed it
+    #[arg(long, env = "KSYNC_ACCEPT_LOSS", value_name = "LOSS")]
+    pub accept_loss: Vec<AcceptLoss>,
+
+    /// What to do with a record whose value is not what it has to be
+    #[arg(long, env = "KSYNC_ON_INVALID", value_name = "POLICY", default_value = "halt")]
+    pub on_invalid: OnInvalidOption,
+
+    /// Where records go that cannot be worked on [default: TOPIC-NAME-dead]
+    #[arg(
+        long, env = "KSYNC_DEAD_LETTER", value_name = "TOPIC", num_args = 0..=1, require_equals = true,
+        default_missing_value = ""
+    )]
+    pub dead_letter: Option<String>,
+
+    /// How long an end may take that was asked for by a signal
+    #[arg(long, env = "KSYNC_GRACE", value_name = "DURATION", default_value = "25s", value_parser = duration)]
+    pub grace: Duration,
+
+    /// Memory for the records of all batches
+    #[arg(long, env = "KSYNC_MEMORY", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    pub memory: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnInvalidOption {
+    /// The partition halts there; the others go on
+    Halt,
+    /// The record goes to the dead-letter topic
+    DeadLetter,
+}
+
+impl From<OnInvalidOption> for OnInvalid {
+    fn from(option: OnInvalidOption) -> OnInvalid {
+        match option {
+            OnInvalidOption::Halt => OnInvalid::Halt,
+            OnInvalidOption::DeadLetter => OnInvalid::DeadLetter,
+        }
+    }
+}
+
+fn first_start(text: &str) -> Result<FirstStart> {
+    match (text, text.strip_prefix('@')) {
+        ("earliest", _) => Ok(FirstStart::Earliest),
+        ("latest", _) => Ok(FirstStart::Latest),
+        (_, Some(at)) => Ok(FirstStart::At(time(at)?)),
+        _ => Err(anyhow!(
+            "it is written earliest, latest or @TIME, for example @2026-11-22T03:00Z"
+        )),
+    }
+}
+
+impl LeaderOptions {
+    /// Waits until a broker answers, checks that the topics are there, and makes what the partitions are led with.
+    ///
+    /// `read` are the topics to be read.
+    pub async fn leading(
+        &self,
+        (cluster, kafka): (&Cluster, &KafkaOptions),
+        read: &[Topic],
+        name: &Name,
+        bounded: Option<Bounded>,
+    ) -> Result<Leading> {
+        let admin = Admin::new(cluster)?;
+        let mut topics = BTreeMap::new();
+        for topic in read {
+            let count = admin
+                .need(topic, kafka.create_topics, kafka.patience(bounded.is_some()))
+                .await?;
+            topics.insert(topic.clone(), kafka.chosen(topic, count)?);
+        }
+        let partitions = topics.values().map(BTreeSet::len).sum();
+        Ok(Leading {
+            reader: Reader::open(cluster, &group(name)?, partitions)?,
+            admin,
+            election: Election::ZooKeeper(ZooKeeper::connect(&self.zookeeper, self.session_timeout)?),
+            name: name.clone(),
+            topics,
+            grows: kafka.partition.is_empty() && bounded.is_none(),
+            first_start: self.first_start,
+            accept_loss: self.accept_loss.clone(),
+            bounded,
+        })
+    }
+
+    pub fn writer(&self, cluster: &Cluster) -> Result<Writer> {
+        Writer::open(cluster, DELIVERY)
+    }
+
+    /// Where bad records go, if they shall; fails where such a topic does not exist. `origins` gives for each topic
+    /// that is read the one that the default name is made of.
+    pub async fn dead_letters(
+        &self,
+        writer: &Writer,
+        (leading, kafka): (&Leading, &KafkaOptions),
+        origins: &BTreeMap<Topic, Topic>,
+    ) -> Result<Option<DeadLetters>> {
+        if self.dead_letter.is_none() && self.on_invalid == OnInvalidOption::Halt {
+            return Ok(None);
+        }
+        let mut topics = BTreeMap::new();
+        for (read, origin) in origins {
+            let topic = match self.dead_letter.as_deref() {
+                None | Some("") => origin.dead_letter(&leading.name)?,
+                Some(named) => named
+                    .parse()
+                    .map_err(|error| Exit::Usage.because(anyhow::Error::from(error)))?,
+            };
+            let patience = kafka.patience(leading.bounded.is_some());
+            leading.admin.need(&topic, kafka.create_topics, patience).await?;
+            topics.insert(read.clone(), topic);
+        }
+        Ok(Some(DeadLetters {
+            writer: writer.clone(),
+            topics,
+            name: leading.name.clone(),
+        }))
+    }
+}

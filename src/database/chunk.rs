@@ -1,0 +1,198 @@
+//! Rows that are served at once: what is announced of them, and their keys as the database binds them.
+
+use std::sync::Arc;
+
+use super::column::Column;
+use super::value::Value;
+use crate::message::Change;
+
+/// Rows with different keys, in the order of their keys.
+pub struct Chunk {
+    pub changes: Vec<Change>,
+    /// The values of the key columns, row by row.
+    pub(super) values: Vec<Value>,
+    pub(super) key: Arc<[Column]>,
+}
+
+impl Chunk {
+    /// The values of each row's key.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &[Value]> {
+        self.values.chunks(self.key.len())
+    }
+}
+
+/// How much one chunk may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub rows: usize,
+    /// Of keys and payloads; one row always fits.
+    pub bytes: usize,
+}
+
+/// A chunk while rows are added, one more than fits being read ahead.
+pub(super) struct Filling<'a> {
+    limit: Limit,
+    members: &'a Members,
+    changes: Vec<Change>,
+    values: Vec<Value>,
+    rows: usize,
+    bytes: usize,
+    json: Vec<u8>,
+    ahead: Option<Vec<Value>>,
+}
+
+impl<'a> Filling<'a> {
+    pub fn new(limit: Limit, members: &'a Members) -> Filling<'a> {
+        Filling {
+            limit,
+            members,
+            changes: Vec::new(),
+            values: Vec::new(),
+            rows: 0,
+            bytes: 0,
+            json: Vec::new(),
+            ahead: None,
+        }
+    }
+
+    /// Takes the key of the next row out of `key`; returns false where no more is taken.
+    pub fn add(&mut self, key: &mut Vec<Value>) -> bool {
+        if self.rows == self.limit.rows || (self.rows > 0 && self.bytes >= self.limit.bytes) {
+            self.ahead = Some(std::mem::take(key));
+            return false;
+        }
+        self.rows += 1;
+        if self.values.ends_with(key) {
+            // The same key says the same of the same record: once is enough.
+            key.clear();
+            return true;
+        }
+        let change = self.members.change(key, &mut self.json);
+        self.bytes += change.payload.len() + change.key.as_ref().map_or(0, Vec::len);
+        self.changes.push(change);
+        self.values.append(key);
+        true
+    }
+
+    /// The chunk, and the key of the row behind it where there is one.
+    pub fn finish(self, key: &Arc<[Column]>) -> (Chunk, Option<Vec<Value>>) {
+        (
+            Chunk {
+                changes: self.changes,
+                values: self.values,
+                key: key.clone(),
+            },
+            self.ahead,
+        )
+    }
+}
+
+/// The names of the key columns as they stand in a payload: `{"id":`, `,"part":`.
+pub(super) struct Members(Vec<Vec<u8>>);
+
+impl Members {
+    pub fn new<'a>(names: impl Iterator<Item = &'a str>) -> Members {
+        let member = |(at, name)| {
+            let mut json = vec![if at == 0 { b'{' } else { b',' }];
+            Value::Text(String::from(name)).write_json(&mut json);
+            json.push(b':');
+            json
+        };
+        Members(names.enumerate().map(member).collect())
+    }
+
+    fn change(&self, key: &[Value], json: &mut Vec<u8>) -> Change {
+        json.clear();
+        for (name, value) in self.0.iter().zip(key) {
+            json.extend_from_slice(name);
+            value.write_json(json);
+        }
+        json.push(b'}');
+        let record_key = match key {
+            [Value::Text(text)] => text.as_bytes().to_vec(),
+            [value @ (Value::Bytes(_) | Value::Real(_))] => value.text().into_owned().into_bytes(),
+            [_] => json[self.0[0].len()..json.len() - 1].to_vec(),
+            several => array(several),
+        };
+        Change {
+            key: Some(record_key),
+            payload: json.clone(),
+        }
+    }
+}
+
+fn array(values: &[Value]) -> Vec<u8> {
+    let mut json = Vec::new();
+    for value in values {
+        json.push(if json.is_empty() { b'[' } else { b',' });
+        value.write_json(&mut json);
+    }
+    json.push(b']');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_written_as_the_wire_format_has_it() {
+        let cases = [
+            (vec![Value::Integer(-7)], "-7", r#"{"a":-7}"#),
+            (
+                vec![Value::Unsigned(u64::MAX)],
+                "18446744073709551615",
+                r#"{"a":18446744073709551615}"#,
+            ),
+            (vec![Value::Literal("0.10".to_owned())], "0.10", r#"{"a":0.10}"#),
+            (vec![Value::Real(1.5)], "1.5", r#"{"a":1.5}"#),
+            (vec![Value::Real(f64::INFINITY)], "Infinity", r#"{"a":"Infinity"}"#),
+            (vec![Value::Text("x\"\n".to_owned())], "x\"\n", r#"{"a":"x\"\n"}"#),
+            (vec![Value::Bytes(vec![0, 255])], "\\x00ff", r#"{"a":"\\x00ff"}"#),
+            (
+                vec![Value::Integer(1), Value::Text("a".to_owned())],
+                r#"[1,"a"]"#,
+                r#"{"a":1,"b":"a"}"#,
+            ),
+        ];
+        let members = Members::new(["a", "b"].into_iter());
+        for (key, record_key, payload) in cases {
+            let change = members.change(&key, &mut Vec::new());
+            assert_eq!(
+                (text(&change.key.unwrap()), text(&change.payload)),
+                (record_key, payload)
+            );
+        }
+    }
+
+    #[test]
+    fn a_chunk_ends_at_its_rows_or_its_bytes_and_holds_a_key_once() {
+        let members = Members::new(["id"].into_iter());
+        let fill = |limit, numbers: &[i64]| {
+            let mut filling = Filling::new(limit, &members);
+            let taken = numbers
+                .iter()
+                .take_while(|number| filling.add(&mut vec![Value::Integer(**number)]))
+                .count();
+            let (chunk, ahead) = filling.finish(&Arc::default());
+            (taken, chunk.values, ahead)
+        };
+        let values = |numbers: &[i64]| numbers.iter().map(|number| Value::Integer(*number)).collect::<Vec<_>>();
+        assert_eq!(
+            fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2]),
+            (3, values(&[1, 2]), None)
+        );
+        assert_eq!(
+            fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2, 3]),
+            (3, values(&[1, 2]), Some(values(&[3])))
+        );
+        assert_eq!(
+            fill(Limit { rows: 3, bytes: 1 }, &[1, 2]),
+            (1, values(&[1]), Some(values(&[2])))
+        );
+    }
+}

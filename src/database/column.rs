@@ -1,0 +1,31 @@
+//! A column that can be part of a key: how its database selects, compares and binds it.
+
+/// A column as its database handles it where it is part of the key.
+#[derive(Clone)]
+pub(super) struct Column {
+    pub name: String,
+    pub kind: Kind,
+    /// The expression that is selected.
+    pub read: String,
+    /// The expression that the column is compared with; `?` stands for the value.
+    pub bind: String,
+    /// True where the database holds a value for another than `?` although `=` does not tell them apart; `None` where
+    /// that cannot be.
+    pub differs: Option<String>,
+}
+
+/// As what the value of a key column is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Integer,
+    Unsigned,
+    Real,
+    /// The text of a number or a bool.
+    Literal,
+    Text,
+    Bytes,
+    /// Each value says itself what it is, as in SQLite.
+    Dynamic,
+    /// Cannot be a key, and why.
+    Unfit(&'static str),
+}

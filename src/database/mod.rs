@@ -1,0 +1,307 @@
+//! The primary database: its rows are read in chunks in the order of their key, and a statement is run for the keys
+//! of a chunk.
+//!
+//! One connection by the native driver of its kind. A chunk is read whole, so that nothing stays open in the database
+//! while the chunk is served.
+
+mod chunk;
+mod column;
+mod mysql;
+mod postgres;
+mod scan;
+mod sql;
+mod sqlite;
+mod statement;
+mod trouble;
+mod value;
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use log::warn;
+
+pub use chunk::{Chunk, Limit};
+pub use scan::Scan;
+pub use statement::{Dialect, Statement};
+pub use trouble::Trouble;
+
+use chunk::Filling;
+use column::{Column, Kind};
+use mysql::MySql;
+use postgres::Postgres;
+use scan::Relation;
+use sql::{Sql, Table};
+use sqlite::Sqlite;
+use trouble::is_conflict;
+use value::Value;
+
+/// Which rows are read, and what tells them apart.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub rows: Rows,
+    /// The columns of the key; empty: those of the table's primary key.
+    pub key: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Rows {
+    Table {
+        /// `products` or `shop.products`.
+        table: String,
+        /// A condition as it stands behind WHERE.
+        filter: Option<String>,
+    },
+    Query(String),
+}
+
+/// One connection to the database.
+pub struct Database(Connection);
+
+enum Connection {
+    Postgres(Postgres),
+    MySql(MySql),
+    Sqlite(Sqlite),
+}
+
+/// How long a server may take to let us in.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a transaction is tried that others got in the way of.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+impl Database {
+    /// Connects; an error never holds the URL's password. A SQLite file must be there already.
+    pub async fn open(url: &str) -> Result<Database, Trouble> {
+        let opening = async {
+            match Dialect::of(url).map_err(Trouble::Misconfigured)? {
+                Dialect::Postgres => Postgres::open(url).await.map(Connection::Postgres),
+                Dialect::MySql => MySql::open(url).await.map(Connection::MySql),
+                Dialect::Sqlite => Sqlite::open(url).await.map(Connection::Sqlite),
+            }
+        };
+        match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+            Ok(opened) => opened.map(Database),
+            Err(elapsed) => {
+                let error = anyhow::Error::new(elapsed).context(format!("no answer within {OPEN_TIMEOUT:?}"));
+                Err(Trouble::Away(error.context("cannot connect to the database")))
+            }
+        }
+    }
+
+    /// About how many rows there are, where that is known without reading them: of whole tables.
+    pub async fn estimate(&mut self, source: &Source) -> Result<Option<u64>, Trouble> {
+        let Rows::Table { table, filter: None } = &source.rows else {
+            return Ok(None);
+        };
+        let table = Table::parse(table).map_err(Trouble::Misconfigured)?;
+        let estimate = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.estimate(&table).await?,
+            Connection::MySql(mysql) => mysql.estimate(&table).await?,
+            Connection::Sqlite(sqlite) => sqlite.count(&table).await?,
+        };
+        // Postgres says 0 or -1 of a table that it has not counted yet.
+        Ok(estimate
+            .and_then(|rows| u64::try_from(rows).ok())
+            .filter(|rows| *rows > 0))
+    }
+
+    /// Checks that the rows can be read in order, each once, and stands before the first.
+    pub async fn prepare(&mut self, source: &Source) -> Result<Scan, Trouble> {
+        let relation = Relation::new(source, self.dialect())?;
+        let columns = self
+            .columns(&relation)
+            .await
+            .map_err(|trouble| cannot_read(trouble, &relation))?;
+        let primary = match &relation.table {
+            Some(table) => self
+                .primary_key(table)
+                .await
+                .map_err(|trouble| cannot_read(trouble, &relation))?,
+            None => Vec::new(),
+        };
+        let names = if source.key.is_empty() { &primary } else { &source.key };
+        if names.is_empty() {
+            let label = &relation.label;
+            return Err(Trouble::Misconfigured(match relation.table {
+                Some(_) => anyhow!("{label} has no primary key; name the columns of a unique key with --key"),
+                None => anyhow!("{label} has no primary key of its own; name its key columns with --key"),
+            }));
+        }
+        let key = names
+            .iter()
+            .map(|name| find(name, &columns, &relation))
+            .collect::<Result<Vec<_>, _>>()?;
+        let scan = Scan::new(relation, key);
+        // A primary key has no NULLs, but for SQLite.
+        let is_null_free =
+            self.dialect() != Dialect::Sqlite && scan.key.iter().all(|column| primary.contains(&column.name));
+        if !is_null_free
+            && self
+                .exists(&scan.nulls())
+                .await
+                .map_err(|trouble| cannot_read(trouble, &scan.relation))?
+        {
+            return Err(scan.null_key());
+        }
+        Ok(scan)
+    }
+
+    /// The next rows, or `None` behind the last.
+    ///
+    /// Where it fails, or is dropped, the scan stays where it was, and can go on over a new connection.
+    pub async fn next_chunk(&mut self, scan: &mut Scan, limit: Limit) -> Result<Option<Chunk>, Trouble> {
+        if scan.is_done {
+            return Ok(None);
+        }
+        let sql = scan.next(limit);
+        let mut filling = Filling::new(limit, &scan.members);
+        let read = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.read(&sql, scan, &mut filling).await,
+            Connection::MySql(mysql) => mysql.read(&sql, scan, &mut filling).await,
+            Connection::Sqlite(sqlite) => sqlite.read(&sql, scan, &mut filling).await,
+        };
+        read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
+        let (chunk, ahead) = filling.finish(&scan.key);
+        if let Some(sql) = scan.passed_over(chunk.keys().next())
+            && self
+                .exists(&sql)
+                .await
+                .map_err(|trouble| cannot_read(trouble, &scan.relation))?
+        {
+            return Err(scan.not_distinct());
+        }
+        let Some(last) = chunk.keys().last() else {
+            scan.is_done = true;
+            return Ok(None);
+        };
+        let last = last.to_vec();
+        scan.advance(last, ahead);
+        Ok(Some(chunk))
+    }
+
+    /// Runs `statement` for the keys of `chunk` in a transaction of its own, and returns how many rows it touched.
+    ///
+    /// Where these are more than the keys nothing of it stays. What others got in the way of is tried again a few
+    /// times. After [`Trouble::Away`] the statement may have been committed or not.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> Result<u64, Trouble> {
+        self.check_size(statement, chunk)?;
+        let most = chunk.changes.len() as u64;
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let run = match &mut self.0 {
+                Connection::Postgres(postgres) => postgres.run(statement, chunk).await,
+                Connection::MySql(mysql) => mysql.run(statement, chunk).await,
+                Connection::Sqlite(sqlite) => sqlite.run(statement, chunk).await,
+            };
+            match run {
+                Ok(touched) if touched > most => {
+                    return Err(Trouble::Refused(anyhow!(
+                        "the statement touched {touched} rows for {most} keys and was rolled back; it has to name the \
+                         rows by their keys, for example ... WHERE id IN (:keys)"
+                    )));
+                }
+                Ok(touched) => return Ok(touched),
+                Err(error) if is_conflict(&error) && attempt < ATTEMPTS => {
+                    let trouble = Trouble::from(error);
+                    warn!("the statement met another transaction: {trouble:#}; trying again in {pause:?}");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(refused_or_away(error.into())),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn dialect(&self) -> Dialect {
+        match self.0 {
+            Connection::Postgres(_) => Dialect::Postgres,
+            Connection::MySql(_) => Dialect::MySql,
+            Connection::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+
+    async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
+        match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.columns(relation).await,
+            Connection::MySql(mysql) => mysql.columns(relation).await,
+            Connection::Sqlite(sqlite) => sqlite.columns(relation).await,
+        }
+    }
+
+    async fn primary_key(&mut self, table: &Table) -> Result<Vec<String>, Trouble> {
+        Ok(match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.primary_key(table).await?,
+            Connection::MySql(mysql) => mysql.primary_key(table).await?,
+            Connection::Sqlite(sqlite) => sqlite.primary_key(table).await?,
+        })
+    }
+
+    async fn exists(&mut self, sql: &Sql) -> Result<bool, Trouble> {
+        Ok(match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.exists(sql).await?,
+            Connection::MySql(mysql) => mysql.exists(sql).await?,
+            Connection::Sqlite(sqlite) => sqlite.exists(sql).await?,
+        })
+    }
+
+    /// Postgres binds arrays; the others bind each value of each key by itself, and not any number of them.
+    fn check_size(&self, statement: &Statement, chunk: &Chunk) -> Result<(), Trouble> {
+        let most = match self.0 {
+            Connection::Postgres(_) => return Ok(()),
+            Connection::MySql(_) => mysql::MOST_VALUES,
+            Connection::Sqlite(_) => sqlite::MOST_VALUES,
+        };
+        let (keys, for_each) = (chunk.changes.len(), statement.places() * chunk.key.len());
+        if keys * for_each <= most {
+            return Ok(());
+        }
+        Err(Trouble::Misconfigured(anyhow!(
+            "the database binds at most {most} values to a statement, and {keys} keys need {}; use a --chunk-size of at \
+             most {}",
+            keys * for_each,
+            most / for_each
+        )))
+    }
+}
+
+fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, Trouble> {
+    let is_it = |column: &&Column| match relation.dialect {
+        Dialect::Postgres => column.name == name,
+        Dialect::MySql | Dialect::Sqlite => column.name.to_lowercase() == name.to_lowercase(),
+    };
+    let label = &relation.label;
+    let found = columns.iter().filter(is_it).collect::<Vec<_>>();
+    let error = match found.as_slice() {
+        [
+            Column {
+                kind: Kind::Unfit(why), ..
+            },
+        ] => anyhow!("column {name} of {label} cannot be a key: {why}"),
+        [column] => return Ok(Column::clone(column)),
+        [] => {
+            let names = columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();
+            anyhow!("{label} has no column '{name}'; its columns are {}", names.join(", "))
+        }
+        _ => anyhow!("{label} has several columns '{name}'; give them different names"),
+    };
+    Err(Trouble::Misconfigured(error))
+}
+
+fn cannot_read(trouble: Trouble, relation: &Relation) -> Trouble {
+    trouble.context(format!("cannot read {}", relation.label))
+}
+
+/// What a statement of the operator names wrongly is told as a refusal like all else that is wrong with it.
+fn refused_or_away(trouble: Trouble) -> Trouble {
+    let trouble = match trouble {
+        Trouble::Misconfigured(error) => Trouble::Refused(error),
+        other => other,
+    };
+    trouble.context("cannot run the statement")
+}
+
+/// The value of a key column, or the error that there is none.
+fn present(value: Option<Value>, scan: &Scan) -> Result<Value, Trouble> {
+    value.ok_or_else(|| scan.null_key())
+}

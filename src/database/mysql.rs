@@ -1,0 +1,188 @@
+//! MySQL and MariaDB: each value is bound by its own type, since their comparisons of mixed types are not exact.
+
+use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlConnection, MySqlRow, MySqlTypeInfo};
+use sqlx::query::Query;
+use sqlx::{
+    Column as _, ConnectOptions, Connection, Executor, Row as _, SqlSafeStr as _, Statement as _, Type, TypeInfo as _,
+};
+
+use super::chunk::{Chunk, Filling};
+use super::column::{Column, Kind};
+use super::present;
+use super::scan::{Relation, Scan};
+use super::sql::{Sql, Table};
+use super::statement::{Dialect, Statement};
+use super::trouble::Trouble;
+use super::value::Value;
+
+/// The protocol counts the values of a statement in 16 bits.
+pub(super) const MOST_VALUES: usize = 65_535;
+
+pub(super) struct MySql(MySqlConnection);
+
+impl MySql {
+    pub async fn open(url: &str) -> Result<MySql, Trouble> {
+        let options: MySqlConnectOptions = url.parse()?;
+        let place = format!(
+            "cannot connect to MySQL or MariaDB at {}:{}",
+            options.get_host(),
+            options.get_port()
+        );
+        // The operator's SQL means what it means in the server's own client: sqlx would make `||` join strings and
+        // move NOW() to UTC. Its log of slow statements would show that SQL as a warning.
+        let options = options
+            .pipes_as_concat(false)
+            .no_engine_substitution(false)
+            .timezone(None);
+        let opened = options.disable_statement_logging().connect().await;
+        opened.map(MySql).map_err(|error| Trouble::from(error).context(place))
+    }
+
+    pub async fn estimate(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
+        let sql = "SELECT CAST(table_rows AS SIGNED) FROM information_schema.tables
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+        let rows = sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name);
+        Ok(rows.fetch_optional(&mut self.0).await?.flatten())
+    }
+
+    pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
+        let statement = (&mut self.0)
+            .prepare(Sql::new(Dialect::MySql, &relation.whole).text().into_sql_str())
+            .await?;
+        let columns = statement.columns().iter();
+        Ok(columns
+            .map(|found| column(relation, found.name().to_owned(), found.type_info()))
+            .collect())
+    }
+
+    pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        let sql = "SELECT column_name FROM information_schema.statistics
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND index_name = 'PRIMARY'
+                   ORDER BY seq_in_index";
+        sqlx::query_scalar(sql)
+            .bind(&table.schema)
+            .bind(&table.name)
+            .fetch_all(&mut self.0)
+            .await
+    }
+
+    pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
+        let query = bind(sqlx::query(sql.text()), &sql.values).persistent(false);
+        Ok(query.fetch_optional(&mut self.0).await?.is_some())
+    }
+
+    pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
+        let mut key = Vec::with_capacity(scan.key.len());
+        for row in bind(sqlx::query(sql.text()), &sql.values)
+            .fetch_all(&mut self.0)
+            .await?
+        {
+            for (at, column) in scan.key.iter().enumerate() {
+                key.push(present(value(&row, at, column.kind)?, scan)?);
+            }
+            if !filling.add(&mut key) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many rows were touched; where they are more than the keys all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+        let one = chunk
+            .key
+            .iter()
+            .map(|column| column.bind.as_str())
+            .collect::<Vec<_>>()
+            .join(",");
+        let one = if chunk.key.len() == 1 { one } else { format!("({one})") };
+        let keys = vec![one; chunk.changes.len()].join(",");
+        let sql = Sql::new(Dialect::MySql, statement.with(&keys));
+        let mut query = sqlx::query(sql.text());
+        for _ in 0..statement.places() {
+            query = bind(query, &chunk.values);
+        }
+        let mut transaction = self.0.begin().await?;
+        let touched = query.execute(&mut *transaction).await?.rows_affected();
+        if touched > chunk.changes.len() as u64 {
+            transaction.rollback().await?;
+        } else {
+            transaction.commit().await?;
+        }
+        Ok(touched)
+    }
+}
+
+fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
+    let column = relation.column(&name);
+    let kind = kind(info);
+    let read = match info.name() {
+        // Their unsigned forms do not show in the type; CHAR, since no date is decoded here.
+        "BOOLEAN" | "YEAR" => format!("CAST({column} AS SIGNED)"),
+        "DATE" | "TIME" | "DATETIME" | "TIMESTAMP" => format!("CAST({column} AS CHAR)"),
+        _ => column.clone(),
+    };
+    let differs = match kind {
+        // Equal by most collations are 'a' and 'A', 'a' and 'a '.
+        Kind::Text => Some(format!("HEX(CONVERT({column} USING utf8mb4)) <> HEX(?)")),
+        _ => None,
+    };
+    // A string is compared with a decimal as a double.
+    let bind = if kind == Kind::Literal {
+        "CAST(? AS DECIMAL(65,30))"
+    } else {
+        "?"
+    };
+    Column {
+        name,
+        kind,
+        read,
+        bind: bind.to_owned(),
+        differs,
+    }
+}
+
+fn kind(info: &MySqlTypeInfo) -> Kind {
+    match info.name() {
+        // ORDER BY sorts these by number, `>` compares them as text: rows would be left out. Of a SET sqlx tells
+        // only in its Debug text.
+        "ENUM" | "SET" => Kind::Unfit("an ENUM or SET is sorted one way and compared another"),
+        _ if format!("{info:?}").contains("SET)") || format!("{info:?}").contains("SET |") => {
+            Kind::Unfit("an ENUM or SET is sorted one way and compared another")
+        }
+        "FLOAT" => Kind::Unfit("a FLOAT does not equal its own text"),
+        "GEOMETRY" => Kind::Unfit("its values have no order"),
+        "BIT" => Kind::Unsigned,
+        "BOOLEAN" | "YEAR" => Kind::Integer,
+        name if name.contains("INT") && name.ends_with("UNSIGNED") => Kind::Unsigned,
+        name if name.contains("INT") => Kind::Integer,
+        "DOUBLE" => Kind::Real,
+        "DECIMAL" => Kind::Literal,
+        "DATE" | "TIME" | "DATETIME" | "TIMESTAMP" | "JSON" => Kind::Text,
+        _ if <str as Type<sqlx::MySql>>::compatible(info) => Kind::Text,
+        _ => Kind::Bytes,
+    }
+}
+
+fn bind<'q>(query: Query<'q, sqlx::MySql, MySqlArguments>, values: &[Value]) -> Query<'q, sqlx::MySql, MySqlArguments> {
+    values.iter().fold(query, |query, value| match value {
+        Value::Integer(number) => query.bind(*number),
+        Value::Unsigned(number) => query.bind(*number),
+        Value::Real(number) => query.bind(*number),
+        Value::Literal(text) | Value::Text(text) => query.bind(text.clone()),
+        Value::Bytes(bytes) => query.bind(bytes.clone()),
+    })
+}
+
+fn value(row: &MySqlRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
+    Ok(match kind {
+        Kind::Integer => row.try_get_unchecked::<Option<i64>, _>(at)?.map(Value::Integer),
+        Kind::Unsigned => row.try_get_unchecked::<Option<u64>, _>(at)?.map(Value::Unsigned),
+        Kind::Real => row.try_get_unchecked::<Option<f64>, _>(at)?.map(Value::Real),
+        Kind::Literal => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Literal),
+        Kind::Text => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Text),
+        Kind::Bytes | Kind::Dynamic | Kind::Unfit(_) => {
+            row.try_get_unchecked::<Option<Vec<u8>>, _>(at)?.map(Value::Bytes)
+        }
+    })
+}

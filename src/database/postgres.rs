@@ -1,0 +1,198 @@
+//! Postgres: integers travel in binary, every other key as its text, cast back to the exact type.
+
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Column as _, ConnectOptions, Connection, Executor, Row as _};
+
+use super::chunk::{Chunk, Filling};
+use super::column::{Column, Kind};
+use super::present;
+use super::scan::{Relation, Scan};
+use super::sql::{Sql, Table};
+use super::statement::{Dialect, Statement};
+use super::trouble::Trouble;
+use super::value::Value;
+
+pub(super) struct Postgres(PgConnection);
+
+impl Postgres {
+    pub async fn open(url: &str) -> Result<Postgres, Trouble> {
+        let mut options: PgConnectOptions = url.parse()?;
+        if options.get_application_name().is_none() {
+            options = options.application_name("ksync-stream");
+        }
+        let place = format!(
+            "cannot connect to Postgres at {}:{}",
+            options.get_host(),
+            options.get_port()
+        );
+        // Its log of slow statements would show the operator's SQL as a warning.
+        let opened = options.disable_statement_logging().connect().await;
+        opened
+            .map(Postgres)
+            .map_err(|error| Trouble::from(error).context(place))
+    }
+
+    pub async fn estimate(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
+        let name = table.quoted(Dialect::Postgres);
+        let sql = "SELECT reltuples::int8 FROM pg_class WHERE oid = $1::text::regclass";
+        sqlx::query_scalar(sql).bind(name).fetch_optional(&mut self.0).await
+    }
+
+    pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
+        // One row of NULLs, which no row of the source has to be read for. Not prepared: sqlx would look up each
+        // column's type, and knows not every kind of type there is.
+        let text = format!(
+            "SELECT t.* FROM (SELECT) AS one LEFT JOIN (SELECT * FROM {}) AS t ON false",
+            relation.from
+        );
+        let row = self
+            .0
+            .fetch_one(sqlx::raw_sql(Sql::new(Dialect::Postgres, text).text()))
+            .await?;
+        let names = row.columns().iter().map(|column| column.name().to_owned());
+        let oids = row
+            .columns()
+            .iter()
+            .map(|column| column.type_info().oid().unwrap_or(Oid(0)))
+            .collect::<Vec<_>>();
+        // Not pg_typeof, and not the declared length: '1'::character would be cut to one character.
+        let sql =
+            "SELECT format_type(oid, -1) FROM unnest($1::oid[]) WITH ORDINALITY AS types (oid, place) ORDER BY place";
+        let types: Vec<String> = sqlx::query_scalar(sql).bind(oids).fetch_all(&mut self.0).await?;
+        Ok(names
+            .zip(types)
+            .map(|(name, type_name)| column(relation, name, &type_name))
+            .collect())
+    }
+
+    pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        // A primary key's index may hold more columns than its key (INCLUDE).
+        let sql = "SELECT attname::text FROM pg_index, unnest(indkey) WITH ORDINALITY AS keys (attnum, place)
+                   JOIN pg_attribute USING (attnum)
+                   WHERE indrelid = $1::text::regclass AND indisprimary AND attrelid = indrelid AND place <= indnkeyatts
+                   ORDER BY place";
+        sqlx::query_scalar(sql)
+            .bind(table.quoted(Dialect::Postgres))
+            .fetch_all(&mut self.0)
+            .await
+    }
+
+    pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
+        Ok(query(sql)
+            .persistent(false)
+            .fetch_optional(&mut self.0)
+            .await?
+            .is_some())
+    }
+
+    pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
+        let mut key = Vec::with_capacity(scan.key.len());
+        for row in query(sql).fetch_all(&mut self.0).await? {
+            for (at, column) in scan.key.iter().enumerate() {
+                key.push(present(value(&row, at, column.kind)?, scan)?);
+            }
+            if !filling.add(&mut key) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many rows were touched; where they are more than the keys all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+        let sql = Sql::new(Dialect::Postgres, statement.with(&keys(&chunk.key)));
+        let mut query = sqlx::query(sql.text());
+        for (at, column) in chunk.key.iter().enumerate() {
+            let values = chunk.keys().map(|key| &key[at]);
+            query = match column.kind {
+                Kind::Integer => query.bind(values.filter_map(Value::integer).collect::<Vec<_>>()),
+                _ => query.bind(values.map(Value::text).collect::<Vec<_>>()),
+            };
+        }
+        let mut transaction = self.0.begin().await?;
+        let touched = query.execute(&mut *transaction).await?.rows_affected();
+        if touched > chunk.changes.len() as u64 {
+            transaction.rollback().await?;
+        } else {
+            transaction.commit().await?;
+        }
+        Ok(touched)
+    }
+}
+
+/// What `:keys` becomes: the rows of one array for each column, each value of its column's exact type.
+fn keys(key: &[Column]) -> String {
+    let (mut values, mut arrays, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, column) in key.iter().enumerate() {
+        let (name, array) = (
+            format!("key{at}"),
+            if column.kind == Kind::Integer { "int8" } else { "text" },
+        );
+        values.push(column.bind.replacen("?", &format!("ksync_keys.{name}"), 1));
+        arrays.push(format!("${}::{array}[]", at + 1));
+        names.push(name);
+    }
+    format!(
+        "SELECT {} FROM unnest({}) AS ksync_keys ({})",
+        values.join(", "),
+        arrays.join(", "),
+        names.join(", ")
+    )
+}
+
+fn column(relation: &Relation, name: String, type_name: &str) -> Column {
+    let column = relation.column(&name);
+    let kind = match type_name {
+        "smallint" | "integer" | "bigint" => Kind::Integer,
+        "numeric" | "real" | "double precision" | "oid" | "boolean" => Kind::Literal,
+        "json" | "xml" | "point" => Kind::Unfit("its values have no order"),
+        _ => Kind::Text,
+    };
+    let is_integer = kind == Kind::Integer;
+    Column {
+        kind,
+        read: if is_integer {
+            format!("{column}::int8")
+        } else {
+            format!("{column}::text")
+        },
+        bind: if is_integer {
+            format!("?::{type_name}")
+        } else {
+            format!("?::text::{type_name}")
+        },
+        // Equal for the database are 1.0 and 1.00, 'a' and 'A' as citext.
+        differs: (!is_integer).then(|| format!("{column}::text <> ?")),
+        name,
+    }
+}
+
+fn query(sql: &Sql) -> Query<'_, sqlx::Postgres, PgArguments> {
+    sql.values
+        .iter()
+        .fold(sqlx::query(sql.text()), |query, value| match value {
+            Value::Integer(number) => query.bind(*number),
+            other => query.bind(other.text().into_owned()),
+        })
+}
+
+fn value(row: &PgRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
+    if kind == Kind::Integer {
+        return Ok(row.try_get_unchecked::<Option<i64>, _>(at)?.map(Value::Integer));
+    }
+    let text = row.try_get_unchecked::<Option<String>, _>(at)?;
+    // NaN and Infinity are no numbers in JSON.
+    let is_literal = |text: &String| {
+        kind == Kind::Literal
+            && (matches!(text.as_str(), "true" | "false") || text.ends_with(|c: char| c.is_ascii_digit()))
+    };
+    Ok(text.map(|text| {
+        if is_literal(&text) {
+            Value::Literal(text)
+        } else {
+            Value::Text(text)
+        }
+    }))
+}

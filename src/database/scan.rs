@@ -1,0 +1,225 @@
+//! A read of rows in the order of their key, chunk after chunk: how far it is, and the SQL of its next step.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+
+use super::chunk::{Limit, Members};
+use super::column::Column;
+use super::sql::{Sql, Table, quoted};
+use super::statement::{Dialect, fragment};
+use super::trouble::Trouble;
+use super::value::Value;
+use super::{Rows, Source};
+
+/// The rows that are read, as they stand behind FROM and WHERE.
+#[derive(Clone)]
+pub(super) struct Relation {
+    pub dialect: Dialect,
+    pub table: Option<Table>,
+    pub from: String,
+    /// All columns of all rows.
+    pub whole: String,
+    alias: String,
+    filter: Option<String>,
+    /// How an error names it.
+    pub label: String,
+}
+
+impl Relation {
+    pub fn new(source: &Source, dialect: Dialect) -> Result<Relation, Trouble> {
+        match &source.rows {
+            Rows::Table { table, filter } => {
+                let name = Table::parse(table).map_err(Trouble::Misconfigured)?;
+                let filter = filter.as_deref().map(|filter| fragment(filter, dialect)).transpose();
+                Ok(Relation {
+                    dialect,
+                    from: name.quoted(dialect),
+                    whole: format!("SELECT * FROM {}", name.quoted(dialect)),
+                    alias: quoted(&name.name, dialect),
+                    table: Some(name),
+                    filter: filter.map_err(|error| Trouble::Refused(error.context("cannot use the condition")))?,
+                    label: format!("table {table}"),
+                })
+            }
+            Rows::Query(query) => {
+                let query = fragment(query, dialect);
+                let query = query.map_err(|error| Trouble::Refused(error.context("cannot use the query")))?;
+                Ok(Relation {
+                    dialect,
+                    table: None,
+                    // The line break ends a comment that may stand at the end.
+                    from: format!("({query}\n) AS ksync_rows"),
+                    whole: query,
+                    alias: "ksync_rows".to_owned(),
+                    filter: None,
+                    label: "the query".to_owned(),
+                })
+            }
+        }
+    }
+
+    /// A column, with its table: a bare name could mean the output column of that name.
+    pub fn column(&self, name: &str) -> String {
+        format!("{}.{}", self.alias, quoted(name, self.dialect))
+    }
+
+    /// `SELECT what FROM rows WHERE`, to which one more condition has to be added.
+    fn select(&self, what: &str) -> Sql {
+        let mut sql = Sql::new(self.dialect, format!("SELECT {what} FROM {} WHERE ", self.from));
+        if let Some(filter) = &self.filter {
+            sql.push("(").push(filter).push("\n) AND ");
+        }
+        sql
+    }
+}
+
+/// How far a source has been read; the connection may change in between.
+pub struct Scan {
+    pub(super) relation: Relation,
+    pub(super) key: Arc<[Column]>,
+    pub(super) members: Members,
+    last: Option<Vec<Value>>,
+    ahead: Option<Vec<Value>>,
+    pub(super) is_done: bool,
+}
+
+impl Scan {
+    pub(super) fn new(relation: Relation, key: Vec<Column>) -> Scan {
+        let members = Members::new(key.iter().map(|column| column.name.as_str()));
+        Scan {
+            relation,
+            key: key.into(),
+            members,
+            last: None,
+            ahead: None,
+            is_done: false,
+        }
+    }
+
+    /// The rows of the next chunk and one more, which shows whether there are more.
+    pub(super) fn next(&self, limit: Limit) -> Sql {
+        let list = |part: fn(&Column) -> &str| self.key.iter().map(part).collect::<Vec<_>>().join(", ");
+        let names = self
+            .key
+            .iter()
+            .map(|column| self.relation.column(&column.name))
+            .collect::<Vec<_>>();
+        let mut sql = self.relation.select(&list(|column| &column.read));
+        match &self.last {
+            None => drop(sql.push("1 = 1")),
+            Some(last) if self.relation.dialect == Dialect::MySql => self.behind(&names, last, &mut sql),
+            Some(last) => {
+                sql.push("(").push(&names.join(", ")).push(") > (");
+                for (at, (column, value)) in self.key.iter().zip(last).enumerate() {
+                    sql.push(if at == 0 { "" } else { ", " }).bind(&column.bind, value);
+                }
+                sql.push(")");
+            }
+        }
+        sql.push(&format!(
+            " ORDER BY {} LIMIT {}",
+            names.join(", "),
+            limit.rows.saturating_add(1)
+        ));
+        sql
+    }
+
+    /// `(a, b) > (1, 2)` as `a > 1 OR (a = 1 AND b > 2)`: MySQL and MariaDB use an index only for this.
+    fn behind(&self, names: &[String], last: &[Value], sql: &mut Sql) {
+        sql.push("(");
+        for at in 0..names.len() {
+            sql.push(if at == 0 { "(" } else { " OR (" });
+            for before in 0..at {
+                sql.push(&names[before])
+                    .push(" = ")
+                    .bind(&self.key[before].bind, &last[before])
+                    .push(" AND ");
+            }
+            sql.push(&names[at])
+                .push(" > ")
+                .bind(&self.key[at].bind, &last[at])
+                .push(")");
+        }
+        sql.push(")");
+    }
+
+    /// Rows that `>` would pass over: the database takes their key for the last one's, but its text is another.
+    ///
+    /// `None` where there are none, by the types of the key or since the next chunk begins with the row that was read
+    /// ahead.
+    pub(super) fn passed_over(&self, first: Option<&[Value]>) -> Option<Sql> {
+        let (last, ahead) = (self.last.as_ref()?, self.ahead.as_ref()?);
+        if first == Some(ahead) || self.key.iter().all(|column| column.differs.is_none()) {
+            return None;
+        }
+        let mut sql = self.relation.select("1");
+        for (column, value) in self.key.iter().zip(last) {
+            sql.push(&self.relation.column(&column.name))
+                .push(" = ")
+                .bind(&column.bind, value)
+                .push(" AND ");
+        }
+        sql.push("(1 = 0");
+        for (column, value) in self.key.iter().zip(last) {
+            if let Some(differs) = &column.differs {
+                sql.push(" OR ").bind(differs, value);
+            }
+        }
+        sql.push(") LIMIT 1");
+        Some(sql)
+    }
+
+    /// Rows that no comparison finds, since a part of their key is NULL.
+    pub(super) fn nulls(&self) -> Sql {
+        let tests = self
+            .key
+            .iter()
+            .map(|column| format!("{} IS NULL", self.relation.column(&column.name)));
+        let tests = tests.collect::<Vec<_>>().join(" OR ");
+        let mut sql = self.relation.select("1");
+        sql.push("(").push(&tests).push(") LIMIT 1");
+        sql
+    }
+
+    /// Goes on behind a chunk that ends with `last`; `ahead` is the row behind it.
+    pub(super) fn advance(&mut self, last: Vec<Value>, ahead: Option<Vec<Value>>) {
+        self.last = Some(last);
+        self.is_done = ahead.is_none();
+        self.ahead = ahead;
+    }
+
+    /// The error about the rows of [`Scan::passed_over`].
+    pub(super) fn not_distinct(&self) -> Trouble {
+        let last = self
+            .last
+            .iter()
+            .flatten()
+            .map(Value::text)
+            .collect::<Vec<_>>()
+            .join(", ");
+        Trouble::Misconfigured(anyhow!(
+            "{} has several rows whose {} is '{last}' for the database although they are written differently (upper \
+             and lower case, perhaps); name a --key that tells them apart",
+            self.relation.label,
+            self.key_names()
+        ))
+    }
+
+    /// The error about a NULL in the key.
+    pub(super) fn null_key(&self) -> Trouble {
+        Trouble::Misconfigured(anyhow!(
+            "{} has rows whose {} is NULL; leave them out with a condition (IS NOT NULL), or name another --key",
+            self.relation.label,
+            self.key_names()
+        ))
+    }
+
+    fn key_names(&self) -> String {
+        self.key
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+}

@@ -1,0 +1,126 @@
+//! SQL as it is put together here: names are quoted, values are bound.
+
+use anyhow::{Result, bail};
+use sqlx::AssertSqlSafe;
+
+use super::statement::Dialect;
+use super::value::Value;
+
+/// A statement of ours and the values for its placeholders, in order.
+///
+/// The only way from a text made at run time to sqlx: what the text holds besides our own words are quoted names and
+/// SQL of the operator that went through the lexer, never data.
+pub(super) struct Sql {
+    dialect: Dialect,
+    text: String,
+    pub values: Vec<Value>,
+}
+
+impl Sql {
+    pub fn new(dialect: Dialect, text: impl Into<String>) -> Sql {
+        Sql {
+            dialect,
+            text: text.into(),
+            values: Vec::new(),
+        }
+    }
+
+    pub fn push(&mut self, text: &str) -> &mut Sql {
+        self.text.push_str(text);
+        self
+    }
+
+    /// Appends `template`, in which one `?` stands for `value`.
+    pub fn bind(&mut self, template: &str, value: &Value) -> &mut Sql {
+        self.values.push(value.clone());
+        match self.dialect {
+            Dialect::Postgres => self
+                .text
+                .push_str(&template.replacen('?', &format!("${}", self.values.len()), 1)),
+            Dialect::MySql | Dialect::Sqlite => self.text.push_str(template),
+        }
+        self
+    }
+
+    /// Vouches for the text to sqlx.
+    pub fn text(&self) -> AssertSqlSafe<&str> {
+        AssertSqlSafe(&self.text)
+    }
+}
+
+/// A name as the dialect quotes it.
+pub(super) fn quoted(name: &str, dialect: Dialect) -> String {
+    match dialect {
+        Dialect::MySql => format!("`{}`", name.replace('`', "``")),
+        Dialect::Postgres | Dialect::Sqlite => format!("\"{}\"", name.replace('"', "\"\"")),
+    }
+}
+
+/// A table by name, perhaps in a schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub schema: Option<String>,
+    pub name: String,
+}
+
+impl Table {
+    /// Reads `table` or `schema.table`; a part that holds a dot is written in double quotes or backticks.
+    pub fn parse(text: &str) -> Result<Table> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        loop {
+            let quote = rest.chars().next().filter(|c| matches!(c, '"' | '`'));
+            let (part, after) = match quote {
+                Some(quote) => match rest[1..].split_once(quote) {
+                    Some(found) => found,
+                    None => bail!("the table name {text} has a quote without its end"),
+                },
+                None => rest.split_at(rest.find('.').unwrap_or(rest.len())),
+            };
+            parts.push(part.to_owned());
+            match after.strip_prefix('.') {
+                Some(more) => rest = more,
+                None if after.is_empty() => break,
+                None => bail!("the table name {text} goes on behind its quotes"),
+            }
+        }
+        let name = parts.pop().unwrap_or_default();
+        if parts.len() > 1 || name.is_empty() || parts.iter().any(String::is_empty) {
+            bail!("'{text}' is not a table name; write TABLE or SCHEMA.TABLE");
+        }
+        Ok(Table {
+            schema: parts.pop(),
+            name,
+        })
+    }
+
+    pub fn quoted(&self, dialect: Dialect) -> String {
+        let name = quoted(&self.name, dialect);
+        match &self.schema {
+            Some(schema) => format!("{}.{name}", quoted(schema, dialect)),
+            None => name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_name_may_have_a_schema_and_quotes() {
+        let cases = [
+            ("products", "\"products\""),
+            ("shop.products", "\"shop\".\"products\""),
+            ("\"odd.name\"", "\"odd.name\""),
+            ("shop.`odd.name`", "\"shop\".\"odd.name\""),
+            ("Straße", "\"Straße\""),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Table::parse(text).unwrap().quoted(Dialect::Postgres), expected);
+        }
+        for text in ["", ".a", "a.", "a.b.c", "\"a", "\"a\"b"] {
+            assert!(Table::parse(text).is_err(), "{text}");
+        }
+    }
+}

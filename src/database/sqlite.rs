@@ -1,0 +1,148 @@
+//! SQLite: each value says itself of which type it is, and is bound as just that.
+
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{
+    Column as _, ConnectOptions, Connection, Executor, Row as _, SqlSafeStr as _, Statement as _, TypeInfo as _,
+    ValueRef as _,
+};
+
+use super::chunk::{Chunk, Filling};
+use super::column::{Column, Kind};
+use super::present;
+use super::scan::{Relation, Scan};
+use super::sql::{Sql, Table};
+use super::statement::{Dialect, Statement};
+use super::trouble::Trouble;
+use super::value::Value;
+
+/// SQLITE_MAX_VARIABLE_NUMBER
+pub(super) const MOST_VALUES: usize = 32_766;
+
+pub(super) struct Sqlite(SqliteConnection);
+
+impl Sqlite {
+    pub async fn open(url: &str) -> Result<Sqlite, Trouble> {
+        let options: SqliteConnectOptions = url.parse()?;
+        let place = format!("cannot open the SQLite database {}", options.get_filename().display());
+        let opened = options
+            .create_if_missing(false)
+            .disable_statement_logging()
+            .connect()
+            .await;
+        opened.map(Sqlite).map_err(|error| Trouble::from(error).context(place))
+    }
+
+    pub async fn count(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
+        let text = format!("SELECT count(*) FROM {}", table.quoted(Dialect::Sqlite));
+        sqlx::query_scalar(Sql::new(Dialect::Sqlite, text).text())
+            .fetch_optional(&mut self.0)
+            .await
+    }
+
+    pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
+        let statement = (&mut self.0)
+            .prepare(Sql::new(Dialect::Sqlite, &relation.whole).text().into_sql_str())
+            .await?;
+        Ok(statement
+            .columns()
+            .iter()
+            .map(|found| column(relation, found.name().to_owned()))
+            .collect())
+    }
+
+    pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        let sql = "SELECT name FROM pragma_table_info(?, ?) WHERE pk > 0 ORDER BY pk";
+        sqlx::query_scalar(sql)
+            .bind(table.name.clone())
+            .bind(table.schema.clone())
+            .fetch_all(&mut self.0)
+            .await
+    }
+
+    pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
+        let query = bind(sqlx::query(sql.text()), &sql.values).persistent(false);
+        Ok(query.fetch_optional(&mut self.0).await?.is_some())
+    }
+
+    pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
+        let mut key = Vec::with_capacity(scan.key.len());
+        for row in bind(sqlx::query(sql.text()), &sql.values)
+            .fetch_all(&mut self.0)
+            .await?
+        {
+            for at in 0..scan.key.len() {
+                key.push(present(value(&row, at)?, scan)?);
+            }
+            if !filling.add(&mut key) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many rows were touched; where they are more than the keys all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+        let rows = chunk.changes.len();
+        let keys = match chunk.key.len() {
+            1 => vec!["?"; rows].join(","),
+            columns => format!(
+                "VALUES {}",
+                vec![format!("({})", vec!["?"; columns].join(",")); rows].join(",")
+            ),
+        };
+        let sql = Sql::new(Dialect::Sqlite, statement.with(&keys));
+        let mut query = sqlx::query(sql.text());
+        for _ in 0..statement.places() {
+            query = bind(query, &chunk.values);
+        }
+        // A transaction that turns from reader to writer fails at once where another has written; this one waits.
+        let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
+        let touched = query.execute(&mut *transaction).await?.rows_affected();
+        if touched > rows as u64 {
+            transaction.rollback().await?;
+        } else {
+            transaction.commit().await?;
+        }
+        Ok(touched)
+    }
+}
+
+fn column(relation: &Relation, name: String) -> Column {
+    let column = relation.column(&name);
+    // Equal may be 1 and 1.0, and by its collation 'a' and 'A'.
+    let differs = Some(format!("quote({column}) <> quote(?)"));
+    Column {
+        name,
+        kind: Kind::Dynamic,
+        read: column,
+        bind: "?".to_owned(),
+        differs,
+    }
+}
+
+fn bind<'q>(
+    query: Query<'q, sqlx::Sqlite, SqliteArguments>,
+    values: &[Value],
+) -> Query<'q, sqlx::Sqlite, SqliteArguments> {
+    values.iter().fold(query, |query, value| match value {
+        Value::Integer(number) => query.bind(*number),
+        Value::Real(number) => query.bind(*number),
+        Value::Bytes(bytes) => query.bind(bytes.clone()),
+        other => query.bind(other.text().into_owned()),
+    })
+}
+
+fn value(row: &SqliteRow, at: usize) -> sqlx::Result<Option<Value>> {
+    let raw = row.try_get_raw(at)?;
+    if raw.is_null() {
+        return Ok(None);
+    }
+    let value = match raw.type_info().name() {
+        "INTEGER" => Value::Integer(row.try_get_unchecked(at)?),
+        "REAL" => Value::Real(row.try_get_unchecked(at)?),
+        "TEXT" => Value::Text(row.try_get_unchecked(at)?),
+        _ => Value::Bytes(row.try_get_unchecked(at)?),
+    };
+    Ok(Some(value))
+}

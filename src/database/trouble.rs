@@ -1,0 +1,132 @@
+//! What went wrong with the database, sorted by who can mend it.
+
+use std::fmt;
+
+use anyhow::{Error, anyhow};
+use sqlx::error::DatabaseError;
+use sqlx::mysql::MySqlDatabaseError;
+use sqlx::postgres::PgDatabaseError;
+
+/// A failure of the database or of what it was asked.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Something that is named does not exist, may not be used, or cannot serve as it is set.
+    Misconfigured(Error),
+    /// The database cannot be reached or is busy: the same may work later.
+    Away(Error),
+    /// The database refused, or did what it must not: the same will fail again.
+    Refused(Error),
+}
+
+impl Trouble {
+    /// The same trouble, told from one level further out.
+    pub(super) fn context(self, text: impl fmt::Display + Send + Sync + 'static) -> Trouble {
+        match self {
+            Trouble::Misconfigured(error) => Trouble::Misconfigured(error.context(text)),
+            Trouble::Away(error) => Trouble::Away(error.context(text)),
+            Trouble::Refused(error) => Trouble::Refused(error.context(text)),
+        }
+    }
+
+    fn error(&self) -> &Error {
+        match self {
+            Trouble::Misconfigured(error) | Trouble::Away(error) | Trouble::Refused(error) => error,
+        }
+    }
+}
+
+/// With `{:#}` the whole chain of causes.
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.error().fmt(f)
+    }
+}
+
+impl std::error::Error for Trouble {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error().source()
+    }
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Trouble {
+        match error {
+            sqlx::Error::Io(error) => Trouble::Away(error.into()),
+            sqlx::Error::WorkerCrashed => Trouble::Away(error.into()),
+            sqlx::Error::Configuration(error) | sqlx::Error::Tls(error) => {
+                Trouble::Misconfigured(Error::from_boxed(error))
+            }
+            sqlx::Error::Database(error) => answer(error.as_ref()),
+            other => Trouble::Refused(other.into()),
+        }
+    }
+}
+
+/// Whether `error` ended a transaction only because others ran beside it: the same may work at once.
+pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else {
+        return false;
+    };
+    if let Some(postgres) = error.try_downcast_ref::<PgDatabaseError>() {
+        // serialization_failure, deadlock_detected
+        matches!(postgres.code(), "40001" | "40P01")
+    } else if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
+        // lock wait timeout, deadlock
+        matches!(mysql.number(), 1205 | 1213)
+    } else {
+        is_sqlite_busy(error)
+    }
+}
+
+/// SQLITE_BUSY (5) or SQLITE_LOCKED (6); the low byte of an extended code is its primary code.
+fn is_sqlite_busy(error: &dyn DatabaseError) -> bool {
+    matches!(sqlite_code(error), Some(5 | 6))
+}
+
+fn sqlite_code(error: &dyn DatabaseError) -> Option<u32> {
+    error.code()?.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+fn answer(error: &dyn DatabaseError) -> Trouble {
+    if let Some(postgres) = error.try_downcast_ref::<PgDatabaseError>() {
+        return answer_of_postgres(postgres);
+    }
+    if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
+        let cause = anyhow!("{mysql}");
+        return match mysql.number() {
+            // Too many connections, shutting down, connection killed; lock wait timeout, deadlock.
+            1040 | 1053 | 1203 | 1205 | 1213 | 1927 => Trouble::Away(cause),
+            // No right to the server, database, command, table, column; no such database, column, table; a name twice.
+            1044 | 1045 | 1049 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1698 => Trouble::Misconfigured(cause),
+            _ => Trouble::Refused(cause),
+        };
+    }
+    let cause = anyhow!("{}", error.message());
+    match sqlite_code(error) {
+        Some(5 | 6) => Trouble::Away(cause),
+        // For a name it does not know SQLite has no code but SQLITE_ERROR.
+        Some(1) if error.message().starts_with("no such ") => Trouble::Misconfigured(cause),
+        // SQLITE_PERM, SQLITE_CANTOPEN, SQLITE_NOTADB
+        Some(3 | 14 | 26) => Trouble::Misconfigured(cause),
+        _ => Trouble::Refused(cause),
+    }
+}
+
+fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
+    // Not its Display, which adds a line number of the server's own source.
+    let cause = match error.hint() {
+        Some(hint) => anyhow!("{} ({hint})", error.message()),
+        None => anyhow!("{}", error.message()),
+    };
+    match error.code() {
+        // lock_not_available, serialization_failure, deadlock_detected, the server is going or coming
+        "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" => Trouble::Away(cause),
+        // insufficient_privilege; undefined table, column, schema, database; ambiguous column
+        "42501" | "42P01" | "42703" | "3F000" | "3D000" | "42702" => Trouble::Misconfigured(cause),
+        // Connection exceptions and insufficient resources, such as too many connections.
+        code if code.starts_with("08") || code.starts_with("53") => Trouble::Away(cause),
+        // Refused logins.
+        code if code.starts_with("28") => Trouble::Misconfigured(cause),
+        _ => Trouble::Refused(cause),
+    }
+}

@@ -1,0 +1,60 @@
+//! The value of a key column, as it is bound again and as it is written in JSON.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Integer(i64),
+    Unsigned(u64),
+    Real(f64),
+    /// A number or a bool in the text of the database, which is its JSON too.
+    Literal(String),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Value {
+    /// The text that the record key has for it, alone in its key.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Value::Integer(number) => number.to_string().into(),
+            Value::Unsigned(number) => number.to_string().into(),
+            Value::Real(number) if number.is_finite() => serde_json::to_string(number).expect(IN_MEMORY).into(),
+            Value::Real(number) if *number > 0.0 => "Infinity".into(),
+            Value::Real(_) => "-Infinity".into(),
+            Value::Literal(text) | Value::Text(text) => text.into(),
+            Value::Bytes(bytes) => hex(bytes).into(),
+        }
+    }
+
+    pub fn integer(&self) -> Option<i64> {
+        match self {
+            Value::Integer(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// Appends it as JSON.
+    pub fn write_json(&self, json: &mut Vec<u8>) {
+        let written = match self {
+            Value::Integer(number) => write!(json, "{number}"),
+            Value::Unsigned(number) => write!(json, "{number}"),
+            Value::Literal(text) => json.write_all(text.as_bytes()),
+            Value::Real(number) if number.is_finite() => json.write_all(self.text().as_bytes()),
+            other => serde_json::to_writer(json, &other.text()).map_err(Into::into),
+        };
+        written.expect(IN_MEMORY);
+    }
+}
+
+const IN_MEMORY: &str = "a vector in memory takes all that is written";
+
+/// As Postgres writes a bytea: `\x00ff`.
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    "\\x".chars().chain(digits.map(char::from)).collect()
+}

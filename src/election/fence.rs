@@ -1,0 +1,150 @@
+//! The fence around an offset: transactions that only the leader of the moment can carry out.
+
+use log::debug;
+use zookeeper::{CheckWriteError, Error, MultiWriteResult};
+
+use super::Seat;
+use super::lease::Lost;
+use super::offsets::{State, Stored, StoredOffset, StoredState};
+use super::zookeeper::{PERSISTENT, Session};
+
+/// How often a take-over is begun again because the offset was written in the middle of it.
+const ATTEMPTS: u32 = 10;
+
+/// The right to write one seat's offset, as long as the candidate stands and nobody else wrote.
+#[derive(Debug)]
+pub(super) struct Fence {
+    session: Session,
+    candidate: String,
+    host: String,
+    offset: String,
+    state: String,
+    /// The version of `offset` that this process wrote last.
+    version: i32,
+}
+
+impl Fence {
+    /// Reads what is stored and shuts out every commit of earlier leaders, by writing the offset to itself.
+    ///
+    /// An error from the server, [`Error::NoNode`] among them, means that the candidate has to be given up.
+    pub async fn put_up(session: &Session, seat: &Seat, candidate: &str, host: &str) -> Result<(Fence, Stored), Error> {
+        let mut fence = Fence {
+            session: session.clone(),
+            candidate: candidate.to_owned(),
+            host: host.to_owned(),
+            offset: session.path(seat, "offset"),
+            state: session.path(seat, "state"),
+            version: 0,
+        };
+        for _ in 0..ATTEMPTS {
+            match fence.take_over().await? {
+                Some(stored) => return Ok((fence, stored)),
+                None => debug!("{seat}: the offset was written during the take-over; reading it again"),
+            }
+        }
+        Err(Error::BadVersion)
+    }
+
+    /// One attempt; `None` if somebody wrote between the reading and the writing.
+    async fn take_over(&mut self) -> Result<Option<Stored>, Error> {
+        // In this order: the transaction below proves the offset to be the latest, and whoever commits writes both at
+        // once, so a state that was read after it is no older.
+        let offset = present(self.session.client.get_data(&self.offset).await)?;
+        let state = present(self.session.client.get_data(&self.state).await)?;
+        let mut transaction = self.session.client.new_check_writer(&self.candidate, None)?;
+        match &offset {
+            Some((data, stat)) => transaction.add_set_data(&self.offset, data, Some(stat.version))?,
+            None => transaction.add_create(&self.offset, b"", &PERSISTENT)?,
+        }
+        if state.is_none() {
+            transaction.add_create(&self.state, b"", &PERSISTENT)?;
+        }
+        match transaction.commit().await {
+            Ok(results) => self.version = written_version(&results).unwrap_or(0),
+            Err(CheckWriteError::OperationFailed {
+                source: Error::BadVersion | Error::NodeExists | Error::NoNode,
+                ..
+            }) => return Ok(None),
+            Err(CheckWriteError::CheckFailed { source } | CheckWriteError::OperationFailed { source, .. }) => {
+                return Err(source);
+            }
+            Err(CheckWriteError::RequestFailed { source }) => return Err(source),
+        }
+        Ok(Some(Stored {
+            offset: offset.map_or(StoredOffset::None, |(data, _)| StoredOffset::parse(&data)),
+            state: state.map_or(StoredState::None, |(data, _)| StoredState::parse(&data)),
+        }))
+    }
+
+    /// Writes offset and state. To be called never again after an error: it may have been carried out all the same.
+    pub async fn commit(&mut self, state: &State) -> Result<(), Lost> {
+        let results = self.write(state).await.map_err(why_not_committed)?;
+        self.version = written_version(&results).unwrap_or(self.version + 1);
+        Ok(())
+    }
+
+    async fn write(&self, state: &State) -> Result<Vec<MultiWriteResult>, CheckWriteError> {
+        let json = serde_json::to_vec(state).expect("a state has no maps and no numbers that JSON lacks");
+        let offset = state.position.offset.to_string();
+        let mut transaction = self.session.client.new_check_writer(&self.candidate, None)?;
+        transaction.add_set_data(&self.offset, offset.as_bytes(), Some(self.version))?;
+        transaction.add_set_data(&self.state, &json, None)?;
+        transaction.commit().await
+    }
+
+    /// Shows that writes are still answered, by writing the candidate's data to itself.
+    pub async fn beat(&self) -> Result<(), Lost> {
+        match self
+            .session
+            .client
+            .set_data(&self.candidate, self.host.as_bytes(), None)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(Error::NoNode) => Err(Lost::CandidateGone),
+            Err(err) => Err(why_unanswered(err)),
+        }
+    }
+}
+
+fn present<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(node) => Ok(Some(node)),
+        Err(Error::NoNode) => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// The version that the offset has now; `None` where it was created.
+fn written_version(results: &[MultiWriteResult]) -> Option<i32> {
+    match results.first() {
+        Some(MultiWriteResult::SetData { stat }) => Some(stat.version),
+        _ => None,
+    }
+}
+
+fn why_not_committed(err: CheckWriteError) -> Lost {
+    match err {
+        CheckWriteError::CheckFailed { source: Error::NoNode } => Lost::CandidateGone,
+        CheckWriteError::OperationFailed {
+            source: Error::BadVersion | Error::NoNode,
+            ..
+        } => Lost::OffsetMoved,
+        CheckWriteError::CheckFailed { source }
+        | CheckWriteError::OperationFailed { source, .. }
+        | CheckWriteError::RequestFailed { source } => why_unanswered(source),
+    }
+}
+
+/// What an error means that tells nothing about who leads. Only the errors named here are a server's own answer.
+fn why_unanswered(err: Error) -> Lost {
+    match err {
+        Error::NoAuth | Error::QuotaExceeded | Error::MarshallingError | Error::NotReadOnly | Error::Throttled => {
+            Lost::Refused(err.to_string())
+        }
+        err => {
+            debug!("a write was not answered: {err}");
+            Lost::Disconnected
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The one ZooKeeper session of the process: made again whenever it has ended, shared by all seats.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use log::{debug, info, warn};
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use zookeeper::{Acls, Client, CreateMode, CreateOptions, SessionState};
+
+use super::Seat;
+use super::servers::Servers;
+use crate::shutdown::{Shutdown, Trigger};
+use crate::topic::Topic;
+
+/// Nodes that stay; open to anyone, as the gem makes them.
+pub(super) const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+
+/// How long closing waits for the server's word.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// The connection to ZooKeeper. Clones share one session; it ends when the last clone and candidate is gone.
+#[derive(Clone, Debug)]
+pub struct ZooKeeper {
+    /// 32 hex digits that name this process in the queues.
+    pub(super) process: Arc<str>,
+    /// This machine's name with a line break: the data of a candidate.
+    pub(super) host: Arc<str>,
+    sessions: watch::Receiver<Option<Session>>,
+    end: Arc<Trigger>,
+}
+
+impl ZooKeeper {
+    /// Starts to connect, in the background and for ever: while no server answers, a warning names them now and then.
+    ///
+    /// Needs a tokio runtime. Fails only where the machine's name cannot be read.
+    pub fn connect(servers: &Servers, session_timeout: Duration) -> Result<ZooKeeper> {
+        let hostname = "/proc/sys/kernel/hostname";
+        let host = std::fs::read_to_string(hostname).with_context(|| format!("cannot read {hostname}"))?;
+        let (sender, sessions) = watch::channel(None);
+        let (end, closing) = Shutdown::new();
+        let keeper = Keeper {
+            servers: servers.clone(),
+            session_timeout,
+            sessions: sender,
+            closing,
+            outage: None,
+        };
+        tokio::spawn(keeper.run());
+        let process = format!("{:032x}", rand::random::<u128>()).into();
+        Ok(ZooKeeper {
+            process,
+            host: format!("{}\n", host.trim_end()).into(),
+            sessions,
+            end: Arc::new(end),
+        })
+    }
+
+    /// The session of the moment, once there is one; `None` after closing.
+    pub(super) async fn session(&self) -> Option<Session> {
+        let mut sessions = self.sessions.clone();
+        let session = sessions.wait_for(Option::is_some).await.ok()?;
+        session.clone()
+    }
+
+    /// Ends the session of all clones, and with it their candidates and leases. Takes at most 1 s.
+    pub async fn close(mut self) {
+        self.end.request();
+        while self.sessions.changed().await.is_ok() {}
+    }
+}
+
+/// A session, from its making to its end.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub client: Client,
+    /// As the server granted it.
+    pub timeout: Duration,
+    /// Asked for when the election is closed: whoever holds this session then lets go of it.
+    pub closing: Shutdown,
+    chroot: Arc<str>,
+}
+
+impl Session {
+    /// The path of one of the seat's nodes.
+    pub fn path(&self, seat: &Seat, node: &str) -> String {
+        let Seat { partition, name } = seat;
+        format!("{}/{}/{name}/{node}", self.topic(&partition.topic), partition.partition)
+    }
+
+    /// The path above the partitions of a topic.
+    pub fn topic(&self, topic: &Topic) -> String {
+        format!("{}/kafka_sync/consumer/{topic}", self.chroot)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.client.state().is_terminated()
+    }
+}
+
+/// Makes session after session.
+struct Keeper {
+    servers: Servers,
+    session_timeout: Duration,
+    sessions: watch::Sender<Option<Session>>,
+    closing: Shutdown,
+    outage: Option<Outage>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let closing = self.closing.clone();
+        loop {
+            let outage = self.outage.get_or_insert_with(Outage::begin);
+            let client = select! {
+                client = establish(&self.servers, self.session_timeout) => client,
+                never = outage.report(&self.servers) => match never {},
+                () = closing.requested() => return,
+            };
+            self.publish(&client);
+            let mut states = client.state_watcher();
+            select! {
+                () = self.watch(&client) => debug!("session {} has ended: {}", client.session_id(), client.state()),
+                () = closing.requested() => {
+                    self.sessions.send_replace(None);
+                    drop(client);
+                    let closed = async { while !states.changed().await.is_terminated() {} };
+                    if timeout(CLOSE, closed).await.is_err() {
+                        debug!("the session was not closed in time; it ends {:?} from now", self.session_timeout);
+                    }
+                    return;
+                }
+            }
+            self.sessions.send_replace(None);
+        }
+    }
+
+    fn publish(&self, client: &Client) {
+        let timeout = client.session_timeout();
+        if timeout != self.session_timeout {
+            warn!(
+                "ZooKeeper at {}: grants a session timeout of {timeout:?}, not {:?}",
+                self.servers, self.session_timeout
+            );
+        }
+        debug!("session {} with a timeout of {timeout:?}", client.session_id());
+        let chroot = self.servers.chroot.as_str().into();
+        let session = Session {
+            client: client.clone(),
+            timeout,
+            closing: self.closing.clone(),
+            chroot,
+        };
+        self.sessions.send_replace(Some(session));
+    }
+
+    /// Returns when the session has ended; until then notes when it is cut off.
+    async fn watch(&mut self, client: &Client) {
+        let mut states = client.state_watcher();
+        let mut state = client.state();
+        while !state.is_terminated() {
+            if state == SessionState::SyncConnected {
+                if let Some(outage) = self.outage.take() {
+                    outage.end(&self.servers);
+                }
+                state = states.changed().await;
+            } else {
+                let outage = self.outage.get_or_insert_with(Outage::begin);
+                state = select! {
+                    state = states.changed() => state,
+                    never = outage.report(&self.servers) => match never {},
+                };
+            }
+        }
+    }
+}
+
+async fn establish(servers: &Servers, session_timeout: Duration) -> Client {
+    let mut backoff = Backoff::default();
+    loop {
+        // Eagerly, or it would try in silence for as long as a session lives.
+        let connector = Client::connector()
+            .with_session_timeout(session_timeout)
+            .with_fail_eagerly();
+        match connector.connect(&servers.hosts).await {
+            Ok(client) => return client,
+            Err(err) => debug!("ZooKeeper at {servers}: {err}"),
+        }
+        backoff.wait().await;
+    }
+}
+
+/// A time without a server: told of after 5 s, every 10 s, then every minute.
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    reports: u32,
+}
+
+impl Outage {
+    fn begin() -> Outage {
+        Outage {
+            since: Instant::now(),
+            reports: 0,
+        }
+    }
+
+    async fn report(&mut self, servers: &Servers) -> Infallible {
+        loop {
+            sleep_until(self.since + Duration::from_secs(Self::due(self.reports))).await;
+            warn!("cannot reach ZooKeeper at {servers}; trying again");
+            self.reports += 1;
+        }
+    }
+
+    /// When, in seconds, the line after `reports` others is due.
+    fn due(reports: u32) -> u64 {
+        match u64::from(reports) {
+            0 => 5,
+            few @ 1..=6 => few * 10,
+            more => (more - 5) * 60,
+        }
+    }
+
+    fn end(self, servers: &Servers) {
+        if self.reports > 0 {
+            info!(
+                "ZooKeeper at {servers}: reached again after {:.1?}",
+                self.since.elapsed()
+            );
+        }
+    }
+}
+
+/// The pauses between attempts that failed: 100 ms, then twice as long each time, up to 3 s; after a quiet time anew.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    attempts: u32,
+    last: Option<Instant>,
+}
+
+impl Backoff {
+    pub async fn wait(&mut self) {
+        if self.last.is_some_and(|last| last.elapsed() > Duration::from_secs(10)) {
+            self.attempts = 0;
+        }
+        let pause = Duration::from_millis(100) * 2u32.pow(self.attempts.min(5));
+        tokio::time::sleep(pause.min(Duration::from_secs(3))).await;
+        self.attempts += 1;
+        self.last = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_of_soon_then_every_ten_seconds_then_every_minute() {
+        let seconds: Vec<u64> = (0..10).map(Outage::due).collect();
+        assert_eq!(seconds, [5, 10, 20, 30, 40, 50, 60, 120, 180, 240]);
+    }
+}

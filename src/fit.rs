@@ -1,0 +1,158 @@
+//! Whether a kept offset still belongs to the log that is there, and what an operator may accept to be lost.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, anyhow};
+
+use crate::topic::{Offset, TopicId, TopicPartition};
+
+/// Where the reading of a partition stands, and which log that offset belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub offset: Offset,
+    /// `None` where only the offset is known: the gem or a person wrote it.
+    pub topic_id: Option<TopicId>,
+    pub leader_epoch: Option<i32>,
+}
+
+/// The log of a partition, as its leader describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub topic_id: TopicId,
+    pub begin: Offset,
+    /// The offset that the next record will have.
+    pub end: Offset,
+}
+
+/// A loss that the operator accepts, `products/0:100-4711@TOPICID`: of this partition, from the kept offset to the one
+/// where it goes on, in the topic with this id. It fits no other loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptLoss {
+    pub partition: TopicPartition,
+    pub from: Offset,
+    pub to: Offset,
+    pub topic_id: TopicId,
+}
+
+impl FromStr for AcceptLoss {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<AcceptLoss> {
+        let parse = || {
+            let (partition, rest) = text.rsplit_once(':')?;
+            let (topic, partition) = partition.rsplit_once('/')?;
+            let (range, id) = rest.split_once('@')?;
+            let (from, to) = range.split_once('-')?;
+            Some(AcceptLoss {
+                partition: topic
+                    .parse::<crate::topic::Topic>()
+                    .ok()?
+                    .partition(partition.parse().ok()?),
+                from: Offset(from.parse().ok()?),
+                to: Offset(to.parse().ok()?),
+                topic_id: id.parse().ok()?,
+            })
+        };
+        parse()
+            .with_context(|| format!("'{text}' is not what an error has printed, such as products/0:100-4711@TOPICID"))
+    }
+}
+
+impl fmt::Display for AcceptLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}-{}@{}", self.partition, self.from, self.to, self.topic_id)
+    }
+}
+
+/// Where to go on reading.
+///
+/// Fails where records between the kept offset and the log are lost, unless that very loss is accepted; the error says
+/// which option accepts it.
+pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[AcceptLoss]) -> Result<Offset> {
+    let Standing { offset, topic_id, .. } = kept;
+    let trouble = if let Some(id) = topic_id.filter(|id| *id != log.topic_id) {
+        anyhow!("the topic was deleted and made again (its id was {id}): what followed offset {offset} is lost")
+    } else if offset < log.begin {
+        anyhow!(
+            "the log begins at {} now: the records from {offset} to {} are lost",
+            log.begin,
+            log.begin.0 - 1
+        )
+    } else if offset > log.end {
+        anyhow!(
+            "the log ends at {} now, before the kept offset {offset}: it was truncated",
+            log.end
+        )
+    } else {
+        return Ok(offset);
+    };
+    let loss = AcceptLoss {
+        partition: partition.clone(),
+        from: offset,
+        to: log.begin,
+        topic_id: log.topic_id,
+    };
+    if accepted.contains(&loss) {
+        log::warn!("{partition}: {trouble}; that was accepted: going on from {}", loss.to);
+        return Ok(loss.to);
+    }
+    Err(trouble.context(format!(
+        "to go on from offset {}, the first one there, start with --accept-loss {loss}",
+        loss.to
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: TopicId = TopicId(2);
+
+    fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
+        let products: crate::topic::Topic = "products".parse().unwrap();
+        let kept = Standing {
+            offset: Offset(offset),
+            topic_id: id,
+            leader_epoch: None,
+        };
+        let log = Log {
+            topic_id: NOW,
+            begin: Offset(50),
+            end: Offset(100),
+        };
+        fit(&products.partition(3), kept, log, accepted)
+    }
+
+    #[test]
+    fn an_offset_in_its_own_log_fits() {
+        for offset in [50, 70, 100] {
+            assert_eq!(fit_of(offset, Some(NOW), &[]).unwrap(), Offset(offset));
+            assert_eq!(fit_of(offset, None, &[]).unwrap(), Offset(offset));
+        }
+    }
+
+    #[test]
+    fn a_loss_is_named_and_only_its_own_option_accepts_it() {
+        for (offset, id, text) in [
+            (20, Some(NOW), "the records from 20 to 49 are lost"),
+            (120, None, "it was truncated"),
+            (70, Some(TopicId(1)), "deleted and made again"),
+        ] {
+            let error = format!("{:#}", fit_of(offset, id, &[]).unwrap_err());
+            assert!(error.contains(text), "{error}");
+            let option = format!("products/3:{offset}-50@{NOW}");
+            assert!(error.contains(&format!("--accept-loss {option}")), "{error}");
+            let accepted: AcceptLoss = option.parse().unwrap();
+            assert_eq!(fit_of(offset, id, std::slice::from_ref(&accepted)).unwrap(), Offset(50));
+            assert!(fit_of(offset + 1, Some(TopicId(1)), &[accepted]).is_err());
+        }
+    }
+
+    #[test]
+    fn what_no_error_has_printed_is_not_accepted() {
+        for text in ["", "products/0", "products/0:1-2", "products/0:1-2@x", "products:1-2@0"] {
+            assert!(text.parse::<AcceptLoss>().is_err(), "{text}");
+        }
+    }
+}

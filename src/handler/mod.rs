@@ -1,0 +1,208 @@
+//! The user's command: what it is given, how it is run, what its end means.
+//!
+//! A batch is done when the command that was given it ends with exit status 0, and only then. Whatever else
+//! happens, that nobody started it, that it was killed, that it took too long, is a failure of the whole batch.
+//! What it writes to stdout and stderr goes to the log and means nothing.
+
+mod backoff;
+mod outcome;
+mod process;
+
+use std::env;
+use std::ffi::OsString;
+use std::future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{Access, access};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::topic::{Name, Offset, TopicPartition};
+
+pub use backoff::Backoff;
+pub use outcome::{Failure, Outcome};
+use process::Process;
+
+/// What a handler that ran into `--timeout` gets between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long to go on reading the output of descendants that outlive the handler.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Where programs are looked for when there is no PATH, as glibc does.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// The user's command, ready to be run any number of times, also at the same time.
+#[derive(Clone, Debug)]
+pub struct Command {
+    argv: Vec<String>,
+    timeout: Duration,
+    /// Where argv[0] was found. Being a path, it also lets std use posix_spawn with an environment of our own.
+    program: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+}
+
+/// What one run is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Before each line of the command's output in the log: `products/0`.
+    pub label: &'a str,
+    /// For stdin, complete with line breaks.
+    pub lines: &'a [u8],
+    /// On top of the environment that all runs have.
+    pub environment: &'a [(&'a str, String)],
+}
+
+/// What the handler is told about its batch, in its environment.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    pub source: &'a TopicPartition,
+    pub name: &'a Name,
+    pub count: usize,
+    pub first: Offset,
+    /// That of the last record in it, not the one after.
+    pub last: Offset,
+    /// 1 for the first.
+    pub attempt: u32,
+    pub term: u64,
+    pub id: &'a str,
+}
+
+impl Command {
+    /// Finds the program, on PATH where its name has no slash, and fails where it cannot be executed.
+    ///
+    /// Takes the environment as it is now, without any `KSYNC_*`: our options and secrets stay ours.
+    pub fn check(argv: Vec<String>, timeout: Duration) -> Result<Command> {
+        let name = argv.first().context("cannot start a command without a name")?;
+        let program = find(name).with_context(|| format!("cannot start '{name}'"))?;
+        let ours = |variable: &OsString| variable.as_encoded_bytes().starts_with(b"KSYNC_");
+        let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| !ours(variable)).collect();
+        environment.push(("PYTHONUNBUFFERED".into(), "1".into()));
+        Ok(Command {
+            argv,
+            timeout,
+            program,
+            environment,
+        })
+    }
+
+    /// Runs the command once and returns when its process has ended and its group is gone.
+    ///
+    /// `stop` resolves when the caller wants the end, with the moment up to which the handler may live: its process
+    /// group gets TERM at once and KILL at that moment. After `--timeout` it has 5 s between the two, or less if
+    /// `stop` says so. Where the handler ended before either, its exit status counts.
+    ///
+    /// Dropping the future kills the group at once.
+    pub async fn run(&self, input: Input<'_>, stop: impl Future<Output = Instant>) -> Outcome {
+        let mut stop = pin!(stop);
+        tokio::select! {
+            biased;
+            _ = &mut stop => return Outcome::Stopped,
+            () = future::ready(()) => {}
+        }
+        let mut process = match Process::start(self.prepared(&input), &input).await {
+            Ok(process) => process,
+            Err(cause) => {
+                return Outcome::Failed(Failure::NotStarted {
+                    program: self.argv[0].clone(),
+                    cause,
+                });
+            }
+        };
+        tokio::select! {
+            biased;
+            () = process.exit() => {
+                // Being late is no failure: a descendant that keeps an output open must not hold the run.
+                drop(timeout(LAST_WORDS, process.last_words()).await);
+                process.finish().await.into()
+            }
+            deadline = &mut stop => {
+                process.terminate(deadline, future::pending()).await;
+                // Whatever its exit status is: many programs exit 0 on TERM, done or not.
+                drop(process.finish().await);
+                Outcome::Stopped
+            }
+            () = sleep(self.timeout) => {
+                process.terminate(Instant::now() + GRACE, stop).await;
+                drop(process.finish().await);
+                Outcome::Failed(Failure::Timeout(self.timeout))
+            }
+        }
+    }
+
+    fn prepared(&self, input: &Input<'_>) -> std::process::Command {
+        use std::os::unix::process::CommandExt;
+
+        let mut command = std::process::Command::new(&self.program);
+        command.arg0(&self.argv[0]).args(&self.argv[1..]).process_group(0);
+        command
+            .env_clear()
+            .envs(self.environment.iter().map(|(variable, value)| (variable, value)));
+        command.envs(input.environment.iter().map(|(variable, value)| (variable, value)));
+        command
+    }
+}
+
+impl Batch<'_> {
+    pub fn environment(&self) -> [(&'static str, String); 9] {
+        [
+            ("KSYNC_BATCH_TOPIC", self.source.topic.to_string()),
+            ("KSYNC_BATCH_PARTITION", self.source.partition.to_string()),
+            ("KSYNC_BATCH_NAME", self.name.to_string()),
+            ("KSYNC_BATCH_COUNT", self.count.to_string()),
+            ("KSYNC_BATCH_FIRST_OFFSET", self.first.to_string()),
+            ("KSYNC_BATCH_LAST_OFFSET", self.last.to_string()),
+            ("KSYNC_BATCH_ATTEMPT", self.attempt.to_string()),
+            ("KSYNC_BATCH_TERM", self.term.to_string()),
+            ("KSYNC_BATCH_ID", self.id.to_owned()),
+        ]
+    }
+}
+
+/// Where the program is, looked for as execvp does. The error ends in what to look at.
+fn find(name: &str) -> Result<PathBuf> {
+    if name.contains('/') {
+        let hint = |err: io::Error| match err.kind() {
+            io::ErrorKind::PermissionDenied => anyhow!("{err}; is it executable?"),
+            io::ErrorKind::NotFound => anyhow!("{err}; is the path right?"),
+            _ => err.into(),
+        };
+        executable(Path::new(name)).map_err(hint)?;
+        return Ok(name.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut refused = None;
+    for directory in env::split_paths(&path) {
+        // An empty entry of PATH means the working directory; "./" keeps it a path.
+        let directory = if directory.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &directory
+        };
+        let program = directory.join(name);
+        match executable(&program) {
+            Ok(()) => return Ok(program),
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused = Some((program, err)),
+            Err(_) => {}
+        }
+    }
+    match refused {
+        Some((program, err)) => Err(anyhow!("{err}; is {} executable?", program.display())),
+        None => Err(anyhow!(
+            "{}; is it on the PATH?",
+            io::Error::from(rustix::io::Errno::NOENT)
+        )),
+    }
+}
+
+/// Fails as execve would, as far as that can be told without doing it.
+fn executable(program: &Path) -> io::Result<()> {
+    access(program, Access::EXEC_OK)?;
+    if program.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok(())
+}

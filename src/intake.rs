@@ -1,0 +1,178 @@
+//! Gathering the records of a partition into batches, the next one while the last is being handled.
+
+use std::future::pending;
+use std::time::Duration;
+
+use anyhow::{Error, anyhow};
+use log::debug;
+use tokio::time::{Instant, sleep_until};
+
+use crate::dead_letter::Letter;
+use crate::kafka::{self, Event, Message};
+use crate::record::Batch;
+use crate::topic::{Offset, TopicPartition};
+
+/// How many records are taken before other tasks get their turn.
+const TURN: usize = 256;
+
+/// When a batch is full.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub records: usize,
+    /// Of lines; one record fits whatever its size.
+    pub bytes: usize,
+    /// How long to wait for more once one is there.
+    pub wait: Duration,
+}
+
+/// What to do with a record whose value is not what it has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnInvalid {
+    Halt,
+    DeadLetter,
+}
+
+/// Where batches come from.
+pub struct Intake<'a> {
+    partition: TopicPartition,
+    records: &'a mut kafka::Partition,
+    limits: Limits,
+    on_invalid: OnInvalid,
+    until: Option<Offset>,
+    load: Load,
+    first_at: Option<Instant>,
+}
+
+/// A batch, what is to be done besides before its offset is committed, and what comes after it.
+#[derive(Debug)]
+pub struct Load {
+    pub batch: Batch,
+    /// Records for the dead-letter topic.
+    pub letters: Vec<Letter>,
+    /// Why nothing more can be read after this batch.
+    pub stop: Option<Stop>,
+}
+
+#[derive(Debug)]
+pub enum Stop {
+    /// The next record is not JSON.
+    Invalid(Error),
+    OutOfLog,
+}
+
+impl Load {
+    pub fn new(partition: &TopicPartition) -> Load {
+        Load {
+            batch: Batch::new(partition),
+            letters: vec![],
+            stop: None,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.batch.clear();
+        self.letters.clear();
+        self.stop = None;
+    }
+}
+
+impl<'a> Intake<'a> {
+    pub fn new(
+        partition: &TopicPartition,
+        records: &'a mut kafka::Partition,
+        (limits, on_invalid): (Limits, OnInvalid),
+        until: Option<Offset>,
+    ) -> Intake<'a> {
+        let (partition, load) = (partition.clone(), Load::new(partition));
+        Intake {
+            partition,
+            records,
+            limits,
+            on_invalid,
+            until,
+            load,
+            first_at: None,
+        }
+    }
+
+    /// Reads until a batch is ready to be taken: full, or old enough. Cancelling loses nothing.
+    pub async fn ready(&mut self) {
+        while self.first_at.is_none() && !self.is_closed() {
+            self.fill_some().await;
+        }
+        if let Some(first_at) = self.first_at {
+            let old = sleep_until(first_at + self.limits.wait);
+            tokio::select! {
+                () = self.fill() => {}
+                () = old => {}
+            }
+        }
+    }
+
+    /// Reads ahead for as long as it is polled; never returns once the batch is full. Cancelling loses nothing.
+    pub async fn fill_on<T>(&mut self) -> T {
+        self.fill().await;
+        pending().await
+    }
+
+    /// Gives what was read, and goes on with an empty one.
+    pub fn take(&mut self, mut spare: Load) -> Load {
+        spare.clear();
+        self.first_at = None;
+        std::mem::replace(&mut self.load, spare)
+    }
+
+    async fn fill(&mut self) {
+        while !self.is_closed() {
+            self.fill_some().await;
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        let Load { batch, letters, stop } = &self.load;
+        stop.is_some()
+            || batch.len() + letters.len() >= self.limits.records
+            || batch.lines().len() + letters.iter().map(Letter::bytes).sum::<usize>() >= self.limits.bytes
+            || self.until.is_some_and(|until| batch.next() >= Some(until))
+    }
+
+    async fn fill_some(&mut self) {
+        for _ in 0..TURN {
+            if self.is_closed() {
+                return;
+            }
+            match self.records.next() {
+                Some(Event::Record(message)) => {
+                    let load = &mut self.load;
+                    load.stop = add(load, &message, self.on_invalid);
+                    self.first_at.get_or_insert_with(Instant::now);
+                }
+                Some(Event::End(offset)) => {
+                    // Past control records too, which nobody is given.
+                    self.load.batch.pass_to(offset);
+                }
+                Some(Event::OutOfLog) => self.load.stop = Some(Stop::OutOfLog),
+                Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.partition),
+                None => return self.records.readable().await,
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn add(load: &mut Load, message: &Message<'_>, on_invalid: OnInvalid) -> Option<Stop> {
+    let record = message.record();
+    let why = load.batch.push(&record).err()?;
+    match on_invalid {
+        OnInvalid::Halt => {
+            let what = format!("the value at offset {} cannot be given to the handler", record.offset);
+            let mend = "mend its writer and let --on-invalid dead-letter put it aside";
+            return Some(Stop::Invalid(anyhow!("{what}: {why:#}; {mend}")));
+        }
+        OnInvalid::DeadLetter => {
+            load.letters.push(Letter::of(message, format!("{why:#}")));
+            load.batch.pass(&record);
+        }
+    }
+    None
+}

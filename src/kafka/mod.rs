@@ -1,0 +1,218 @@
+//! Kafka as ksync uses it: which cluster, read by [`Reader`], written by [`Writer`], looked at by [`Admin`].
+
+mod admin;
+mod ids;
+mod reader;
+mod writer;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use log::{Level, log, warn};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+pub use admin::{Admin, NewTopics};
+pub use ids::TopicIds;
+pub use reader::{Event, Log, Message, Partition, Reader, Timestamp, group};
+pub use writer::{Headers, Lane, Outgoing, Undelivered, Writer};
+
+/// How to reach a cluster: what each client of ours is made with.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// `HOST:PORT,..`
+    pub bootstrap: String,
+    pub properties: Vec<Property>,
+}
+
+impl Cluster {
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("client.id", "ksync")
+            .set("socket.keepalive.enable", "true")
+            .set("topic.metadata.refresh.interval.ms", "30000")
+            // The default of 10 s holds up the recovery from a broker's restart.
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("allow.auto.create.topics", "false");
+        for Property { name, value } in &self.properties {
+            config.set(name, value);
+        }
+        config.set_log_level(RDKafkaLogLevel::Info);
+        config
+    }
+
+    fn log(&self) -> ClientLog {
+        ClientLog {
+            bootstrap: self.bootstrap.clone(),
+            started: Instant::now(),
+            quiet_until_ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kafka at {}", self.bootstrap)
+    }
+}
+
+/// A property of librdkafka that the user gives, `name=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Property {
+    pub name: String,
+    pub value: String,
+}
+
+/// Properties with which a promise would not hold, or that run code; with the reason.
+const REFUSED: [(&str, &str); 17] = [
+    ("acks", "a message counts when all replicas have it"),
+    ("request.required.acks", "a message counts when all replicas have it"),
+    (
+        "enable.idempotence",
+        "a retried message must not be written twice or out of order",
+    ),
+    ("max.in.flight", "more requests in flight would change the order"),
+    (
+        "max.in.flight.requests.per.connection",
+        "more requests in flight would change the order",
+    ),
+    ("retries", "fewer retries would fail messages that can be delivered"),
+    (
+        "message.send.max.retries",
+        "fewer retries would fail messages that can be delivered",
+    ),
+    ("transactional.id", "ksync uses no transactions"),
+    ("auto.offset.reset", "a lost offset must be an error, not a jump"),
+    ("enable.auto.commit", "an offset is committed after its batch only"),
+    (
+        "enable.auto.offset.store",
+        "an offset is committed after its batch only",
+    ),
+    ("isolation.level", "records of aborted transactions must not be read"),
+    ("group.id", "ksync sets it itself"),
+    ("bootstrap.servers", "use --bootstrap-server"),
+    ("plugin.library.paths", "it loads code"),
+    ("sasl.kerberos.kinit.cmd", "it runs a command"),
+    (
+        "enable.ssl.certificate.verification",
+        "without it anybody can stand in for a broker",
+    ),
+];
+
+impl FromStr for Property {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Property> {
+        let (name, value) = text.split_once('=').context("a property is written name=value")?;
+        let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+            bail!("the property {name} cannot be set: {why}");
+        }
+        ensure!(!name.is_empty(), "a property is written name=value");
+        Ok(Property { name, value })
+    }
+}
+
+impl Property {
+    /// Whether the value is one that must not stand where `ps` shows it.
+    pub fn is_secret(&self) -> bool {
+        self.name.contains("password") || self.name.contains("secret") || self.name == "ssl.key.pem"
+    }
+}
+
+/// Puts what librdkafka has to say into our log: its own lines at `debug`, that it cannot reach a broker at `warn`.
+#[derive(Debug)]
+struct ClientLog {
+    bootstrap: String,
+    started: Instant,
+    quiet_until_ms: AtomicU64,
+}
+
+impl ClientLog {
+    /// How long one cause stays quiet after its line: the log of a day without Kafka is to be readable.
+    const QUIET: Duration = Duration::from_secs(60);
+}
+
+impl ClientContext for ClientLog {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        let is_grave = matches!(
+            level,
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical
+        );
+        let level = if is_grave { Level::Warn } else { Level::Debug };
+        log!(target: "librdkafka", level, "{facility}: {message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let now = self.started.elapsed().as_millis() as u64;
+        let quiet_until = self.quiet_until_ms.load(Ordering::Relaxed);
+        let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
+        if all_down && now >= quiet_until {
+            self.quiet_until_ms
+                .store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
+            warn!("cannot reach Kafka at {}: {reason}; trying again", self.bootstrap);
+        } else {
+            log::trace!(target: "librdkafka", "{error}: {reason}");
+        }
+    }
+}
+
+/// Whether the error goes away by itself, so that the same call may work later.
+fn is_transient(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            AllBrokersDown
+                | BrokerTransportFailure
+                | BrokerNotAvailable
+                | CoordinatorLoadInProgress
+                | CoordinatorNotAvailable
+                | LeaderNotAvailable
+                | MessageTimedOut
+                | NetworkException
+                | NotCoordinator
+                | NotEnoughReplicas
+                | NotEnoughReplicasAfterAppend
+                | NotLeaderForPartition
+                | OperationTimedOut
+                | QueueFull
+                | ReplicaNotAvailable
+                | RequestTimedOut
+                | Resolve
+                | TimedOutQueue
+                | PreferredLeaderNotAvailable
+                | KafkaStorageError
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_property_that_undoes_a_promise_is_refused() {
+        let refused = "auto.offset.reset=latest".parse::<Property>().unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the property auto.offset.reset cannot be set: a lost offset must be an error, not a jump"
+        );
+        let property: Property = "sasl.password = a=b".parse().unwrap();
+        assert_eq!(
+            property,
+            Property {
+                name: "sasl.password".into(),
+                value: "a=b".into()
+            }
+        );
+        assert!(property.is_secret());
+        assert!("acks".parse::<Property>().is_err());
+    }
+}

@@ -1,0 +1,339 @@
+//! Writing records so that each is acknowledged by all replicas, once and in order, or known not to be.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use log::warn;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::util::Timeout;
+use tokio::sync::Notify;
+
+use super::{ClientLog, Cluster, is_transient};
+use crate::exit::Exit;
+use crate::topic::Topic;
+
+/// What all lanes together may have in flight, in bytes of keys, values and headers.
+const IN_FLIGHT: usize = 16 << 20;
+/// What each lane may have in flight whatever the others do, in records.
+const LEAST_IN_FLIGHT: usize = 1000;
+
+/// The producer of this process.
+#[derive(Clone)]
+pub struct Writer(Arc<Shared>);
+
+struct Shared {
+    cluster: Cluster,
+    give_up: Duration,
+    producer: RwLock<ThreadedProducer<Reports>>,
+    lanes: AtomicUsize,
+}
+
+impl Writer {
+    /// A record that could not be delivered for `give_up` is reported as failed. Connects later.
+    pub fn open(cluster: &Cluster, give_up: Duration) -> Result<Writer> {
+        let producer = producer(cluster, give_up)
+            .with_context(|| format!("cannot make a producer for {cluster}"))
+            .map_err(|error| Exit::Misconfigured.because(error))?;
+        let (cluster, producer) = (cluster.clone(), RwLock::new(producer));
+        Ok(Writer(Arc::new(Shared {
+            cluster,
+            give_up,
+            producer,
+            lanes: AtomicUsize::new(0),
+        })))
+    }
+
+    /// A line of records of its own: for each partition that is written on its own, or for a chunk as a whole.
+    pub fn lane(&self) -> Lane {
+        self.0.lanes.fetch_add(1, Ordering::Relaxed);
+        Lane {
+            writer: self.clone(),
+            reports: Arc::new(LaneReports::default()),
+        }
+    }
+
+    /// After a fatal error a producer never sends again; what it had in flight is reported as failed.
+    fn replace_producer(&self) -> Result<(), KafkaError> {
+        let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
+        if current.client().fatal_error().is_some() {
+            warn!(
+                "the producer for {} had a fatal error; going on with a new one",
+                self.0.cluster
+            );
+            *current = producer(&self.0.cluster, self.0.give_up)?;
+        }
+        Ok(())
+    }
+
+    fn try_send(&self, record: &Outgoing<'_>, ticket: Box<Ticket>) -> Result<(), KafkaError> {
+        let mut message = BaseRecord::with_opaque_to(record.topic.as_str(), ticket);
+        message.partition = record.partition;
+        message.key = record.key;
+        message.payload = record.value;
+        message.headers = record.headers.as_ref().map(|headers| headers.native.clone());
+        let producer = self.0.producer.read().unwrap_or_else(PoisonError::into_inner);
+        producer.send(message).map_err(|(error, _)| error)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Dropping a producer throws away what it has in its queue.
+        let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if producer.in_flight_count() > 0
+            && let Err(error) = producer.flush(Timeout::After(Duration::from_secs(1)))
+        {
+            log::debug!("records were still in flight at the end: {error}");
+        }
+    }
+}
+
+fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Reports>, KafkaError> {
+    let mut config = cluster.config();
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", give_up.as_millis().to_string())
+        .set("request.timeout.ms", "10000")
+        // Large enough that the lanes' share is what holds a sender up, small enough to bound the memory.
+        .set("queue.buffering.max.messages", "1000000")
+        .set("queue.buffering.max.kbytes", (128 << 10).to_string())
+        // One record may be large where the topic allows it; a batch of them stays below the topics' default.
+        .set("message.max.bytes", "100000000")
+        .set("batch.size", "1000000");
+    for (name, default) in [("compression.type", "lz4"), ("linger.ms", "5")] {
+        if config.get(name).is_none() {
+            config.set(name, default);
+        }
+    }
+    config.create_with_context(Reports(cluster.log()))
+}
+
+/// A record to be written.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    pub topic: &'a Topic,
+    /// `None`: by the key, as the Java client does; any partition where there is no key.
+    pub partition: Option<i32>,
+    pub key: Option<&'a [u8]>,
+    /// `None` writes a tombstone.
+    pub value: Option<&'a [u8]>,
+    pub headers: Option<Headers>,
+}
+
+/// A record's headers, to be sent.
+#[derive(Clone, Debug, Default)]
+pub struct Headers {
+    native: OwnedHeaders,
+    bytes: usize,
+}
+
+impl Headers {
+    pub(super) fn copied(native: OwnedHeaders, bytes: usize) -> Headers {
+        Headers { native, bytes }
+    }
+
+    pub fn with(self, name: &str, value: &str) -> Headers {
+        let native = self.native.insert(Header {
+            key: name,
+            value: Some(value),
+        });
+        Headers {
+            native,
+            bytes: self.bytes + name.len() + value.len(),
+        }
+    }
+}
+
+/// A line of records whose reports are counted together. After a failed report nothing more can be sent until the
+/// failure was taken by [`Lane::settled`].
+pub struct Lane {
+    writer: Writer,
+    reports: Arc<LaneReports>,
+}
+
+#[derive(Debug, Default)]
+struct LaneReports {
+    /// Records acknowledged before the first that failed.
+    acknowledged: AtomicU64,
+    failure: OnceLock<KafkaError>,
+    has_failed: AtomicBool,
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+    changed: Notify,
+}
+
+impl Lane {
+    /// Queues the record, after those before it; waits while the lane has its share in flight.
+    ///
+    /// Fails where an earlier record of the lane failed, or this one can never be sent (it is too large).
+    pub async fn send(&mut self, record: Outgoing<'_>) -> Result<(), Undelivered> {
+        let headers = record.headers.as_ref().map_or(0, |headers| headers.bytes);
+        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + headers;
+        while !self.has_room() {
+            self.reports.changed.notified().await;
+        }
+        loop {
+            if self.reports.has_failed.load(Ordering::Acquire) {
+                return Err(self.failure());
+            }
+            let ticket = Box::new(Ticket {
+                lane: self.reports.clone(),
+                bytes,
+            });
+            self.reports.records.fetch_add(1, Ordering::Relaxed);
+            self.reports.bytes.fetch_add(bytes, Ordering::Relaxed);
+            let Err(error) = self.writer.try_send(&record, ticket) else {
+                return Ok(());
+            };
+            self.reports.records.fetch_sub(1, Ordering::Relaxed);
+            self.reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                return Err(self.undelivered(error));
+            }
+            // The queue is shared, so the report that makes room may be another lane's.
+            drop(tokio::time::timeout(Duration::from_millis(10), self.reports.changed.notified()).await);
+        }
+    }
+
+    /// How many records were acknowledged, counted up to the first that failed.
+    pub fn acknowledged(&self) -> u64 {
+        self.reports.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// How many records have no report yet.
+    pub fn in_flight(&self) -> usize {
+        self.reports.records.load(Ordering::Acquire)
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.reports.has_failed.load(Ordering::Acquire)
+    }
+
+    /// Returns at a report that came since the last call; also now and then without one.
+    pub async fn reported(&self) {
+        drop(tokio::time::timeout(Duration::from_secs(1), self.reports.changed.notified()).await);
+    }
+
+    /// Waits until every record has its report; then the lane may be used again, its count begins at 0.
+    ///
+    /// Fails with the first failure. Then the records after the acknowledged ones may be in the log all the same.
+    pub async fn settled(&mut self) -> Result<(), Undelivered> {
+        while self.in_flight() > 0 {
+            self.reported().await;
+        }
+        let failure = self.has_failed().then(|| self.failure());
+        self.reports = Arc::new(LaneReports::default());
+        match failure {
+            None => Ok(()),
+            Some(failure) => {
+                if let Err(error) = self.writer.replace_producer() {
+                    return Err(self.undelivered(error));
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let share = IN_FLIGHT / self.writer.0.lanes.load(Ordering::Relaxed).max(1);
+        let reports = &self.reports;
+        reports.has_failed.load(Ordering::Acquire)
+            || reports.bytes.load(Ordering::Acquire) < share
+            || reports.records.load(Ordering::Acquire) < LEAST_IN_FLIGHT
+    }
+
+    fn failure(&self) -> Undelivered {
+        self.undelivered(self.reports.failure.get().cloned().unwrap_or(KafkaError::Canceled))
+    }
+
+    fn undelivered(&self, error: KafkaError) -> Undelivered {
+        Undelivered { error }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.writer.0.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a record was not acknowledged. It may be in the log all the same.
+#[derive(Clone, Debug)]
+pub struct Undelivered {
+    error: KafkaError,
+}
+
+impl Undelivered {
+    /// Whether the same record may be taken later: no broker answers, too few replicas are there.
+    pub fn is_transient(&self) -> bool {
+        use RDKafkaErrorCode::{Fatal, PurgeInflight, PurgeQueue};
+        let rebuilt = matches!(
+            self.error.rdkafka_error_code(),
+            Some(Fatal | PurgeInflight | PurgeQueue)
+        );
+        rebuilt || is_transient(&self.error)
+    }
+}
+
+impl fmt::Display for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.error.rdkafka_error_code() {
+            Some(code) => write!(f, "Kafka did not take the record: {code}"),
+            None => write!(f, "Kafka did not take the record: {}", self.error),
+        }
+    }
+}
+
+impl StdError for Undelivered {}
+
+/// Takes the delivery reports.
+struct Reports(ClientLog);
+
+/// Which lane a record belongs to, and what it weighs.
+struct Ticket {
+    lane: Arc<LaneReports>,
+    bytes: usize,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let lane = &ticket.lane;
+        match report {
+            Ok(_) if !lane.has_failed.load(Ordering::Acquire) => {
+                lane.acknowledged.fetch_add(1, Ordering::Release);
+            }
+            // After a failure a later record may well be acknowledged; it does not count, it will be sent again.
+            Ok(_) => {}
+            Err((error, _)) => {
+                // Only the first failure is kept.
+                drop(lane.failure.set(error.clone()));
+                lane.has_failed.store(true, Ordering::Release);
+            }
+        }
+        lane.bytes.fetch_sub(ticket.bytes, Ordering::Release);
+        lane.records.fetch_sub(1, Ordering::Release);
+        lane.changed.notify_one();
+    }
+}

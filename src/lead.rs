@@ -1,0 +1,557 @@
+//! Leading partitions: queue for each of them, read it under the lease, halt and try again, hand over.
+//!
+//! What ksync-consume and ksync-delayer share; what they do with the records is their [`Work`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Error, Result, anyhow};
+use log::{debug, error, info, warn};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::election::{Election, Lease, Lost, Position, Seat, StoredOffset, StoredState};
+use crate::exit::Exit;
+use crate::fit::{self, AcceptLoss, Standing};
+use crate::kafka::{self, Admin, Reader};
+use crate::record::LastRecord;
+use crate::shutdown::Shutdown;
+use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
+
+/// How long a halted partition waits before it is tried again.
+const HALT: Duration = Duration::from_secs(60);
+/// How often it is looked whether a topic has more partitions.
+const GROWTH: Duration = Duration::from_secs(30);
+/// How long to wait before a server that did not answer is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is done with the records of a partition while this process leads it.
+pub trait Work: Send + Sync + 'static {
+    /// Works until the partition is done, halted or lost, or `shutdown` is asked for and what is under way is finished.
+    fn work(
+        &self,
+        records: &mut kafka::Partition,
+        held: &mut Held,
+        shutdown: &Shutdown,
+    ) -> impl Future<Output = End> + Send;
+}
+
+/// Why the work on a partition ended.
+#[derive(Debug)]
+pub enum End {
+    /// All of a bounded run is done.
+    Done,
+    /// The end was asked for.
+    Shutdown,
+    Lost(Lost),
+    /// It cannot go on without a person.
+    Halted(Error),
+    /// The log is not what it was, or a server has to be asked again: look at it anew.
+    Again(Error),
+    /// A bounded run met nothing but failures for its `--give-up`.
+    GaveUp(Error),
+}
+
+/// A partition that this process leads, and how far it is done.
+pub struct Held {
+    pub seat: Seat,
+    pub lease: Lease,
+    pub standing: Standing,
+    /// Where a bounded run ends.
+    pub until: Option<Offset>,
+    topic_id: TopicId,
+    ids: kafka::TopicIds,
+}
+
+impl Held {
+    /// Whether the records that were read belong to the topic that there is now: to be asked after they were read, and
+    /// before they are committed.
+    ///
+    /// While no broker answers it goes on asking. Fails with what has to end the work.
+    pub async fn check_topic(&self) -> Result<Checked, End> {
+        let topic = &self.seat.partition.topic;
+        loop {
+            match self.ids.ask(topic).await {
+                Ok(Some(id)) if id == self.topic_id => return Ok(Checked(id)),
+                Ok(Some(id)) => {
+                    return Err(End::Again(anyhow!(
+                        "topic {topic} was deleted and made again (id {id})"
+                    )));
+                }
+                Ok(None) => return Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
+                Err(error) => debug!("{}: {error:#}", self.seat),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Moves the offset. After an error nothing more can be committed under this lease.
+    pub async fn commit(&mut self, checked: Checked, done: Done) -> Result<(), End> {
+        let Done {
+            offset,
+            leader_epoch,
+            last,
+        } = done;
+        let position = Position {
+            offset,
+            topic_id: checked.0,
+            leader_epoch,
+            last,
+        };
+        self.lease.commit(position).await.map_err(End::Lost)?;
+        self.standing = Standing {
+            offset,
+            topic_id: Some(checked.0),
+            leader_epoch,
+        };
+        debug!("{}: committed offset {offset}", self.seat);
+        Ok(())
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.until.is_some_and(|until| self.standing.offset >= until)
+    }
+}
+
+/// The topic's id, as it was after the records to be committed had been read.
+pub struct Checked(TopicId);
+
+/// How far the records are done.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub offset: Offset,
+    pub leader_epoch: Option<i32>,
+    pub last: Option<LastRecord>,
+}
+
+/// Where to begin where no offset is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstStart {
+    #[default]
+    Earliest,
+    Latest,
+    At(SystemTime),
+}
+
+/// A run that ends when what was there at its start is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounded {
+    /// How long to wait for a lease.
+    pub wait: Duration,
+}
+
+/// The partitions that this process wants to lead, and how.
+pub struct Leading {
+    pub admin: Admin,
+    pub reader: Reader,
+    pub election: Election,
+    pub name: Name,
+    /// How many partitions of each topic to begin with; with `only` just these.
+    pub topics: BTreeMap<Topic, BTreeSet<i32>>,
+    /// Whether partitions that are added later are led too.
+    pub grows: bool,
+    pub first_start: Option<FirstStart>,
+    pub accept_loss: Vec<AcceptLoss>,
+    pub bounded: Option<Bounded>,
+}
+
+impl Leading {
+    /// Leads until `shutdown`, or until a bounded run is done; says how that run ended.
+    ///
+    /// Trouble of one partition ends neither the process nor the others. Fails where a partition's task panicked.
+    pub async fn run<W: Work>(self, work: W, shutdown: &Shutdown) -> Result<Exit> {
+        let (leading, work) = (Arc::new(self), Arc::new(work));
+        let mut tasks = JoinSet::new();
+        let mut known = leading.topics.clone();
+        for (topic, partitions) in &known {
+            for partition in partitions {
+                let seat = leading.seat(topic.partition(*partition));
+                tasks.spawn(
+                    leading
+                        .clone()
+                        .lead(seat, work.clone(), shutdown.clone(), leading.first_start),
+                );
+            }
+        }
+        let mut ends = vec![];
+        loop {
+            tokio::select! {
+                end = tasks.join_next() => match end {
+                    Some(end) => ends.push(end.context("a partition's task broke off")??),
+                    None => break,
+                },
+                () = sleep(GROWTH), if leading.grows && !shutdown.is_requested() => {
+                    for added in leading.added(&mut known).await {
+                        info!("{added}: is new");
+                        let seat = leading.seat(added);
+                        // What was written before we saw it is not to be missed.
+                        let first = Some(FirstStart::Earliest);
+                        tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), first));
+                    }
+                }
+            }
+        }
+        if leading.bounded.is_none() || ends.is_empty() {
+            return Ok(Exit::Done);
+        }
+        Ok([Exit::Person, Exit::Busy, Exit::Again]
+            .into_iter()
+            .find(|exit| ends.contains(exit))
+            .unwrap_or(Exit::Done))
+    }
+
+    /// How many batches there may be at once: each partition has one under way and one that is being read.
+    pub fn batches(&self) -> usize {
+        2 * self.topics.values().map(BTreeSet::len).sum::<usize>().max(1)
+    }
+
+    /// Makes known how long the delayer waits.
+    ///
+    /// Fails where another one waits for another time, with both hosts in the text.
+    pub async fn declare_delay(&self, delay: Duration) -> Result<()> {
+        for (topic, partitions) in &self.topics {
+            for partition in partitions {
+                self.election
+                    .declare_delay(&self.seat(topic.partition(*partition)), delay)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seat(&self, partition: TopicPartition) -> Seat {
+        Seat {
+            partition,
+            name: self.name.clone(),
+        }
+    }
+
+    async fn added(&self, known: &mut BTreeMap<Topic, BTreeSet<i32>>) -> Vec<TopicPartition> {
+        let mut added = vec![];
+        for (topic, partitions) in known {
+            match self.admin.partitions(topic, Duration::ZERO).await {
+                Ok(count) => added.extend(
+                    (0..count.unwrap_or(0))
+                        .filter(|p| partitions.insert(*p))
+                        .map(|partition| topic.partition(partition)),
+                ),
+                Err(error) => debug!("cannot look for new partitions: {error:#}"),
+            }
+        }
+        added
+    }
+
+    /// Queues for one seat, again and again, and works under each lease.
+    async fn lead<W: Work>(
+        self: Arc<Self>,
+        seat: Seat,
+        work: Arc<W>,
+        shutdown: Shutdown,
+        first_start: Option<FirstStart>,
+    ) -> Result<Exit> {
+        let until = match self.bounded {
+            Some(_) => tokio::select! {
+                log = self.log(&seat.partition) => Some(log.end),
+                () = shutdown.requested() => return Ok(Exit::Again),
+            },
+            None => None,
+        };
+        let mut candidacy = self.election.candidate(seat.clone());
+        loop {
+            let queue = candidacy.lead(&shutdown);
+            let lease = match self.bounded {
+                Some(Bounded { wait }) => match tokio::time::timeout(wait, queue).await {
+                    Ok(lease) => lease?,
+                    Err(_) => {
+                        error!("{seat}: another process leads and has not ended within {wait:?} (--wait)");
+                        return Ok(Exit::Busy);
+                    }
+                },
+                None => queue.await?,
+            };
+            let Some(lease) = lease else {
+                return Ok(if self.bounded.is_some() {
+                    Exit::Again
+                } else {
+                    Exit::Done
+                });
+            };
+            let reign = Reign {
+                leading: &self,
+                seat: &seat,
+                until,
+                first_start,
+            };
+            if let Some(exit) = reign.run(lease, &*work, &shutdown).await {
+                return Ok(exit);
+            }
+        }
+    }
+
+    async fn log(&self, partition: &TopicPartition) -> kafka::Log {
+        loop {
+            match self.reader.log(partition).await {
+                Ok(log) => return log,
+                Err(error) => warn!("{error:#}; trying again"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// One lease on a seat, from its beginning to its end.
+struct Reign<'a> {
+    leading: &'a Leading,
+    seat: &'a Seat,
+    until: Option<Offset>,
+    first_start: Option<FirstStart>,
+}
+
+impl Reign<'_> {
+    /// `None`: queue again.
+    async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Option<Exit> {
+        let seat = self.seat;
+        let mut standing = None;
+        let mut lease = lease;
+        loop {
+            let end = match self.begin(lease, standing, shutdown).await {
+                Ok((mut held, mut records)) => {
+                    let end = match held.is_done() {
+                        true => End::Done,
+                        false => work.work(&mut records, &mut held, shutdown).await,
+                    };
+                    standing = Some(held.standing);
+                    lease = held.lease;
+                    end
+                }
+                Err((kept, end)) => {
+                    lease = kept;
+                    end
+                }
+            };
+            let bounded = self.leading.bounded.is_some();
+            match end {
+                End::Done => {
+                    lease.release().await;
+                    return Some(Exit::Done);
+                }
+                End::Shutdown => {
+                    lease.release().await;
+                    info!("{seat}: handed over");
+                    return Some(if bounded { Exit::Again } else { Exit::Done });
+                }
+                End::Lost(why) => {
+                    warn!("{seat}: no longer leading: {why}; queueing again");
+                    return None;
+                }
+                End::GaveUp(reason) => {
+                    error!("{seat}: gave up: {reason:#}");
+                    lease.release().await;
+                    return Some(Exit::Again);
+                }
+                End::Again(reason) => {
+                    warn!("{seat}: {reason:#}; looking at it anew");
+                    self.pause(RETRY, &lease, shutdown).await;
+                }
+                End::Halted(reason) => {
+                    let offset = standing.map_or(String::new(), |kept| format!(" at offset {}", kept.offset));
+                    error!("{seat}: halted{offset}: {reason:#}");
+                    if bounded {
+                        lease.release().await;
+                        return Some(Exit::Person);
+                    }
+                    self.pause(HALT, &lease, shutdown).await;
+                    if standing.is_none() {
+                        // What is stored may have been mended meanwhile; only a new lease reads it again.
+                        lease.release().await;
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, time: Duration, lease: &Lease, shutdown: &Shutdown) {
+        tokio::select! {
+            () = sleep(time) => {}
+            _ = lease.lost() => {}
+            () = shutdown.requested() => {}
+        }
+    }
+
+    /// Finds out where to go on, and begins to read there. Gives the lease back where that cannot be.
+    async fn begin(
+        &self,
+        lease: Lease,
+        standing: Option<Standing>,
+        shutdown: &Shutdown,
+    ) -> Result<(Held, kafka::Partition), (Lease, End)> {
+        let mut lease = lease;
+        let begun = tokio::select! {
+            biased;
+            why = lease.lost() => Err(End::Lost(why)),
+            () = shutdown.requested() => Err(End::Shutdown),
+            begun = self.place(&lease, standing) => begun,
+        };
+        let place = match begun {
+            Ok(place) => place,
+            Err(end) => return Err((lease, end)),
+        };
+        if place.is_new {
+            // The number is written before the first record is read: a crash must not move the beginning.
+            let position = Position {
+                offset: place.offset,
+                topic_id: place.topic_id,
+                leader_epoch: None,
+                last: None,
+            };
+            if let Err(why) = lease.commit(position).await {
+                return Err((lease, End::Lost(why)));
+            }
+        }
+        let partition = &self.seat.partition;
+        match self
+            .leading
+            .reader
+            .partition(partition, place.offset, place.leader_epoch)
+            .await
+        {
+            Ok(records) => {
+                if standing.is_none() {
+                    info!(
+                        "{}: leading from offset {}, term {}",
+                        self.seat,
+                        place.offset,
+                        lease.term()
+                    );
+                }
+                Ok((self.held(lease, place), records))
+            }
+            Err(error) => Err((lease, End::Again(error))),
+        }
+    }
+
+    fn held(&self, lease: Lease, place: Place) -> Held {
+        let Place {
+            offset,
+            topic_id,
+            leader_epoch,
+            ..
+        } = place;
+        Held {
+            seat: self.seat.clone(),
+            lease,
+            standing: Standing {
+                offset,
+                topic_id: Some(topic_id),
+                leader_epoch,
+            },
+            until: self.until,
+            topic_id,
+            ids: self.leading.reader.ids().clone(),
+        }
+    }
+
+    async fn place(&self, lease: &Lease, standing: Option<Standing>) -> Result<Place, End> {
+        let (partition, reader) = (&self.seat.partition, &self.leading.reader);
+        let id = reader.ids().ask(&partition.topic).await.map_err(End::Again)?;
+        let Some(topic_id) = id else {
+            return Err(End::Halted(anyhow!(
+                "topic {} does not exist any more",
+                partition.topic
+            )));
+        };
+        let log = reader.log(partition).await.map_err(End::Again)?;
+        let kept = match standing {
+            Some(standing) => Some(standing),
+            None => self.stored(lease).map_err(End::Halted)?,
+        };
+        let Some(kept) = kept else {
+            let offset = self.first(log).await.map_err(End::Again)?;
+            info!("{}: no offset is stored, beginning at {offset}", self.seat);
+            return Ok(Place {
+                offset,
+                topic_id,
+                leader_epoch: None,
+                is_new: true,
+            });
+        };
+        let log = fit::Log {
+            topic_id,
+            begin: log.begin,
+            end: log.end,
+        };
+        let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
+        let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
+        let leader_epoch = kept.leader_epoch.filter(|_| !moved);
+        Ok(Place {
+            offset,
+            topic_id,
+            leader_epoch,
+            is_new: moved,
+        })
+    }
+
+    /// What the take-over found; `None` where no offset is stored.
+    fn stored(&self, lease: &Lease) -> Result<Option<Standing>> {
+        let stored = lease.stored();
+        let offset = match &stored.offset {
+            StoredOffset::None => return Ok(None),
+            StoredOffset::At(offset) => *offset,
+            StoredOffset::Garbage(text) => {
+                return Err(anyhow!(
+                    "the stored offset is '{text}', which is not a number; write a number there (nothing means: from the \
+                     beginning)"
+                ));
+            }
+        };
+        if self.first_start.is_some_and(|first| first != FirstStart::Earliest) {
+            info!("{}: an offset is stored, so --first-start does not count", self.seat);
+        }
+        match &stored.state {
+            StoredState::Kept(state) if state.position.offset == offset => {
+                let Position {
+                    topic_id, leader_epoch, ..
+                } = state.position;
+                return Ok(Some(Standing {
+                    offset,
+                    topic_id: Some(topic_id),
+                    leader_epoch,
+                }));
+            }
+            StoredState::Kept(state) => warn!(
+                "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
+                self.seat, state.position.offset
+            ),
+            StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
+            StoredState::None => {}
+        }
+        Ok(Some(Standing {
+            offset,
+            topic_id: None,
+            leader_epoch: None,
+        }))
+    }
+
+    async fn first(&self, log: kafka::Log) -> Result<Offset> {
+        match self.first_start.unwrap_or_default() {
+            FirstStart::Earliest => Ok(log.begin),
+            FirstStart::Latest => Ok(log.end),
+            FirstStart::At(time) => {
+                let found = self.leading.reader.offset_at(&self.seat.partition, time).await?;
+                Ok(found.unwrap_or(log.end))
+            }
+        }
+    }
+}
+
+/// Where to begin to read.
+struct Place {
+    offset: Offset,
+    topic_id: TopicId,
+    leader_epoch: Option<i32>,
+    /// Not what is stored: to be written first.
+    is_new: bool,
+}

@@ -1,0 +1,141 @@
+//! How far a bounded run is: a bar on a terminal, a line now and then in a log.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use log::info;
+use serde_json::json;
+
+/// When the first line comes, and how long after it the next ones.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+const NEXT_LINES: Duration = Duration::from_secs(60);
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A bar on a terminal, else lines in the log
+    Auto,
+    /// Lines in the log
+    Plain,
+    /// A JSON object a line on stderr
+    Json,
+    /// Nothing
+    None,
+}
+
+/// Counts what is done.
+pub struct Progress {
+    show: Show,
+    what: &'static str,
+    total: Option<u64>,
+    done: u64,
+    begun: Instant,
+    next_line: Duration,
+}
+
+enum Show {
+    Bar(ProgressBar),
+    Lines,
+    Json,
+    Nothing,
+}
+
+impl Progress {
+    /// `what` is what is counted, in the plural; `total` is about how many there are, where that is known.
+    pub fn new(format: Format, what: &'static str, total: Option<u64>) -> Progress {
+        let show = match format {
+            Format::Auto if std::io::stderr().is_terminal() => Show::Bar(bar(what, total)),
+            Format::Auto | Format::Plain => Show::Lines,
+            Format::Json => Show::Json,
+            Format::None => Show::Nothing,
+        };
+        Progress {
+            show,
+            what,
+            total,
+            done: 0,
+            begun: Instant::now(),
+            next_line: FIRST_LINE,
+        }
+    }
+
+    pub fn add(&mut self, more: usize) {
+        self.done += more as u64;
+        if let Show::Bar(bar) = &self.show {
+            // The total is an estimate; a bar that is over its end looks wrong.
+            if self.total.is_some_and(|total| total < self.done) {
+                bar.set_length(self.done);
+            }
+            bar.set_position(self.done);
+        }
+        let elapsed = self.begun.elapsed();
+        if elapsed >= self.next_line {
+            self.line(elapsed, false);
+            self.next_line = elapsed + NEXT_LINES;
+        }
+    }
+
+    /// Shows the last figures.
+    pub fn finish(self) {
+        if let Show::Bar(bar) = &self.show {
+            bar.finish_and_clear();
+        }
+        let elapsed = self.begun.elapsed();
+        if let Show::Bar(_) | Show::Lines = self.show {
+            info!(
+                "{} {} in {:.1} s, {:.0} a second",
+                self.done,
+                self.what,
+                elapsed.as_secs_f64(),
+                self.rate(elapsed)
+            );
+        } else {
+            self.line(elapsed, true);
+        }
+    }
+
+    fn line(&self, elapsed: Duration, is_last: bool) {
+        match self.show {
+            Show::Lines => {
+                let left = self.total.map_or(String::new(), |total| format!(" of about {total}"));
+                info!(
+                    "{}{left} {} so far, {:.0} a second",
+                    self.done,
+                    self.what,
+                    self.rate(elapsed)
+                );
+            }
+            Show::Json => eprintln!(
+                "{}",
+                json!({
+                    "done": self.done,
+                    "total": self.total,
+                    "seconds": elapsed.as_secs_f64(),
+                    "per_second": self.rate(elapsed),
+                    "finished": is_last,
+                })
+            ),
+            Show::Bar(_) | Show::Nothing => {}
+        }
+    }
+
+    fn rate(&self, elapsed: Duration) -> f64 {
+        self.done as f64 / elapsed.as_secs_f64().max(0.001)
+    }
+}
+
+fn bar(what: &str, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (
+            ProgressBar::new(total),
+            "{wide_bar} {human_pos}/{human_len} {msg}, {per_sec}, {eta} left",
+        ),
+        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} {msg}, {per_sec}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style);
+    bar.set_message(what.to_owned());
+    bar
+}

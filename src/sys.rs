@@ -1,0 +1,153 @@
+//! The calls for which there is no safe function yet: the only `unsafe` of the crate.
+#![allow(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings::*;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{IsError, KafkaError, KafkaResult};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use crate::topic::{Topic, TopicId};
+
+/// What a broker says of each topic that it was asked for, by the topic's name.
+pub type TopicIds = HashMap<String, KafkaResult<TopicId>>;
+
+/// Asks a broker for the topics' ids; blocks for at most `timeout` and a second.
+pub fn topic_ids<C: ClientContext>(client: &Client<C>, topics: &[Topic], timeout: Duration) -> KafkaResult<TopicIds> {
+    let names = topics
+        .iter()
+        .map(|topic| CString::new(topic.as_str()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX - 1000);
+    let mut error = [0; 512];
+    // SAFETY: `client` outlives every handle made here, and each is destroyed once, after the answer was copied out of
+    // the event; `names` outlive the call that copies them.
+    unsafe {
+        let rk = client.native_ptr();
+        let options = rd_kafka_AdminOptions_new(rk, rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        rd_kafka_AdminOptions_set_request_timeout(options, millis, error.as_mut_ptr(), error.len());
+        let collection = rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let queue = rd_kafka_queue_new(rk);
+        rd_kafka_DescribeTopics(rk, collection, options, queue);
+        let event = rd_kafka_queue_poll(queue, millis + 1000);
+        let ids = read_topic_ids(event);
+        if !event.is_null() {
+            rd_kafka_event_destroy(event);
+        }
+        rd_kafka_queue_destroy(queue);
+        rd_kafka_TopicCollection_destroy(collection);
+        rd_kafka_AdminOptions_destroy(options);
+        ids
+    }
+}
+
+/// # Safety
+///
+/// `event` is null or the answer of rd_kafka_DescribeTopics.
+unsafe fn read_topic_ids(event: *mut rd_kafka_event_t) -> KafkaResult<TopicIds> {
+    if event.is_null() {
+        return Err(KafkaError::AdminOp(
+            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT.into(),
+        ));
+    }
+    // SAFETY: the event is alive, and so is all that it owns; the array has `count` elements.
+    unsafe {
+        let error = rd_kafka_event_error(event);
+        if error.is_error() {
+            return Err(KafkaError::AdminOp(error.into()));
+        }
+        let mut count = 0;
+        let found = rd_kafka_DescribeTopics_result_topics(rd_kafka_event_DescribeTopics_result(event), &mut count);
+        let topics = std::slice::from_raw_parts(found, count);
+        Ok(topics
+            .iter()
+            .map(|topic| (name_of(*topic), read_topic_id(*topic)))
+            .collect())
+    }
+}
+
+/// # Safety
+///
+/// `topic` is part of an event that is alive.
+unsafe fn name_of(topic: *const rd_kafka_TopicDescription_t) -> String {
+    // SAFETY: librdkafka gives a string that ends in NUL and lives as long as the topic.
+    unsafe {
+        CStr::from_ptr(rd_kafka_TopicDescription_name(topic))
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// # Safety
+///
+/// `topic` is part of an event that is alive.
+unsafe fn read_topic_id(topic: *const rd_kafka_TopicDescription_t) -> KafkaResult<TopicId> {
+    // SAFETY: as above.
+    unsafe {
+        let error = rd_kafka_error_code(rd_kafka_TopicDescription_error(topic));
+        if error.is_error() {
+            return Err(KafkaError::AdminOp(error.into()));
+        }
+        let id = rd_kafka_TopicDescription_topic_id(topic);
+        let (high, low) = (
+            rd_kafka_Uuid_most_significant_bits(id),
+            rd_kafka_Uuid_least_significant_bits(id),
+        );
+        Ok(TopicId((u128::from(high as u64) << 64) | u128::from(low as u64)))
+    }
+}
+
+/// The leader epoch in which the record was written; `None` where the broker does not say.
+pub fn leader_epoch(message: &BorrowedMessage<'_>) -> Option<i32> {
+    // SAFETY: the message is borrowed, so the native one is alive.
+    match unsafe { rd_kafka_message_leader_epoch(message.ptr()) } {
+        -1 => None,
+        epoch => Some(epoch),
+    }
+}
+
+/// The record's headers in their order. A name that is not UTF-8 is made so, where rust-rdkafka's own way panics.
+pub fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(Cow<'a, str>, Option<&'a [u8]>)> {
+    let mut native = ptr::null_mut();
+    // SAFETY: the message is borrowed for 'a; its headers, and the names and values in them, live as long.
+    unsafe {
+        if rd_kafka_message_headers(message.ptr(), &mut native).is_error() {
+            return vec![];
+        }
+        let count = rd_kafka_header_cnt(native);
+        let mut headers = Vec::with_capacity(count);
+        for index in 0..count {
+            let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+            if rd_kafka_header_get_all(native, index, &mut name, &mut value, &mut size).is_error() {
+                break;
+            }
+            let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size));
+            headers.push((CStr::from_ptr(name).to_string_lossy(), value));
+        }
+        headers
+    }
+}
+
+/// Makes a seek with this list carry the epoch that belongs to the offset of its only element.
+pub fn set_leader_epoch(list: &mut TopicPartitionList, epoch: i32) {
+    assert_eq!(list.count(), 1, "a list for one seek has one element");
+    // SAFETY: the list is borrowed mutably and has a first element.
+    unsafe { rd_kafka_topic_partition_set_leader_epoch((*list.ptr()).elems, epoch) }
+}
+
+/// Ends the process as the signal does that it was asked to end by. Returns only where the signal is one that the
+/// kernel ignores.
+pub fn die_of(signal: std::ffi::c_int) {
+    // SAFETY: both calls take a number; the default action needs no handler of ours.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
