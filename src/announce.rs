@@ -47,13 +47,7 @@ impl Announcer {
     pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
         let delay_topic = topic.delay()?;
         let (topic, partitions) = (topic.clone(), partitions.to_vec());
-        Ok(Announcer {
-            topic,
-            delay_topic,
-            delay,
-            partitions,
-            lane: writer.lane(),
-        })
+        Ok(Announcer { topic, delay_topic, delay, partitions, lane: writer.lane() })
     }
 
     /// Announces what the action changes: when it begins, the delay messages are acknowledged; while it lasts they are
@@ -69,9 +63,7 @@ impl Announcer {
         action: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         if phases != Phases::InstantOnly {
-            self.delay_messages(changes)
-                .await
-                .context("cannot send the delay messages; nothing was changed")?;
+            self.delay_messages(changes).await.context("cannot send the delay messages; nothing was changed")?;
         }
         let mut action = std::pin::pin!(action);
         let again = (self.delay / 2).max(Duration::from_millis(100));
@@ -90,9 +82,7 @@ impl Announcer {
         };
         if phases != Phases::DelayOnly {
             self.instant_messages(changes).await?;
-            self.settled()
-                .await
-                .context("cannot send the instant messages; the delay messages cover the change")?;
+            self.settled().await.context("cannot send the instant messages; the delay messages cover the change")?;
         }
         Ok(done)
     }
@@ -116,10 +106,7 @@ impl Announcer {
 
     /// Waits until all that was queued is acknowledged.
     pub async fn settled(&mut self) -> Result<()> {
-        self.lane
-            .settled()
-            .await
-            .map_err(|undelivered| failure(undelivered, &self.topic))
+        self.lane.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
     async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
@@ -136,10 +123,7 @@ impl Announcer {
                 break; // Why, settled() tells.
             }
         }
-        self.lane
-            .settled()
-            .await
-            .map_err(|undelivered| failure(undelivered, &self.delay_topic))
+        self.lane.settled().await.map_err(|undelivered| failure(undelivered, &self.delay_topic))
     }
 
     /// `None` leaves the choice to the producer: by key, or any partition.
@@ -153,10 +137,6 @@ impl Announcer {
 }
 
 fn failure(undelivered: Undelivered, topic: &Topic) -> anyhow::Error {
-    let exit = if undelivered.is_transient() {
-        Exit::Again
-    } else {
-        Exit::Person
-    };
+    let exit = if undelivered.is_transient() { Exit::Again } else { Exit::Person };
     exit.because(anyhow::Error::new(undelivered).context(format!("cannot write to topic {topic}")))
 }

@@ -39,13 +39,7 @@ const CONFIG_FILE: &str = "/etc/ksync.conf";
 #[derive(Args, Clone, Debug)]
 pub struct KafkaOptions {
     /// Brokers to begin with
-    #[arg(
-        short,
-        long,
-        env = "KSYNC_BOOTSTRAP_SERVER",
-        value_name = "HOST:PORT,..",
-        help_heading = "Kafka"
-    )]
+    #[arg(short, long, env = "KSYNC_BOOTSTRAP_SERVER", value_name = "HOST:PORT,..", help_heading = "Kafka")]
     pub bootstrap_server: String,
 
     /// Topic to work on; the name of its delay topic ends in -delay
@@ -61,14 +55,7 @@ pub struct KafkaOptions {
     pub topic: Vec<Topic>,
 
     /// Only these partitions [default: all, also those added later]
-    #[arg(
-        short,
-        long,
-        env = "KSYNC_PARTITION",
-        value_name = "N,..",
-        value_delimiter = ',',
-        help_heading = "Kafka"
-    )]
+    #[arg(short, long, env = "KSYNC_PARTITION", value_name = "N,..", value_delimiter = ',', help_heading = "Kafka")]
     pub partition: Vec<i32>,
 
     /// Makes topics that do not exist, with so many partitions and replicas [default: the broker's]
@@ -100,10 +87,7 @@ impl KafkaOptions {
             }
         }
         properties.extend(self.property.iter().cloned());
-        Ok(Cluster {
-            bootstrap: self.bootstrap_server.clone(),
-            properties,
-        })
+        Ok(Cluster { bootstrap: self.bootstrap_server.clone(), properties })
     }
 
     /// The topic of a tool that works on one.
@@ -122,20 +106,12 @@ impl KafkaOptions {
                 anyhow!("topic {topic} has no partition {missing}; its partitions are 0 to {last} (--partition)");
             return Err(Exit::Misconfigured.because(error));
         }
-        Ok(if self.partition.is_empty() {
-            (0..count).collect()
-        } else {
-            self.partition.iter().copied().collect()
-        })
+        Ok(if self.partition.is_empty() { (0..count).collect() } else { self.partition.iter().copied().collect() })
     }
 
     /// How long to wait for the first answer of a broker: a daemon waits for ever.
     pub fn patience(&self, is_bounded: bool) -> Duration {
-        if is_bounded {
-            Duration::from_secs(30)
-        } else {
-            Duration::MAX
-        }
+        if is_bounded { Duration::from_secs(30) } else { Duration::MAX }
     }
 }
 
@@ -186,11 +162,7 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
     let common = tool.common().clone();
     let grace = tool.grace();
     common.logging.start(T::command().get_name());
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers())
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
             error!("cannot start: {cause}");
@@ -238,10 +210,7 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Signals> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals {
-            term: listen(SignalKind::terminate())?,
-            int: listen(SignalKind::interrupt())?,
-        })
+        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) -> SignalKind {
@@ -254,18 +223,12 @@ impl Signals {
     /// Asks for the end at the first signal; returns the one to die of at a second one, or when `grace` is over.
     async fn until_impatient(mut self, trigger: &Trigger, grace: Duration) -> SignalKind {
         let first = self.next().await;
-        info!(
-            "asked to end: finishing what is under way, for at most {}",
-            humantime::format_duration(grace)
-        );
+        info!("asked to end: finishing what is under way, for at most {}", humantime::format_duration(grace));
         trigger.request();
         match tokio::time::timeout(grace, self.next()).await {
             Ok(second) => second,
             Err(_) => {
-                error!(
-                    "not at an end after {} (--grace): ending now",
-                    humantime::format_duration(grace)
-                );
+                error!("not at an end after {} (--grace): ending now", humantime::format_duration(grace));
                 first
             }
         }
@@ -283,9 +246,7 @@ fn parse<T: Tool>(args: Vec<OsString>) -> T {
         Ok(command) => command,
         Err(error) => T::command().error(ErrorKind::Io, format!("{error:#}")).exit(),
     };
-    let matches = command
-        .try_get_matches_from_mut(args)
-        .unwrap_or_else(|error| error.exit());
+    let matches = command.try_get_matches_from_mut(args).unwrap_or_else(|error| error.exit());
     if let Err(error) = refuse_secrets(&matches) {
         command.error(ErrorKind::ValueValidation, format!("{error:#}")).exit();
     }
@@ -319,9 +280,7 @@ fn assignments(file: &Path) -> Result<Vec<(String, String)>> {
             bail!("line {number} of {} is not NAME=VALUE", file.display());
         };
         let value = value.trim();
-        let quoted = ['"', '\'']
-            .iter()
-            .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+        let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
         lines.push((name.trim().to_owned(), quoted.unwrap_or(value).to_owned()));
     }
     Ok(lines)
@@ -336,8 +295,7 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command
         };
         let from_file = std::env::var_os(format!("{name}_FILE")).map(|file| {
             let text = std::fs::read_to_string(&file);
-            text.map(|text| text.trim_end().to_owned())
-                .with_context(|| format!("cannot read {}", file.display()))
+            text.map(|text| text.trim_end().to_owned()).with_context(|| format!("cannot read {}", file.display()))
         });
         let value = from_file.or_else(|| {
             let line = lines.iter().rev().find(|(assigned, _)| *assigned == name);
@@ -393,20 +351,10 @@ mod tests {
 
     #[test]
     fn a_password_in_a_url_is_seen() {
-        for url in [
-            "postgres://u:p@h/d",
-            "mysql://u:@h",
-            "postgres://u:p@h:1/d?x=y",
-            "postgres://h/d?password=x",
-        ] {
+        for url in ["postgres://u:p@h/d", "mysql://u:@h", "postgres://u:p@h:1/d?x=y", "postgres://h/d?password=x"] {
             assert!(has_password(url), "{url}");
         }
-        for url in [
-            "postgres://u@h:5432/d",
-            "sqlite:a:b@c",
-            "sqlite:///x:y",
-            "postgres://h/a:b@c?user=u",
-        ] {
+        for url in ["postgres://u@h:5432/d", "sqlite:a:b@c", "sqlite:///x:y", "postgres://h/a:b@c?user=u"] {
             assert!(!has_password(url), "{url}");
         }
     }

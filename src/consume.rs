@@ -85,11 +85,7 @@ impl Consume {
         };
         let (handled, checked) = tokio::join!(handled, asked);
         handled?;
-        let done = Done {
-            offset,
-            leader_epoch: batch.leader_epoch(),
-            last: batch.last(),
-        };
+        let done = Done { offset, leader_epoch: batch.leader_epoch(), last: batch.last() };
         held.commit(checked?, done).await
     }
 
@@ -152,22 +148,14 @@ impl Consume {
             id: &id,
         };
         let label = source.to_string();
-        let input = Input {
-            label: &label,
-            lines: batch.lines(),
-            environment: &told.environment(),
-        };
+        let input = Input { label: &label, lines: batch.lines(), environment: &told.environment() };
         let stop = async {
             held.lease.lost().await;
             Instant::now() + held.lease.grace()
         };
         let begun = Instant::now();
         let outcome = self.handler.run(input, stop).await;
-        debug!(
-            "{source}: {} records from {first} in {:?}: {outcome:?}",
-            batch.len(),
-            begun.elapsed()
-        );
+        debug!("{source}: {} records from {first} in {:?}: {outcome:?}", batch.len(), begun.elapsed());
         outcome
     }
 

@@ -52,16 +52,10 @@ impl DeadLetters {
     ///
     /// Fails where a letter can never be written, because it is too large, or because writing is not allowed.
     pub async fn put(&self, origin: &TopicPartition, letters: &[Letter]) -> Result<()> {
-        let topic = self
-            .topics
-            .get(&origin.topic)
-            .context("no dead-letter topic is known for this one")?;
+        let topic = self.topics.get(&origin.topic).context("no dead-letter topic is known for this one")?;
         let mut lane = self.writer.lane();
         for letter in letters {
-            warn!(
-                "{origin}: the record at offset {} goes to {topic}: {}",
-                letter.offset, letter.why
-            );
+            warn!("{origin}: the record at offset {} goes to {topic}: {}", letter.offset, letter.why);
         }
         loop {
             for letter in letters {
@@ -94,13 +88,6 @@ impl DeadLetters {
             .with("ksync.name", self.name.as_str())
             .with("ksync.error", &letter.why);
         let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
-        lane.send(Outgoing {
-            topic,
-            partition: None,
-            key,
-            value,
-            headers: Some(headers),
-        })
-        .await
+        lane.send(Outgoing { topic, partition: None, key, value, headers: Some(headers) }).await
     }
 }

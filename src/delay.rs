@@ -44,20 +44,8 @@ impl Work for Delay {
         if let Err(refused) = self.election.declare_delay(&held.seat, self.delay).await {
             return End::Halted(refused);
         }
-        let flight = Flight {
-            lane: self.writer.lane(),
-            sent: VecDeque::new(),
-            counted: 0,
-            moved: Instant::now(),
-        };
-        let mut forwarder = Forwarder {
-            delay: self,
-            topic,
-            held,
-            shutdown,
-            flight,
-            end_seen: None,
-        };
+        let flight = Flight { lane: self.writer.lane(), sent: VecDeque::new(), counted: 0, moved: Instant::now() };
+        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, flight, end_seen: None };
         let end = forwarder.run(records).await;
         forwarder.finish(end).await
     }
@@ -88,9 +76,7 @@ impl Flight {
     /// How far everything is acknowledged, if that is further than before.
     fn take_acknowledged(&mut self) -> Option<Done> {
         let acknowledged = self.lane.acknowledged();
-        let new = usize::try_from(acknowledged - self.counted)
-            .unwrap_or(usize::MAX)
-            .min(self.sent.len());
+        let new = usize::try_from(acknowledged - self.counted).unwrap_or(usize::MAX).min(self.sent.len());
         self.counted = acknowledged;
         self.sent.drain(..new).last()
     }
@@ -175,16 +161,11 @@ impl Forwarder<'_> {
         // The offset must not pass it before those in front of it are acknowledged.
         self.land().await?;
         let origin = &self.held.seat.partition;
-        let Some(dead_letters) = self
-            .delay
-            .dead_letters
-            .as_ref()
-            .filter(|_| self.delay.on_invalid == OnInvalid::DeadLetter)
+        let Some(dead_letters) =
+            self.delay.dead_letters.as_ref().filter(|_| self.delay.on_invalid == OnInvalid::DeadLetter)
         else {
             let what = format!("the message at offset {} cannot be sent on: {why:#}", message.offset());
-            return Err(End::Halted(anyhow!(
-                "{what}; mend its writer and let --on-invalid dead-letter put it aside"
-            )));
+            return Err(End::Halted(anyhow!("{what}; mend its writer and let --on-invalid dead-letter put it aside")));
         };
         let letters = [Letter::of(message, format!("{why:#}"))];
         tokio::select! {
@@ -231,11 +212,7 @@ impl Forwarder<'_> {
     }
 
     async fn advance(&mut self) -> Result<(), End> {
-        if self.flight.moved.elapsed() >= COMMIT {
-            self.advance_now().await
-        } else {
-            Ok(())
-        }
+        if self.flight.moved.elapsed() >= COMMIT { self.advance_now().await } else { Ok(()) }
     }
 
     async fn advance_now(&mut self) -> Result<(), End> {
@@ -276,10 +253,8 @@ impl Forwarder<'_> {
             return Ok(());
         };
         let (offset, transient) = (self.held.standing.offset, undelivered.is_transient());
-        let failed = Error::new(undelivered).context(format!(
-            "cannot send messages from offset {offset} on to {}",
-            self.topic
-        ));
+        let failed =
+            Error::new(undelivered).context(format!("cannot send messages from offset {offset} on to {}", self.topic));
         if !transient {
             return Err(End::Halted(failed));
         }
@@ -302,11 +277,7 @@ impl Forwarder<'_> {
 
 fn done(message: &Message<'_>) -> Done {
     let record = message.record();
-    Done {
-        offset: record.offset.next(),
-        leader_epoch: record.leader_epoch,
-        last: Some(LastRecord::of(&record)),
-    }
+    Done { offset: record.offset.next(), leader_epoch: record.leader_epoch, last: Some(LastRecord::of(&record)) }
 }
 
 /// How long ago a message was made: by the broker's clock where it gave the time, else as its writer says.

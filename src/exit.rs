@@ -38,18 +38,12 @@ impl Exit {
 
     /// The error, such that the process ends with this status because of it.
     pub fn because(self, cause: impl Into<Error>) -> Error {
-        Error::new(Failure {
-            exit: self,
-            cause: cause.into(),
-        })
+        Error::new(Failure { exit: self, cause: cause.into() })
     }
 
     /// The status that the error carries; without one a person is needed.
     pub fn of(error: &Error) -> Exit {
-        error
-            .chain()
-            .find_map(|cause| cause.downcast_ref::<Failure>())
-            .map_or(Exit::Person, |failure| failure.exit)
+        error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Exit::Person, |failure| failure.exit)
     }
 }
 
@@ -81,9 +75,7 @@ mod tests {
     #[test]
     fn an_error_keeps_its_status_and_its_text_through_contexts() {
         let cause = anyhow!("no such file").context("cannot open x");
-        let error = Err::<(), _>(Exit::Misconfigured.because(cause))
-            .context("cannot start")
-            .unwrap_err();
+        let error = Err::<(), _>(Exit::Misconfigured.because(cause)).context("cannot start").unwrap_err();
         assert_eq!(Exit::of(&error), Exit::Misconfigured);
         assert_eq!(format!("{error:#}"), "cannot start: cannot open x: no such file");
         assert_eq!(Exit::of(&anyhow!("else")), Exit::Person);

@@ -45,10 +45,7 @@ impl FromStr for AcceptLoss {
             let (range, id) = rest.split_once('@')?;
             let (from, to) = range.split_once('-')?;
             Some(AcceptLoss {
-                partition: topic
-                    .parse::<crate::topic::Topic>()
-                    .ok()?
-                    .partition(partition.parse().ok()?),
+                partition: topic.parse::<crate::topic::Topic>().ok()?.partition(partition.parse().ok()?),
                 from: Offset(from.parse().ok()?),
                 to: Offset(to.parse().ok()?),
                 topic_id: id.parse().ok()?,
@@ -74,33 +71,19 @@ pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[Acc
     let trouble = if let Some(id) = topic_id.filter(|id| *id != log.topic_id) {
         anyhow!("the topic was deleted and made again (its id was {id}): what followed offset {offset} is lost")
     } else if offset < log.begin {
-        anyhow!(
-            "the log begins at {} now: the records from {offset} to {} are lost",
-            log.begin,
-            log.begin.0 - 1
-        )
+        anyhow!("the log begins at {} now: the records from {offset} to {} are lost", log.begin, log.begin.0 - 1)
     } else if offset > log.end {
-        anyhow!(
-            "the log ends at {} now, before the kept offset {offset}: it was truncated",
-            log.end
-        )
+        anyhow!("the log ends at {} now, before the kept offset {offset}: it was truncated", log.end)
     } else {
         return Ok(offset);
     };
-    let loss = AcceptLoss {
-        partition: partition.clone(),
-        from: offset,
-        to: log.begin,
-        topic_id: log.topic_id,
-    };
+    let loss = AcceptLoss { partition: partition.clone(), from: offset, to: log.begin, topic_id: log.topic_id };
     if accepted.contains(&loss) {
         log::warn!("{partition}: {trouble}; that was accepted: going on from {}", loss.to);
         return Ok(loss.to);
     }
-    Err(trouble.context(format!(
-        "to go on from offset {}, the first one there, start with --accept-loss {loss}",
-        loss.to
-    )))
+    Err(trouble
+        .context(format!("to go on from offset {}, the first one there, start with --accept-loss {loss}", loss.to)))
 }
 
 #[cfg(test)]
@@ -111,16 +94,8 @@ mod tests {
 
     fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
         let products: crate::topic::Topic = "products".parse().unwrap();
-        let kept = Standing {
-            offset: Offset(offset),
-            topic_id: id,
-            leader_epoch: None,
-        };
-        let log = Log {
-            topic_id: NOW,
-            begin: Offset(50),
-            end: Offset(100),
-        };
+        let kept = Standing { offset: Offset(offset), topic_id: id, leader_epoch: None };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100) };
         fit(&products.partition(3), kept, log, accepted)
     }
 

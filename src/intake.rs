@@ -62,11 +62,7 @@ pub enum Stop {
 
 impl Load {
     pub fn new(partition: &TopicPartition) -> Load {
-        Load {
-            batch: Batch::new(partition),
-            letters: vec![],
-            stop: None,
-        }
+        Load { batch: Batch::new(partition), letters: vec![], stop: None }
     }
 
     fn clear(&mut self) {
@@ -84,15 +80,7 @@ impl<'a> Intake<'a> {
         until: Option<Offset>,
     ) -> Intake<'a> {
         let (partition, load) = (partition.clone(), Load::new(partition));
-        Intake {
-            partition,
-            records,
-            limits,
-            on_invalid,
-            until,
-            load,
-            first_at: None,
-        }
+        Intake { partition, records, limits, on_invalid, until, load, first_at: None }
     }
 
     /// Reads until a batch is ready to be taken: full, or old enough. Cancelling loses nothing.

@@ -76,9 +76,7 @@ impl Held {
             match self.ids.ask(topic).await {
                 Ok(Some(id)) if id == self.topic_id => return Ok(Checked(id)),
                 Ok(Some(id)) => {
-                    return Err(End::Again(anyhow!(
-                        "topic {topic} was deleted and made again (id {id})"
-                    )));
+                    return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
                 }
                 Ok(None) => return Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
                 Err(error) => debug!("{}: {error:#}", self.seat),
@@ -89,23 +87,10 @@ impl Held {
 
     /// Moves the offset. After an error nothing more can be committed under this lease.
     pub async fn commit(&mut self, checked: Checked, done: Done) -> Result<(), End> {
-        let Done {
-            offset,
-            leader_epoch,
-            last,
-        } = done;
-        let position = Position {
-            offset,
-            topic_id: checked.0,
-            leader_epoch,
-            last,
-        };
+        let Done { offset, leader_epoch, last } = done;
+        let position = Position { offset, topic_id: checked.0, leader_epoch, last };
         self.lease.commit(position).await.map_err(End::Lost)?;
-        self.standing = Standing {
-            offset,
-            topic_id: Some(checked.0),
-            leader_epoch,
-        };
+        self.standing = Standing { offset, topic_id: Some(checked.0), leader_epoch };
         debug!("{}: committed offset {offset}", self.seat);
         Ok(())
     }
@@ -168,11 +153,7 @@ impl Leading {
         for (topic, partitions) in &known {
             for partition in partitions {
                 let seat = leading.seat(topic.partition(*partition));
-                tasks.spawn(
-                    leading
-                        .clone()
-                        .lead(seat, work.clone(), shutdown.clone(), leading.first_start),
-                );
+                tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), leading.first_start));
             }
         }
         let mut ends = vec![];
@@ -196,10 +177,7 @@ impl Leading {
         if leading.bounded.is_none() || ends.is_empty() {
             return Ok(Exit::Done);
         }
-        Ok([Exit::Person, Exit::Busy, Exit::Again]
-            .into_iter()
-            .find(|exit| ends.contains(exit))
-            .unwrap_or(Exit::Done))
+        Ok([Exit::Person, Exit::Busy, Exit::Again].into_iter().find(|exit| ends.contains(exit)).unwrap_or(Exit::Done))
     }
 
     /// How many batches there may be at once: each partition has one under way and one that is being read.
@@ -213,19 +191,14 @@ impl Leading {
     pub async fn declare_delay(&self, delay: Duration) -> Result<()> {
         for (topic, partitions) in &self.topics {
             for partition in partitions {
-                self.election
-                    .declare_delay(&self.seat(topic.partition(*partition)), delay)
-                    .await?;
+                self.election.declare_delay(&self.seat(topic.partition(*partition)), delay).await?;
             }
         }
         Ok(())
     }
 
     fn seat(&self, partition: TopicPartition) -> Seat {
-        Seat {
-            partition,
-            name: self.name.clone(),
-        }
+        Seat { partition, name: self.name.clone() }
     }
 
     async fn added(&self, known: &mut BTreeMap<Topic, BTreeSet<i32>>) -> Vec<TopicPartition> {
@@ -272,18 +245,9 @@ impl Leading {
                 None => queue.await?,
             };
             let Some(lease) = lease else {
-                return Ok(if self.bounded.is_some() {
-                    Exit::Again
-                } else {
-                    Exit::Done
-                });
+                return Ok(if self.bounded.is_some() { Exit::Again } else { Exit::Done });
             };
-            let reign = Reign {
-                leading: &self,
-                seat: &seat,
-                until,
-                first_start,
-            };
+            let reign = Reign { leading: &self, seat: &seat, until, first_start };
             if let Some(exit) = reign.run(lease, &*work, &shutdown).await {
                 return Ok(exit);
             }
@@ -401,31 +365,16 @@ impl Reign<'_> {
         };
         if place.is_new {
             // The number is written before the first record is read: a crash must not move the beginning.
-            let position = Position {
-                offset: place.offset,
-                topic_id: place.topic_id,
-                leader_epoch: None,
-                last: None,
-            };
+            let position = Position { offset: place.offset, topic_id: place.topic_id, leader_epoch: None, last: None };
             if let Err(why) = lease.commit(position).await {
                 return Err((lease, End::Lost(why)));
             }
         }
         let partition = &self.seat.partition;
-        match self
-            .leading
-            .reader
-            .partition(partition, place.offset, place.leader_epoch)
-            .await
-        {
+        match self.leading.reader.partition(partition, place.offset, place.leader_epoch).await {
             Ok(records) => {
                 if standing.is_none() {
-                    info!(
-                        "{}: leading from offset {}, term {}",
-                        self.seat,
-                        place.offset,
-                        lease.term()
-                    );
+                    info!("{}: leading from offset {}, term {}", self.seat, place.offset, lease.term());
                 }
                 Ok((self.held(lease, place), records))
             }
@@ -434,20 +383,11 @@ impl Reign<'_> {
     }
 
     fn held(&self, lease: Lease, place: Place) -> Held {
-        let Place {
-            offset,
-            topic_id,
-            leader_epoch,
-            ..
-        } = place;
+        let Place { offset, topic_id, leader_epoch, .. } = place;
         Held {
             seat: self.seat.clone(),
             lease,
-            standing: Standing {
-                offset,
-                topic_id: Some(topic_id),
-                leader_epoch,
-            },
+            standing: Standing { offset, topic_id: Some(topic_id), leader_epoch },
             until: self.until,
             topic_id,
             ids: self.leading.reader.ids().clone(),
@@ -458,10 +398,7 @@ impl Reign<'_> {
         let (partition, reader) = (&self.seat.partition, &self.leading.reader);
         let id = reader.ids().ask(&partition.topic).await.map_err(End::Again)?;
         let Some(topic_id) = id else {
-            return Err(End::Halted(anyhow!(
-                "topic {} does not exist any more",
-                partition.topic
-            )));
+            return Err(End::Halted(anyhow!("topic {} does not exist any more", partition.topic)));
         };
         let log = reader.log(partition).await.map_err(End::Again)?;
         let kept = match standing {
@@ -471,27 +408,13 @@ impl Reign<'_> {
         let Some(kept) = kept else {
             let offset = self.first(log).await.map_err(End::Again)?;
             info!("{}: no offset is stored, beginning at {offset}", self.seat);
-            return Ok(Place {
-                offset,
-                topic_id,
-                leader_epoch: None,
-                is_new: true,
-            });
+            return Ok(Place { offset, topic_id, leader_epoch: None, is_new: true });
         };
-        let log = fit::Log {
-            topic_id,
-            begin: log.begin,
-            end: log.end,
-        };
+        let log = fit::Log { topic_id, begin: log.begin, end: log.end };
         let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
         let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
         let leader_epoch = kept.leader_epoch.filter(|_| !moved);
-        Ok(Place {
-            offset,
-            topic_id,
-            leader_epoch,
-            is_new: moved,
-        })
+        Ok(Place { offset, topic_id, leader_epoch, is_new: moved })
     }
 
     /// What the take-over found; `None` where no offset is stored.
@@ -512,14 +435,8 @@ impl Reign<'_> {
         }
         match &stored.state {
             StoredState::Kept(state) if state.position.offset == offset => {
-                let Position {
-                    topic_id, leader_epoch, ..
-                } = state.position;
-                return Ok(Some(Standing {
-                    offset,
-                    topic_id: Some(topic_id),
-                    leader_epoch,
-                }));
+                let Position { topic_id, leader_epoch, .. } = state.position;
+                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch }));
             }
             StoredState::Kept(state) => warn!(
                 "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
@@ -528,11 +445,7 @@ impl Reign<'_> {
             StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
             StoredState::None => {}
         }
-        Ok(Some(Standing {
-            offset,
-            topic_id: None,
-            leader_epoch: None,
-        }))
+        Ok(Some(Standing { offset, topic_id: None, leader_epoch: None }))
     }
 
     async fn first(&self, log: kafka::Log) -> Result<Offset> {

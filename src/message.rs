@@ -24,12 +24,7 @@ impl Change {
         value.extend_from_slice(b"{\"payload\": ");
         value.extend_from_slice(&self.payload);
         value.extend_from_slice(
-            format!(
-                ", \"created_at\": {}.{:03}}}",
-                created_at.as_secs(),
-                created_at.subsec_millis()
-            )
-            .as_bytes(),
+            format!(", \"created_at\": {}.{:03}}}", created_at.as_secs(), created_at.subsec_millis()).as_bytes(),
         );
         value
     }
@@ -59,10 +54,7 @@ impl<'a> DelayMessage<'a> {
         let created_at = seconds
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .and_then(|since| UNIX_EPOCH.checked_add(since));
-        Ok(DelayMessage {
-            payload: envelope.payload.get().as_bytes(),
-            created_at,
-        })
+        Ok(DelayMessage { payload: envelope.payload.get().as_bytes(), created_at })
     }
 }
 
@@ -127,10 +119,7 @@ mod tests {
 
     #[test]
     fn a_delay_message_is_written_as_the_gem_writes_it_and_read_back() {
-        let change = Change {
-            key: None,
-            payload: br#"{"id": 18446744073709551616}"#.to_vec(),
-        };
+        let change = Change { key: None, payload: br#"{"id": 18446744073709551616}"#.to_vec() };
         let value = change.delay_message(UNIX_EPOCH + Duration::from_millis(1_700_000_000_007));
         assert_eq!(
             std::str::from_utf8(&value).unwrap(),
@@ -153,14 +142,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_delay_message_is_refused() {
-        for value in [
-            None,
-            Some(&b""[..]),
-            Some(b"{}"),
-            Some(br#"{"created_at":1}"#),
-            Some(b"7"),
-            Some(b"{"),
-        ] {
+        for value in [None, Some(&b""[..]), Some(b"{}"), Some(br#"{"created_at":1}"#), Some(b"7"), Some(b"{")] {
             assert!(DelayMessage::parse(value).is_err(), "{value:?}");
         }
     }
@@ -169,15 +151,10 @@ mod tests {
     fn the_record_key_is_the_text_of_its_members() {
         let key = |payload: &str, names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
-            key_of(payload.as_bytes(), &names)
-                .unwrap()
-                .map(|key| String::from_utf8(key).unwrap())
+            key_of(payload.as_bytes(), &names).unwrap().map(|key| String::from_utf8(key).unwrap())
         };
         assert_eq!(key(r#"{"id":7}"#, &["id"]).as_deref(), Some("7"));
-        assert_eq!(
-            key(r#"{"id":18446744073709551616}"#, &["id"]).as_deref(),
-            Some("18446744073709551616")
-        );
+        assert_eq!(key(r#"{"id":18446744073709551616}"#, &["id"]).as_deref(), Some("18446744073709551616"));
         assert_eq!(key(r#"{"id":"a\"b"}"#, &["id"]).as_deref(), Some("a\"b"));
         assert_eq!(key(r#"{"a":1,"b":"x"}"#, &["a", "b"]).as_deref(), Some(r#"[1,"x"]"#));
         for without in ["{}", "7", r#"{"id":null}"#] {
@@ -197,11 +174,9 @@ mod tests {
     #[test]
     fn keys_are_hashed_as_the_java_client_does() {
         // org.apache.kafka.common.utils.UtilsTest.testMurmur2
-        for (key, hash) in [
-            ("21", -973_932_308_i32),
-            ("foobar", -790_332_482),
-            ("a-little-bit-long-string", -985_981_536),
-        ] {
+        for (key, hash) in
+            [("21", -973_932_308_i32), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536)]
+        {
             assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
         }
         assert_eq!(partition_of(b"21", &[5]), 5);

@@ -51,14 +51,7 @@ impl Progress {
             Format::Json => Show::Json,
             Format::None => Show::Nothing,
         };
-        Progress {
-            show,
-            what,
-            total,
-            done: 0,
-            begun: Instant::now(),
-            next_line: FIRST_LINE,
-        }
+        Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE }
     }
 
     pub fn add(&mut self, more: usize) {
@@ -84,13 +77,7 @@ impl Progress {
         }
         let elapsed = self.begun.elapsed();
         if let Show::Bar(_) | Show::Lines = self.show {
-            info!(
-                "{} {} in {:.1} s, {:.0} a second",
-                self.done,
-                self.what,
-                elapsed.as_secs_f64(),
-                self.rate(elapsed)
-            );
+            info!("{} {} in {:.1} s, {:.0} a second", self.done, self.what, elapsed.as_secs_f64(), self.rate(elapsed));
         } else {
             self.line(elapsed, true);
         }
@@ -100,12 +87,7 @@ impl Progress {
         match self.show {
             Show::Lines => {
                 let left = self.total.map_or(String::new(), |total| format!(" of about {total}"));
-                info!(
-                    "{}{left} {} so far, {:.0} a second",
-                    self.done,
-                    self.what,
-                    self.rate(elapsed)
-                );
+                info!("{}{left} {} so far, {:.0} a second", self.done, self.what, self.rate(elapsed));
             }
             Show::Json => eprintln!(
                 "{}",
@@ -128,10 +110,7 @@ impl Progress {
 
 fn bar(what: &str, total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{wide_bar} {human_pos}/{human_len} {msg}, {per_sec}, {eta} left",
-        ),
+        Some(total) => (ProgressBar::new(total), "{wide_bar} {human_pos}/{human_len} {msg}, {per_sec}, {eta} left"),
         None => (ProgressBar::new_spinner(), "{spinner} {human_pos} {msg}, {per_sec}"),
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -36,11 +36,7 @@ pub struct LastRecord {
 impl LastRecord {
     pub fn of(record: &Record<'_>) -> LastRecord {
         let crc32c = crc32c::crc32c(record.value.unwrap_or_default());
-        LastRecord {
-            offset: record.offset,
-            ts: record.timestamp_ms,
-            crc32c,
-        }
+        LastRecord { offset: record.offset, ts: record.timestamp_ms, crc32c }
     }
 }
 
@@ -59,19 +55,8 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(partition: &TopicPartition) -> Batch {
-        let head = format!(
-            "{{\"topic\":\"{}\",\"partition\":{},\"offset\":",
-            partition.topic, partition.partition
-        );
-        Batch {
-            head: head.into(),
-            lines: vec![],
-            len: 0,
-            range: None,
-            next: None,
-            last: None,
-            leader_epoch: None,
-        }
+        let head = format!("{{\"topic\":\"{}\",\"partition\":{},\"offset\":", partition.topic, partition.partition);
+        Batch { head: head.into(), lines: vec![], len: 0, range: None, next: None, last: None, leader_epoch: None }
     }
 
     /// Adds the record's line and moves the batch's end past it.
@@ -180,9 +165,7 @@ fn header_value(value: Option<&[u8]>) -> HeaderValue<'_> {
     match value.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
         None => HeaderValue::Text(None),
         Some((_, Ok(text))) => HeaderValue::Text(Some(text)),
-        Some((bytes, Err(_))) => HeaderValue::Bytes {
-            b64: BASE64.encode(bytes),
-        },
+        Some((bytes, Err(_))) => HeaderValue::Bytes { b64: BASE64.encode(bytes) },
     }
 }
 
@@ -282,10 +265,7 @@ mod tests {
             let error = batch.push(&record(6, Some(value))).unwrap_err();
             assert!(error.to_string().starts_with("it is "), "{error}");
         }
-        assert_eq!(
-            (batch.lines(), batch.len(), batch.next()),
-            (&before[..], 1, Some(Offset(6)))
-        );
+        assert_eq!((batch.lines(), batch.len(), batch.next()), (&before[..], 1, Some(Offset(6))));
     }
 
     #[test]
@@ -294,10 +274,7 @@ mod tests {
         assert_eq!(batch.next(), None);
         batch.push(&record(5, Some(b"1"))).unwrap();
         batch.pass(&record(9, Some(b"{")));
-        assert_eq!(
-            (batch.range(), batch.next()),
-            (Some((Offset(5), Offset(5))), Some(Offset(10)))
-        );
+        assert_eq!((batch.range(), batch.next()), (Some((Offset(5), Offset(5))), Some(Offset(10))));
         assert_eq!(batch.last().map(|last| last.offset), Some(Offset(9)));
         batch.pass_to(Offset(17));
         assert_eq!(batch.next(), Some(Offset(17)));

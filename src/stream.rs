@@ -76,12 +76,7 @@ impl Chunk {
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
     pub async fn run(self, mut announcer: Announcer, mut progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream {
-            source,
-            action,
-            phases,
-            chunk,
-        } = self;
+        let Stream { source, action, phases, chunk } = self;
         let ended = match action {
             None if phases == Phases::InstantOnly => {
                 reindex(source, chunk, &mut announcer, &mut progress, shutdown).await?
@@ -156,9 +151,7 @@ async fn update(
             chunk = source.next(limits) => chunk?,
         };
         let Some(chunk) = chunk else { return Ok(Exit::Done) };
-        announcer
-            .around(chunk.changes(), phases, act(action.as_mut(), &mut source, &chunk))
-            .await?;
+        announcer.around(chunk.changes(), phases, act(action.as_mut(), &mut source, &chunk)).await?;
         progress.add(chunk.changes().len());
     }
 }
@@ -182,11 +175,7 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
         lines.push(b'\n');
     }
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
-    let input = Input {
-        label: "action",
-        lines: &lines,
-        environment: &environment,
-    };
+    let input = Input { label: "action", lines: &lines, environment: &environment };
     match command.run(input, std::future::pending()).await {
         Outcome::Done => Ok(()),
         Outcome::Failed(failure) => {
@@ -195,9 +184,7 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
                 Failure::Exit(77 | 78 | 126 | 127) | Failure::NotStarted { .. } => Exit::Misconfigured,
                 _ => Exit::Person,
             };
-            Err(exit.because(anyhow!(
-                "the action failed: {failure}; the delay messages of its chunk are sent"
-            )))
+            Err(exit.because(anyhow!("the action failed: {failure}; the delay messages of its chunk are sent")))
         }
         Outcome::Stopped => Err(Exit::Again.because(anyhow!("the action was stopped"))),
     }
@@ -208,10 +195,7 @@ impl Source {
         match self {
             Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),
             Source::Rows { database, scan } => {
-                let limit = Limit {
-                    rows: limits.rows,
-                    bytes: limits.bytes,
-                };
+                let limit = Limit { rows: limits.rows, bytes: limits.bytes };
                 let chunk = database.next_chunk(scan, limit).await.map_err(failure)?;
                 Ok(chunk.map(Chunk::Rows))
             }
@@ -230,11 +214,7 @@ pub fn failure(trouble: Trouble) -> anyhow::Error {
 
 impl Lines {
     pub fn new(key: Vec<String>) -> Lines {
-        Lines {
-            lines: BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n'),
-            key,
-            number: 0,
-        }
+        Lines { lines: BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n'), key, number: 0 }
     }
 
     /// The next lines; `None` at the end. A line that is not JSON is an error before anything of its chunk is sent.
@@ -279,9 +259,6 @@ impl Lines {
         let payload: &RawValue = serde_json::from_slice(line).with_context(|| format!("{} is not JSON", at()))?;
         let payload = payload.get().as_bytes();
         let key = key_of(payload, &self.key).with_context(|| format!("{} has no usable key", at()))?;
-        Ok(Change {
-            key,
-            payload: payload.to_vec(),
-        })
+        Ok(Change { key, payload: payload.to_vec() })
     }
 }

@@ -20,10 +20,7 @@ pub type TopicIds = HashMap<String, KafkaResult<TopicId>>;
 
 /// Asks a broker for the topics' ids; blocks for at most `timeout` and a second.
 pub fn topic_ids<C: ClientContext>(client: &Client<C>, topics: &[Topic], timeout: Duration) -> KafkaResult<TopicIds> {
-    let names = topics
-        .iter()
-        .map(|topic| CString::new(topic.as_str()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let names = topics.iter().map(|topic| CString::new(topic.as_str())).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX - 1000);
     let mut error = [0; 512];
@@ -53,9 +50,7 @@ pub fn topic_ids<C: ClientContext>(client: &Client<C>, topics: &[Topic], timeout
 /// `event` is null or the answer of rd_kafka_DescribeTopics.
 unsafe fn read_topic_ids(event: *mut rd_kafka_event_t) -> KafkaResult<TopicIds> {
     if event.is_null() {
-        return Err(KafkaError::AdminOp(
-            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT.into(),
-        ));
+        return Err(KafkaError::AdminOp(rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT.into()));
     }
     // SAFETY: the event is alive, and so is all that it owns; the array has `count` elements.
     unsafe {
@@ -66,10 +61,7 @@ unsafe fn read_topic_ids(event: *mut rd_kafka_event_t) -> KafkaResult<TopicIds> 
         let mut count = 0;
         let found = rd_kafka_DescribeTopics_result_topics(rd_kafka_event_DescribeTopics_result(event), &mut count);
         let topics = std::slice::from_raw_parts(found, count);
-        Ok(topics
-            .iter()
-            .map(|topic| (name_of(*topic), read_topic_id(*topic)))
-            .collect())
+        Ok(topics.iter().map(|topic| (name_of(*topic), read_topic_id(*topic))).collect())
     }
 }
 
@@ -78,11 +70,7 @@ unsafe fn read_topic_ids(event: *mut rd_kafka_event_t) -> KafkaResult<TopicIds> 
 /// `topic` is part of an event that is alive.
 unsafe fn name_of(topic: *const rd_kafka_TopicDescription_t) -> String {
     // SAFETY: librdkafka gives a string that ends in NUL and lives as long as the topic.
-    unsafe {
-        CStr::from_ptr(rd_kafka_TopicDescription_name(topic))
-            .to_string_lossy()
-            .into_owned()
-    }
+    unsafe { CStr::from_ptr(rd_kafka_TopicDescription_name(topic)).to_string_lossy().into_owned() }
 }
 
 /// # Safety
@@ -96,10 +84,7 @@ unsafe fn read_topic_id(topic: *const rd_kafka_TopicDescription_t) -> KafkaResul
             return Err(KafkaError::AdminOp(error.into()));
         }
         let id = rd_kafka_TopicDescription_topic_id(topic);
-        let (high, low) = (
-            rd_kafka_Uuid_most_significant_bits(id),
-            rd_kafka_Uuid_least_significant_bits(id),
-        );
+        let (high, low) = (rd_kafka_Uuid_most_significant_bits(id), rd_kafka_Uuid_least_significant_bits(id));
         Ok(TopicId((u128::from(high as u64) << 64) | u128::from(low as u64)))
     }
 }

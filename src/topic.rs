@@ -34,10 +34,7 @@ impl Topic {
     }
 
     pub fn partition(&self, partition: i32) -> TopicPartition {
-        TopicPartition {
-            topic: self.clone(),
-            partition,
-        }
+        TopicPartition { topic: self.clone(), partition }
     }
 }
 
@@ -76,10 +73,7 @@ impl FromStr for Name {
 
     fn from_str(name: &str) -> Result<Name> {
         checked(name, "name")?;
-        ensure!(
-            !name.starts_with('-'),
-            "the name '{name}' begins with '-', which other tools take for an option"
-        );
+        ensure!(!name.starts_with('-'), "the name '{name}' begins with '-', which other tools take for an option");
         Ok(Name(name.into()))
     }
 }
@@ -145,11 +139,7 @@ impl FromStr for TopicId {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<TopicId> {
-        ensure!(
-            text.len() == 32,
-            "a topic id has 32 hexadecimal digits, not {}",
-            text.len()
-        );
+        ensure!(text.len() == 32, "a topic id has 32 hexadecimal digits, not {}", text.len());
         Ok(TopicId(u128::from_str_radix(text, 16)?))
     }
 }
@@ -162,10 +152,7 @@ mod tests {
     fn a_topic_has_a_delay_topic_and_a_dead_letter_topic() {
         let products: Topic = "products".parse().unwrap();
         assert_eq!(products.delay().unwrap().as_str(), "products-delay");
-        assert_eq!(
-            products.dead_letter(&"indexer".parse().unwrap()).unwrap().as_str(),
-            "products-indexer-dead"
-        );
+        assert_eq!(products.dead_letter(&"indexer".parse().unwrap()).unwrap().as_str(), "products-indexer-dead");
         let longest: Topic = "x".repeat(MAX_NAME).parse().unwrap();
         assert!(longest.delay().unwrap_err().to_string().contains("1 to 249 characters"));
     }

@@ -56,9 +56,7 @@ impl Tool for Cli {
 }
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
-    let Cli {
-        kafka, leader, name, ..
-    } = cli;
+    let Cli { kafka, leader, name, .. } = cli;
     let handler = cli.handler.command()?;
     let cluster = kafka.cluster()?;
     let bounded = cli.exit.then_some(Bounded { wait: cli.wait });
@@ -86,11 +84,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     };
     let ended = leading.run(consume, &shutdown).await?;
     let is_incomplete = cli.exit && has_dead_lettered.load(Ordering::Relaxed);
-    Ok(if ended == Exit::Done && is_incomplete {
-        Exit::DeadLettered
-    } else {
-        ended
-    })
+    Ok(if ended == Exit::Done && is_incomplete { Exit::DeadLettered } else { ended })
 }
 
 fn main() -> ExitCode {

@@ -50,11 +50,8 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
     let Cli { kafka, leader, .. } = cli;
     let cluster = kafka.cluster()?;
     let delay = cli.delay.checked();
-    let topics: BTreeMap<Topic, Topic> = kafka
-        .topic
-        .iter()
-        .map(|topic| Ok((topic.delay()?, topic.clone())))
-        .collect::<Result<_>>()?;
+    let topics: BTreeMap<Topic, Topic> =
+        kafka.topic.iter().map(|topic| Ok((topic.delay()?, topic.clone()))).collect::<Result<_>>()?;
     let read: Vec<_> = topics.keys().cloned().collect();
     let leading = leader.leading((&cluster, kafka), &read, &Name::delayer(), None).await?;
     for (delay_topic, topic) in &topics {
@@ -69,26 +66,12 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
             return Err(Exit::Misconfigured.because(error));
         }
     }
-    leading
-        .declare_delay(delay)
-        .await
-        .map_err(|error| Exit::Misconfigured.because(error))?;
+    leading.declare_delay(delay).await.map_err(|error| Exit::Misconfigured.because(error))?;
     let writer = leader.writer(&cluster)?;
     let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics).await?;
     let (election, reader) = (leading.election.clone(), leading.reader.clone());
     let on_invalid = leader.on_invalid.into();
-    Ok((
-        leading,
-        Delay {
-            delay,
-            election,
-            topics,
-            reader,
-            writer,
-            on_invalid,
-            dead_letters,
-        },
-    ))
+    Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters }))
 }
 
 fn main() -> ExitCode {

@@ -89,9 +89,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let cluster = cli.kafka.cluster()?;
         let admin = Admin::new(&cluster)?;
         for topic in phases.topics(topic)? {
-            let count = admin
-                .need(&topic, cli.kafka.create_topics, cli.kafka.patience(true))
-                .await?;
+            let count = admin.need(&topic, cli.kafka.create_topics, cli.kafka.patience(true)).await?;
             cli.kafka.chosen(&topic, count)?;
         }
         let writer = Writer::open(&cluster, DELIVERY)?;
@@ -101,34 +99,12 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };
-    let chunk = ChunkLimits {
-        rows: cli.chunk_size as usize,
-        bytes: cli.chunk_bytes,
-        wait: cli.chunk_wait,
-    };
-    let delay = if phases == Phases::InstantOnly {
-        cli.delay.delay
-    } else {
-        cli.delay.checked()
-    };
+    let chunk = ChunkLimits { rows: cli.chunk_size as usize, bytes: cli.chunk_bytes, wait: cli.chunk_wait };
+    let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
-    let progress = Progress::new(
-        if cli.common.logging.quiet {
-            progress::Format::None
-        } else {
-            cli.progress
-        },
-        "rows",
-        total,
-    );
-    Stream {
-        source,
-        action,
-        phases,
-        chunk,
-    }
-    .run(announcer, progress, &shutdown)
-    .await
+    let progress =
+        Progress::new(if cli.common.logging.quiet { progress::Format::None } else { cli.progress }, "rows", total);
+    Stream { source, action, phases, chunk }.run(announcer, progress, &shutdown).await
 }
 
 fn main() -> ExitCode {

@@ -46,19 +46,12 @@ impl HandlerOptions {
     }
 
     pub fn jobs(&self) -> usize {
-        self.jobs.map_or_else(
-            || std::thread::available_parallelism().map_or(1, usize::from),
-            usize::from,
-        )
+        self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
     }
 
     /// When a batch is full, where one may have at most `share` bytes.
     pub fn limits(&self, share: usize) -> Limits {
         let bytes = self.batch_bytes.min(share);
-        Limits {
-            records: self.batch_size as usize,
-            bytes,
-            wait: self.batch_wait,
-        }
+        Limits { records: self.batch_size as usize, bytes, wait: self.batch_wait }
     }
 }

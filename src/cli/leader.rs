@@ -23,12 +23,7 @@ const DELIVERY: Duration = Duration::from_secs(120);
 #[derive(Args, Clone, Debug)]
 pub struct LeaderOptions {
     /// ZooKeeper servers; a path after them keeps installations apart
-    #[arg(
-        long,
-        env = "KSYNC_ZOOKEEPER",
-        value_name = "HOST:PORT,..[/CHROOT]",
-        help_heading = "ZooKeeper"
-    )]
+    #[arg(long, env = "KSYNC_ZOOKEEPER", value_name = "HOST:PORT,..[/CHROOT]", help_heading = "ZooKeeper")]
     pub zookeeper: Servers,
 
     /// How long ZooKeeper waits for a process that does not answer before another one may lead
@@ -88,9 +83,7 @@ fn first_start(text: &str) -> Result<FirstStart> {
         ("earliest", _) => Ok(FirstStart::Earliest),
         ("latest", _) => Ok(FirstStart::Latest),
         (_, Some(at)) => Ok(FirstStart::At(time(at)?)),
-        _ => Err(anyhow!(
-            "it is written earliest, latest or @TIME, for example @2026-11-22T03:00Z"
-        )),
+        _ => Err(anyhow!("it is written earliest, latest or @TIME, for example @2026-11-22T03:00Z")),
     }
 }
 
@@ -108,9 +101,7 @@ impl LeaderOptions {
         let admin = Admin::new(cluster)?;
         let mut topics = BTreeMap::new();
         for topic in read {
-            let count = admin
-                .need(topic, kafka.create_topics, kafka.patience(bounded.is_some()))
-                .await?;
+            let count = admin.need(topic, kafka.create_topics, kafka.patience(bounded.is_some())).await?;
             topics.insert(topic.clone(), kafka.chosen(topic, count)?);
         }
         let partitions = topics.values().map(BTreeSet::len).sum();
@@ -146,18 +137,12 @@ impl LeaderOptions {
         for (read, origin) in origins {
             let topic = match self.dead_letter.as_deref() {
                 None | Some("") => origin.dead_letter(&leading.name)?,
-                Some(named) => named
-                    .parse()
-                    .map_err(|error| Exit::Usage.because(anyhow::Error::from(error)))?,
+                Some(named) => named.parse().map_err(|error| Exit::Usage.because(anyhow::Error::from(error)))?,
             };
             let patience = kafka.patience(leading.bounded.is_some());
             leading.admin.need(&topic, kafka.create_topics, patience).await?;
             topics.insert(read.clone(), topic);
         }
-        Ok(Some(DeadLetters {
-            writer: writer.clone(),
-            topics,
-            name: leading.name.clone(),
-        }))
+        Ok(Some(DeadLetters { writer: writer.clone(), topics, name: leading.name.clone() }))
     }
 }

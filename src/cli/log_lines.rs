@@ -21,13 +21,7 @@ pub struct Logging {
     pub quiet: bool,
 
     /// How a line of the log looks
-    #[arg(
-        long,
-        env = "KSYNC_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text",
-        help_heading = "Other"
-    )]
+    #[arg(long, env = "KSYNC_LOG_FORMAT", value_name = "FORMAT", default_value = "text", help_heading = "Other")]
     pub log_format: LogFormat,
 }
 
@@ -48,24 +42,13 @@ impl Logging {
             (false, _) => LevelFilter::Trace,
         };
         // Other crates' lines are for who develops ksync.
-        let others = if self.verbose > 1 {
-            LevelFilter::Debug
-        } else {
-            LevelFilter::Error
-        };
+        let others = if self.verbose > 1 { LevelFilter::Debug } else { LevelFilter::Error };
         let (program, format) = (program.to_owned(), self.log_format);
         env_logger::Builder::new()
             .filter_level(others)
             .filter_module("ksync", level)
             .filter_module("handler", level)
-            .filter_module(
-                "librdkafka",
-                if self.verbose > 0 {
-                    LevelFilter::Debug
-                } else {
-                    LevelFilter::Warn
-                },
-            )
+            .filter_module("librdkafka", if self.verbose > 0 { LevelFilter::Debug } else { LevelFilter::Warn })
             .format(move |out, record| match format {
                 LogFormat::Text => text(out, &program, record),
                 LogFormat::Json => json(out, &program, record),
@@ -85,22 +68,14 @@ fn text(out: &mut Formatter, program: &str, record: &Record<'_>) -> std::io::Res
         Level::Debug => "debug",
         Level::Trace => "trace",
     };
-    writeln!(
-        out,
-        "{time} {program} {style}{level}{style:#}: {}",
-        escaped(&record.args().to_string())
-    )
+    writeln!(out, "{time} {program} {style}{level}{style:#}: {}", escaped(&record.args().to_string()))
 }
 
 fn json(out: &mut Formatter, program: &str, record: &Record<'_>) -> std::io::Result<()> {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let level = record.level().as_str().to_lowercase();
     let message = escaped(&record.args().to_string());
-    writeln!(
-        out,
-        "{}",
-        json!({"time": time, "program": program, "level": level, "message": message})
-    )
+    writeln!(out, "{}", json!({"time": time, "program": program, "level": level, "message": message}))
 }
 
 /// Text of other people with its control characters made harmless: one event is one line, and no terminal obeys it.

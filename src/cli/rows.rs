@@ -21,13 +21,7 @@ pub struct SourceOptions {
     pub stdin: Option<String>,
 
     /// Database to read rows of [default: what DATABASE_URL says]
-    #[arg(
-        long,
-        env = "KSYNC_DATABASE",
-        hide_env_values = true,
-        value_name = "URL",
-        help_heading = "Source"
-    )]
+    #[arg(long, env = "KSYNC_DATABASE", hide_env_values = true, value_name = "URL", help_heading = "Source")]
     pub database: Option<String>,
 
     /// Table whose rows are announced
@@ -35,13 +29,7 @@ pub struct SourceOptions {
     pub table: Option<String>,
 
     /// Only rows for which this holds
-    #[arg(
-        long = "where",
-        env = "KSYNC_WHERE",
-        value_name = "SQL",
-        requires = "table",
-        help_heading = "Source"
-    )]
+    #[arg(long = "where", env = "KSYNC_WHERE", value_name = "SQL", requires = "table", help_heading = "Source")]
     pub filter: Option<String>,
 
     /// Query whose rows are announced
@@ -56,13 +44,7 @@ pub struct SourceOptions {
     pub query: Option<String>,
 
     /// Column or member that makes the record key [default: the primary key; id for stdin]
-    #[arg(
-        long,
-        env = "KSYNC_KEY",
-        value_name = "COLUMN,..",
-        value_delimiter = ',',
-        help_heading = "Source"
-    )]
+    #[arg(long, env = "KSYNC_KEY", value_name = "COLUMN,..", value_delimiter = ',', help_heading = "Source")]
     pub key: Vec<String>,
 }
 
@@ -70,13 +52,7 @@ pub struct SourceOptions {
 #[derive(Args, Clone, Debug)]
 pub struct ActionOptions {
     /// Statement to run on each chunk, or @FILE; :keys stands for the keys of its rows
-    #[arg(
-        long,
-        env = "KSYNC_SQL",
-        value_name = "STATEMENT",
-        conflicts_with = "command",
-        help_heading = "Action"
-    )]
+    #[arg(long, env = "KSYNC_SQL", value_name = "STATEMENT", conflicts_with = "command", help_heading = "Action")]
     pub sql: Option<String>,
 
     /// Command to run on each chunk, its payload lines on stdin
@@ -88,9 +64,7 @@ impl SourceOptions {
     /// Whether a source is named at all; seen without opening anything.
     pub fn check(&self) -> Result<()> {
         if self.stdin.is_none() && self.table.is_none() && self.query.is_none() {
-            return Err(usage(anyhow!(
-                "nothing to read: name --table or --query, or - for JSON lines on stdin"
-            )));
+            return Err(usage(anyhow!("nothing to read: name --table or --query, or - for JSON lines on stdin")));
         }
         if self.stdin.is_none() {
             self.url()?;
@@ -100,35 +74,21 @@ impl SourceOptions {
 
     fn url(&self) -> Result<String> {
         let url = self.database.clone().or_else(|| std::env::var("DATABASE_URL").ok());
-        url.ok_or_else(|| {
-            usage(anyhow!(
-                "no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database"
-            ))
-        })
+        url.ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
     }
 
     /// Opens the source, with about how many rows it has where that is known.
     pub async fn open(&self) -> Result<(Source, Option<u64>)> {
         if self.stdin.is_some() {
-            let key = if self.key.is_empty() {
-                vec![DEFAULT_KEY.to_owned()]
-            } else {
-                self.key.clone()
-            };
+            let key = if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() };
             return Ok((Source::Lines(Lines::new(key)), None));
         }
         let rows = match (&self.query, &self.table) {
             (Some(query), _) => Rows::Query(query.clone()),
-            (None, Some(table)) => Rows::Table {
-                table: table.clone(),
-                filter: self.filter.clone(),
-            },
+            (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
             (None, None) => return Err(usage(anyhow!("nothing to read"))),
         };
-        let source = database::Source {
-            rows,
-            key: self.key.clone(),
-        };
+        let source = database::Source { rows, key: self.key.clone() };
         let mut database = Database::open(&self.url()?).await.map_err(failure)?;
         let scan = database.prepare(&source).await.map_err(failure)?;
         let total = database.estimate(&source).await.map_err(failure)?;
@@ -146,17 +106,13 @@ impl ActionOptions {
         }
         let Some(sql) = &self.sql else { return Ok(None) };
         let sql = match sql.strip_prefix('@') {
-            Some(file) => std::fs::read_to_string(file)
-                .with_context(|| format!("cannot read {file}"))
-                .map_err(usage)?,
+            Some(file) => {
+                std::fs::read_to_string(file).with_context(|| format!("cannot read {file}")).map_err(usage)?
+            }
             None => sql.clone(),
         };
         let dialect = Dialect::of(&source.url()?).map_err(usage)?;
-        Ok(Some(Action::Sql(
-            Statement::parse(&sql, dialect)
-                .context("cannot use --sql")
-                .map_err(usage)?,
-        )))
+        Ok(Some(Action::Sql(Statement::parse(&sql, dialect).context("cannot use --sql").map_err(usage)?)))
     }
 }
 

@@ -17,18 +17,14 @@ pub fn duration(text: &str) -> Result<Duration> {
 
 /// `8MiB`, `64KiB`; a bare number is bytes.
 pub fn size(text: &str) -> Result<usize> {
-    let size = ByteSize::from_str(text)
-        .ok()
-        .context("a size is written as 8MiB or 64KiB")?;
+    let size = ByteSize::from_str(text).ok().context("a size is written as 8MiB or 64KiB")?;
     ensure!(size.as_u64() > 0, "a size is more than 0");
     Ok(usize::try_from(size.as_u64())?)
 }
 
 /// `2026-11-22T03:00Z`.
 pub fn time(text: &str) -> Result<SystemTime> {
-    let time = text
-        .parse::<Timestamp>()
-        .context("a time is written as 2026-11-22T03:00Z")?;
+    let time = text.parse::<Timestamp>().context("a time is written as 2026-11-22T03:00Z")?;
     Ok(time.into())
 }
 
@@ -47,10 +43,7 @@ mod tests {
         assert_eq!(size("8MiB").unwrap(), 8 << 20);
         assert_eq!(size("1000").unwrap(), 1000);
         assert!(size("0").is_err() && size("-1").is_err() && size("x").is_err());
-        assert_eq!(
-            time("1970-01-02T00:00Z").unwrap(),
-            UNIX_EPOCH + Duration::from_secs(86_400)
-        );
+        assert_eq!(time("1970-01-02T00:00Z").unwrap(), UNIX_EPOCH + Duration::from_secs(86_400));
         assert!(time("tomorrow").is_err());
     }
 }

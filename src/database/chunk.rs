@@ -76,14 +76,7 @@ impl<'a> Filling<'a> {
 
     /// The chunk, and the key of the row behind it where there is one.
     pub fn finish(self, key: &Arc<[Column]>) -> (Chunk, Option<Vec<Value>>) {
-        (
-            Chunk {
-                changes: self.changes,
-                values: self.values,
-                key: key.clone(),
-            },
-            self.ahead,
-        )
+        (Chunk { changes: self.changes, values: self.values, key: key.clone() }, self.ahead)
     }
 }
 
@@ -114,10 +107,7 @@ impl Members {
             [_] => json[self.0[0].len()..json.len() - 1].to_vec(),
             several => array(several),
         };
-        Change {
-            key: Some(record_key),
-            payload: json.clone(),
-        }
+        Change { key: Some(record_key), payload: json.clone() }
     }
 }
 
@@ -143,29 +133,18 @@ mod tests {
     fn a_key_is_written_as_the_wire_format_has_it() {
         let cases = [
             (vec![Value::Integer(-7)], "-7", r#"{"a":-7}"#),
-            (
-                vec![Value::Unsigned(u64::MAX)],
-                "18446744073709551615",
-                r#"{"a":18446744073709551615}"#,
-            ),
+            (vec![Value::Unsigned(u64::MAX)], "18446744073709551615", r#"{"a":18446744073709551615}"#),
             (vec![Value::Literal("0.10".to_owned())], "0.10", r#"{"a":0.10}"#),
             (vec![Value::Real(1.5)], "1.5", r#"{"a":1.5}"#),
             (vec![Value::Real(f64::INFINITY)], "Infinity", r#"{"a":"Infinity"}"#),
             (vec![Value::Text("x\"\n".to_owned())], "x\"\n", r#"{"a":"x\"\n"}"#),
             (vec![Value::Bytes(vec![0, 255])], "\\x00ff", r#"{"a":"\\x00ff"}"#),
-            (
-                vec![Value::Integer(1), Value::Text("a".to_owned())],
-                r#"[1,"a"]"#,
-                r#"{"a":1,"b":"a"}"#,
-            ),
+            (vec![Value::Integer(1), Value::Text("a".to_owned())], r#"[1,"a"]"#, r#"{"a":1,"b":"a"}"#),
         ];
         let members = Members::new(["a", "b"].into_iter());
         for (key, record_key, payload) in cases {
             let change = members.change(&key, &mut Vec::new());
-            assert_eq!(
-                (text(&change.key.unwrap()), text(&change.payload)),
-                (record_key, payload)
-            );
+            assert_eq!((text(&change.key.unwrap()), text(&change.payload)), (record_key, payload));
         }
     }
 
@@ -174,25 +153,13 @@ mod tests {
         let members = Members::new(["id"].into_iter());
         let fill = |limit, numbers: &[i64]| {
             let mut filling = Filling::new(limit, &members);
-            let taken = numbers
-                .iter()
-                .take_while(|number| filling.add(&mut vec![Value::Integer(**number)]))
-                .count();
+            let taken = numbers.iter().take_while(|number| filling.add(&mut vec![Value::Integer(**number)])).count();
             let (chunk, ahead) = filling.finish(&Arc::default());
             (taken, chunk.values, ahead)
         };
         let values = |numbers: &[i64]| numbers.iter().map(|number| Value::Integer(*number)).collect::<Vec<_>>();
-        assert_eq!(
-            fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2]),
-            (3, values(&[1, 2]), None)
-        );
-        assert_eq!(
-            fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2, 3]),
-            (3, values(&[1, 2]), Some(values(&[3])))
-        );
-        assert_eq!(
-            fill(Limit { rows: 3, bytes: 1 }, &[1, 2]),
-            (1, values(&[1]), Some(values(&[2])))
-        );
+        assert_eq!(fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2]), (3, values(&[1, 2]), None));
+        assert_eq!(fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2, 3]), (3, values(&[1, 2]), Some(values(&[3]))));
+        assert_eq!(fill(Limit { rows: 3, bytes: 1 }, &[1, 2]), (1, values(&[1]), Some(values(&[2]))));
     }
 }

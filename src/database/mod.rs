@@ -100,23 +100,15 @@ impl Database {
             Connection::Sqlite(sqlite) => sqlite.count(&table).await?,
         };
         // Postgres says 0 or -1 of a table that it has not counted yet.
-        Ok(estimate
-            .and_then(|rows| u64::try_from(rows).ok())
-            .filter(|rows| *rows > 0))
+        Ok(estimate.and_then(|rows| u64::try_from(rows).ok()).filter(|rows| *rows > 0))
     }
 
     /// Checks that the rows can be read in order, each once, and stands before the first.
     pub async fn prepare(&mut self, source: &Source) -> Result<Scan, Trouble> {
         let relation = Relation::new(source, self.dialect())?;
-        let columns = self
-            .columns(&relation)
-            .await
-            .map_err(|trouble| cannot_read(trouble, &relation))?;
+        let columns = self.columns(&relation).await.map_err(|trouble| cannot_read(trouble, &relation))?;
         let primary = match &relation.table {
-            Some(table) => self
-                .primary_key(table)
-                .await
-                .map_err(|trouble| cannot_read(trouble, &relation))?,
+            Some(table) => self.primary_key(table).await.map_err(|trouble| cannot_read(trouble, &relation))?,
             None => Vec::new(),
         };
         let names = if source.key.is_empty() { &primary } else { &source.key };
@@ -127,20 +119,12 @@ impl Database {
                 None => anyhow!("{label} has no primary key of its own; name its key columns with --key"),
             }));
         }
-        let key = names
-            .iter()
-            .map(|name| find(name, &columns, &relation))
-            .collect::<Result<Vec<_>, _>>()?;
+        let key = names.iter().map(|name| find(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?;
         let scan = Scan::new(relation, key);
         // A primary key has no NULLs, but for SQLite.
         let is_null_free =
             self.dialect() != Dialect::Sqlite && scan.key.iter().all(|column| primary.contains(&column.name));
-        if !is_null_free
-            && self
-                .exists(&scan.nulls())
-                .await
-                .map_err(|trouble| cannot_read(trouble, &scan.relation))?
-        {
+        if !is_null_free && self.exists(&scan.nulls()).await.map_err(|trouble| cannot_read(trouble, &scan.relation))? {
             return Err(scan.null_key());
         }
         Ok(scan)
@@ -163,10 +147,7 @@ impl Database {
         read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
         let (chunk, ahead) = filling.finish(&scan.key);
         if let Some(sql) = scan.passed_over(chunk.keys().next())
-            && self
-                .exists(&sql)
-                .await
-                .map_err(|trouble| cannot_read(trouble, &scan.relation))?
+            && self.exists(&sql).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?
         {
             return Err(scan.not_distinct());
         }
@@ -273,11 +254,7 @@ fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, T
     let label = &relation.label;
     let found = columns.iter().filter(is_it).collect::<Vec<_>>();
     let error = match found.as_slice() {
-        [
-            Column {
-                kind: Kind::Unfit(why), ..
-            },
-        ] => anyhow!("column {name} of {label} cannot be a key: {why}"),
+        [Column { kind: Kind::Unfit(why), .. }] => anyhow!("column {name} of {label} cannot be a key: {why}"),
         [column] => return Ok(Column::clone(column)),
         [] => {
             let names = columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();

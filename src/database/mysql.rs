@@ -23,17 +23,10 @@ pub(super) struct MySql(MySqlConnection);
 impl MySql {
     pub async fn open(url: &str) -> Result<MySql, Trouble> {
         let options: MySqlConnectOptions = url.parse()?;
-        let place = format!(
-            "cannot connect to MySQL or MariaDB at {}:{}",
-            options.get_host(),
-            options.get_port()
-        );
+        let place = format!("cannot connect to MySQL or MariaDB at {}:{}", options.get_host(), options.get_port());
         // The operator's SQL means what it means in the server's own client: sqlx would make `||` join strings and
         // move NOW() to UTC. Its log of slow statements would show that SQL as a warning.
-        let options = options
-            .pipes_as_concat(false)
-            .no_engine_substitution(false)
-            .timezone(None);
+        let options = options.pipes_as_concat(false).no_engine_substitution(false).timezone(None);
         let opened = options.disable_statement_logging().connect().await;
         opened.map(MySql).map_err(|error| Trouble::from(error).context(place))
     }
@@ -46,24 +39,16 @@ impl MySql {
     }
 
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
-        let statement = (&mut self.0)
-            .prepare(Sql::new(Dialect::MySql, &relation.whole).text().into_sql_str())
-            .await?;
+        let statement = (&mut self.0).prepare(Sql::new(Dialect::MySql, &relation.whole).text().into_sql_str()).await?;
         let columns = statement.columns().iter();
-        Ok(columns
-            .map(|found| column(relation, found.name().to_owned(), found.type_info()))
-            .collect())
+        Ok(columns.map(|found| column(relation, found.name().to_owned(), found.type_info())).collect())
     }
 
     pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
         let sql = "SELECT column_name FROM information_schema.statistics
                    WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND index_name = 'PRIMARY'
                    ORDER BY seq_in_index";
-        sqlx::query_scalar(sql)
-            .bind(&table.schema)
-            .bind(&table.name)
-            .fetch_all(&mut self.0)
-            .await
+        sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
     }
 
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
@@ -73,10 +58,7 @@ impl MySql {
 
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
-        for row in bind(sqlx::query(sql.text()), &sql.values)
-            .fetch_all(&mut self.0)
-            .await?
-        {
+        for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
             for (at, column) in scan.key.iter().enumerate() {
                 key.push(present(value(&row, at, column.kind)?, scan)?);
             }
@@ -89,12 +71,7 @@ impl MySql {
 
     /// Returns how many rows were touched; where they are more than the keys all is as before.
     pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
-        let one = chunk
-            .key
-            .iter()
-            .map(|column| column.bind.as_str())
-            .collect::<Vec<_>>()
-            .join(",");
+        let one = chunk.key.iter().map(|column| column.bind.as_str()).collect::<Vec<_>>().join(",");
         let one = if chunk.key.len() == 1 { one } else { format!("({one})") };
         let keys = vec![one; chunk.changes.len()].join(",");
         let sql = Sql::new(Dialect::MySql, statement.with(&keys));
@@ -128,18 +105,8 @@ fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
         _ => None,
     };
     // A string is compared with a decimal as a double.
-    let bind = if kind == Kind::Literal {
-        "CAST(? AS DECIMAL(65,30))"
-    } else {
-        "?"
-    };
-    Column {
-        name,
-        kind,
-        read,
-        bind: bind.to_owned(),
-        differs,
-    }
+    let bind = if kind == Kind::Literal { "CAST(? AS DECIMAL(65,30))" } else { "?" };
+    Column { name, kind, read, bind: bind.to_owned(), differs }
 }
 
 fn kind(info: &MySqlTypeInfo) -> Kind {

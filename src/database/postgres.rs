@@ -22,16 +22,10 @@ impl Postgres {
         if options.get_application_name().is_none() {
             options = options.application_name("ksync-stream");
         }
-        let place = format!(
-            "cannot connect to Postgres at {}:{}",
-            options.get_host(),
-            options.get_port()
-        );
+        let place = format!("cannot connect to Postgres at {}:{}", options.get_host(), options.get_port());
         // Its log of slow statements would show the operator's SQL as a warning.
         let opened = options.disable_statement_logging().connect().await;
-        opened
-            .map(Postgres)
-            .map_err(|error| Trouble::from(error).context(place))
+        opened.map(Postgres).map_err(|error| Trouble::from(error).context(place))
     }
 
     pub async fn estimate(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
@@ -43,28 +37,15 @@ impl Postgres {
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
         // One row of NULLs, which no row of the source has to be read for. Not prepared: sqlx would look up each
         // column's type, and knows not every kind of type there is.
-        let text = format!(
-            "SELECT t.* FROM (SELECT) AS one LEFT JOIN (SELECT * FROM {}) AS t ON false",
-            relation.from
-        );
-        let row = self
-            .0
-            .fetch_one(sqlx::raw_sql(Sql::new(Dialect::Postgres, text).text()))
-            .await?;
+        let text = format!("SELECT t.* FROM (SELECT) AS one LEFT JOIN (SELECT * FROM {}) AS t ON false", relation.from);
+        let row = self.0.fetch_one(sqlx::raw_sql(Sql::new(Dialect::Postgres, text).text())).await?;
         let names = row.columns().iter().map(|column| column.name().to_owned());
-        let oids = row
-            .columns()
-            .iter()
-            .map(|column| column.type_info().oid().unwrap_or(Oid(0)))
-            .collect::<Vec<_>>();
+        let oids = row.columns().iter().map(|column| column.type_info().oid().unwrap_or(Oid(0))).collect::<Vec<_>>();
         // Not pg_typeof, and not the declared length: '1'::character would be cut to one character.
         let sql =
             "SELECT format_type(oid, -1) FROM unnest($1::oid[]) WITH ORDINALITY AS types (oid, place) ORDER BY place";
         let types: Vec<String> = sqlx::query_scalar(sql).bind(oids).fetch_all(&mut self.0).await?;
-        Ok(names
-            .zip(types)
-            .map(|(name, type_name)| column(relation, name, &type_name))
-            .collect())
+        Ok(names.zip(types).map(|(name, type_name)| column(relation, name, &type_name)).collect())
     }
 
     pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
@@ -73,18 +54,11 @@ impl Postgres {
                    JOIN pg_attribute USING (attnum)
                    WHERE indrelid = $1::text::regclass AND indisprimary AND attrelid = indrelid AND place <= indnkeyatts
                    ORDER BY place";
-        sqlx::query_scalar(sql)
-            .bind(table.quoted(Dialect::Postgres))
-            .fetch_all(&mut self.0)
-            .await
+        sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
-        Ok(query(sql)
-            .persistent(false)
-            .fetch_optional(&mut self.0)
-            .await?
-            .is_some())
+        Ok(query(sql).persistent(false).fetch_optional(&mut self.0).await?.is_some())
     }
 
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
@@ -126,20 +100,12 @@ impl Postgres {
 fn keys(key: &[Column]) -> String {
     let (mut values, mut arrays, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for (at, column) in key.iter().enumerate() {
-        let (name, array) = (
-            format!("key{at}"),
-            if column.kind == Kind::Integer { "int8" } else { "text" },
-        );
+        let (name, array) = (format!("key{at}"), if column.kind == Kind::Integer { "int8" } else { "text" });
         values.push(column.bind.replacen("?", &format!("ksync_keys.{name}"), 1));
         arrays.push(format!("${}::{array}[]", at + 1));
         names.push(name);
     }
-    format!(
-        "SELECT {} FROM unnest({}) AS ksync_keys ({})",
-        values.join(", "),
-        arrays.join(", "),
-        names.join(", ")
-    )
+    format!("SELECT {} FROM unnest({}) AS ksync_keys ({})", values.join(", "), arrays.join(", "), names.join(", "))
 }
 
 fn column(relation: &Relation, name: String, type_name: &str) -> Column {
@@ -153,16 +119,8 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
     let is_integer = kind == Kind::Integer;
     Column {
         kind,
-        read: if is_integer {
-            format!("{column}::int8")
-        } else {
-            format!("{column}::text")
-        },
-        bind: if is_integer {
-            format!("?::{type_name}")
-        } else {
-            format!("?::text::{type_name}")
-        },
+        read: if is_integer { format!("{column}::int8") } else { format!("{column}::text") },
+        bind: if is_integer { format!("?::{type_name}") } else { format!("?::text::{type_name}") },
         // Equal for the database are 1.0 and 1.00, 'a' and 'A' as citext.
         differs: (!is_integer).then(|| format!("{column}::text <> ?")),
         name,
@@ -170,12 +128,10 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
 }
 
 fn query(sql: &Sql) -> Query<'_, sqlx::Postgres, PgArguments> {
-    sql.values
-        .iter()
-        .fold(sqlx::query(sql.text()), |query, value| match value {
-            Value::Integer(number) => query.bind(*number),
-            other => query.bind(other.text().into_owned()),
-        })
+    sql.values.iter().fold(sqlx::query(sql.text()), |query, value| match value {
+        Value::Integer(number) => query.bind(*number),
+        other => query.bind(other.text().into_owned()),
+    })
 }
 
 fn value(row: &PgRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
@@ -188,11 +144,5 @@ fn value(row: &PgRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
         kind == Kind::Literal
             && (matches!(text.as_str(), "true" | "false") || text.ends_with(|c: char| c.is_ascii_digit()))
     };
-    Ok(text.map(|text| {
-        if is_literal(&text) {
-            Value::Literal(text)
-        } else {
-            Value::Text(text)
-        }
-    }))
+    Ok(text.map(|text| if is_literal(&text) { Value::Literal(text) } else { Value::Text(text) }))
 }

@@ -87,24 +87,13 @@ pub struct Scan {
 impl Scan {
     pub(super) fn new(relation: Relation, key: Vec<Column>) -> Scan {
         let members = Members::new(key.iter().map(|column| column.name.as_str()));
-        Scan {
-            relation,
-            key: key.into(),
-            members,
-            last: None,
-            ahead: None,
-            is_done: false,
-        }
+        Scan { relation, key: key.into(), members, last: None, ahead: None, is_done: false }
     }
 
     /// The rows of the next chunk and one more, which shows whether there are more.
     pub(super) fn next(&self, limit: Limit) -> Sql {
         let list = |part: fn(&Column) -> &str| self.key.iter().map(part).collect::<Vec<_>>().join(", ");
-        let names = self
-            .key
-            .iter()
-            .map(|column| self.relation.column(&column.name))
-            .collect::<Vec<_>>();
+        let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>();
         let mut sql = self.relation.select(&list(|column| &column.read));
         match &self.last {
             None => drop(sql.push("1 = 1")),
@@ -117,11 +106,7 @@ impl Scan {
                 sql.push(")");
             }
         }
-        sql.push(&format!(
-            " ORDER BY {} LIMIT {}",
-            names.join(", "),
-            limit.rows.saturating_add(1)
-        ));
+        sql.push(&format!(" ORDER BY {} LIMIT {}", names.join(", "), limit.rows.saturating_add(1)));
         sql
     }
 
@@ -131,15 +116,9 @@ impl Scan {
         for at in 0..names.len() {
             sql.push(if at == 0 { "(" } else { " OR (" });
             for before in 0..at {
-                sql.push(&names[before])
-                    .push(" = ")
-                    .bind(&self.key[before].bind, &last[before])
-                    .push(" AND ");
+                sql.push(&names[before]).push(" = ").bind(&self.key[before].bind, &last[before]).push(" AND ");
             }
-            sql.push(&names[at])
-                .push(" > ")
-                .bind(&self.key[at].bind, &last[at])
-                .push(")");
+            sql.push(&names[at]).push(" > ").bind(&self.key[at].bind, &last[at]).push(")");
         }
         sql.push(")");
     }
@@ -155,10 +134,7 @@ impl Scan {
         }
         let mut sql = self.relation.select("1");
         for (column, value) in self.key.iter().zip(last) {
-            sql.push(&self.relation.column(&column.name))
-                .push(" = ")
-                .bind(&column.bind, value)
-                .push(" AND ");
+            sql.push(&self.relation.column(&column.name)).push(" = ").bind(&column.bind, value).push(" AND ");
         }
         sql.push("(1 = 0");
         for (column, value) in self.key.iter().zip(last) {
@@ -172,10 +148,7 @@ impl Scan {
 
     /// Rows that no comparison finds, since a part of their key is NULL.
     pub(super) fn nulls(&self) -> Sql {
-        let tests = self
-            .key
-            .iter()
-            .map(|column| format!("{} IS NULL", self.relation.column(&column.name)));
+        let tests = self.key.iter().map(|column| format!("{} IS NULL", self.relation.column(&column.name)));
         let tests = tests.collect::<Vec<_>>().join(" OR ");
         let mut sql = self.relation.select("1");
         sql.push("(").push(&tests).push(") LIMIT 1");
@@ -191,13 +164,7 @@ impl Scan {
 
     /// The error about the rows of [`Scan::passed_over`].
     pub(super) fn not_distinct(&self) -> Trouble {
-        let last = self
-            .last
-            .iter()
-            .flatten()
-            .map(Value::text)
-            .collect::<Vec<_>>()
-            .join(", ");
+        let last = self.last.iter().flatten().map(Value::text).collect::<Vec<_>>().join(", ");
         Trouble::Misconfigured(anyhow!(
             "{} has several rows whose {} is '{last}' for the database although they are written differently (upper \
              and lower case, perhaps); name a --key that tells them apart",
@@ -216,10 +183,6 @@ impl Scan {
     }
 
     fn key_names(&self) -> String {
-        self.key
-            .iter()
-            .map(|column| column.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
+        self.key.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 }

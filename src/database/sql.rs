@@ -18,11 +18,7 @@ pub(super) struct Sql {
 
 impl Sql {
     pub fn new(dialect: Dialect, text: impl Into<String>) -> Sql {
-        Sql {
-            dialect,
-            text: text.into(),
-            values: Vec::new(),
-        }
+        Sql { dialect, text: text.into(), values: Vec::new() }
     }
 
     pub fn push(&mut self, text: &str) -> &mut Sql {
@@ -34,9 +30,7 @@ impl Sql {
     pub fn bind(&mut self, template: &str, value: &Value) -> &mut Sql {
         self.values.push(value.clone());
         match self.dialect {
-            Dialect::Postgres => self
-                .text
-                .push_str(&template.replacen('?', &format!("${}", self.values.len()), 1)),
+            Dialect::Postgres => self.text.push_str(&template.replacen('?', &format!("${}", self.values.len()), 1)),
             Dialect::MySql | Dialect::Sqlite => self.text.push_str(template),
         }
         self
@@ -88,10 +82,7 @@ impl Table {
         if parts.len() > 1 || name.is_empty() || parts.iter().any(String::is_empty) {
             bail!("'{text}' is not a table name; write TABLE or SCHEMA.TABLE");
         }
-        Ok(Table {
-            schema: parts.pop(),
-            name,
-        })
+        Ok(Table { schema: parts.pop(), name })
     }
 
     pub fn quoted(&self, dialect: Dialect) -> String {

@@ -25,39 +25,23 @@ impl Sqlite {
     pub async fn open(url: &str) -> Result<Sqlite, Trouble> {
         let options: SqliteConnectOptions = url.parse()?;
         let place = format!("cannot open the SQLite database {}", options.get_filename().display());
-        let opened = options
-            .create_if_missing(false)
-            .disable_statement_logging()
-            .connect()
-            .await;
+        let opened = options.create_if_missing(false).disable_statement_logging().connect().await;
         opened.map(Sqlite).map_err(|error| Trouble::from(error).context(place))
     }
 
     pub async fn count(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
         let text = format!("SELECT count(*) FROM {}", table.quoted(Dialect::Sqlite));
-        sqlx::query_scalar(Sql::new(Dialect::Sqlite, text).text())
-            .fetch_optional(&mut self.0)
-            .await
+        sqlx::query_scalar(Sql::new(Dialect::Sqlite, text).text()).fetch_optional(&mut self.0).await
     }
 
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
-        let statement = (&mut self.0)
-            .prepare(Sql::new(Dialect::Sqlite, &relation.whole).text().into_sql_str())
-            .await?;
-        Ok(statement
-            .columns()
-            .iter()
-            .map(|found| column(relation, found.name().to_owned()))
-            .collect())
+        let statement = (&mut self.0).prepare(Sql::new(Dialect::Sqlite, &relation.whole).text().into_sql_str()).await?;
+        Ok(statement.columns().iter().map(|found| column(relation, found.name().to_owned())).collect())
     }
 
     pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
         let sql = "SELECT name FROM pragma_table_info(?, ?) WHERE pk > 0 ORDER BY pk";
-        sqlx::query_scalar(sql)
-            .bind(table.name.clone())
-            .bind(table.schema.clone())
-            .fetch_all(&mut self.0)
-            .await
+        sqlx::query_scalar(sql).bind(table.name.clone()).bind(table.schema.clone()).fetch_all(&mut self.0).await
     }
 
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
@@ -67,10 +51,7 @@ impl Sqlite {
 
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
-        for row in bind(sqlx::query(sql.text()), &sql.values)
-            .fetch_all(&mut self.0)
-            .await?
-        {
+        for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
             for at in 0..scan.key.len() {
                 key.push(present(value(&row, at)?, scan)?);
             }
@@ -86,10 +67,7 @@ impl Sqlite {
         let rows = chunk.changes.len();
         let keys = match chunk.key.len() {
             1 => vec!["?"; rows].join(","),
-            columns => format!(
-                "VALUES {}",
-                vec![format!("({})", vec!["?"; columns].join(",")); rows].join(",")
-            ),
+            columns => format!("VALUES {}", vec![format!("({})", vec!["?"; columns].join(",")); rows].join(",")),
         };
         let sql = Sql::new(Dialect::Sqlite, statement.with(&keys));
         let mut query = sqlx::query(sql.text());
@@ -112,13 +90,7 @@ fn column(relation: &Relation, name: String) -> Column {
     let column = relation.column(&name);
     // Equal may be 1 and 1.0, and by its collation 'a' and 'A'.
     let differs = Some(format!("quote({column}) <> quote(?)"));
-    Column {
-        name,
-        kind: Kind::Dynamic,
-        read: column,
-        bind: "?".to_owned(),
-        differs,
-    }
+    Column { name, kind: Kind::Dynamic, read: column, bind: "?".to_owned(), differs }
 }
 
 fn bind<'q>(

@@ -54,9 +54,7 @@ impl Statement {
 /// Checks SQL that is to stand inside of a statement of ours, and takes a `;` off its end.
 pub(super) fn fragment(sql: &str, dialect: Dialect) -> Result<String> {
     let parts = split(sql, dialect)?;
-    let [whole] = parts.as_slice() else {
-        bail!("it cannot use :keys, which only a statement for --sql has")
-    };
+    let [whole] = parts.as_slice() else { bail!("it cannot use :keys, which only a statement for --sql has") };
     ensure!(!whole.trim().is_empty(), "it is empty");
     Ok(whole.clone())
 }
@@ -72,12 +70,7 @@ enum Token {
 
 /// Cuts `sql` at each `:keys`; what begins with a closing `;` is left out.
 fn split(sql: &str, dialect: Dialect) -> Result<Vec<String>> {
-    let mut lexer = Lexer {
-        sql,
-        dialect,
-        at: 0,
-        brackets: 0,
-    };
+    let mut lexer = Lexer { sql, dialect, at: 0, brackets: 0 };
     let (mut parts, mut start, mut end) = (Vec::new(), 0, None);
     while lexer.at < sql.len() {
         let from = lexer.at;
@@ -261,31 +254,15 @@ mod tests {
     #[test]
     fn keys_are_found_outside_of_strings_names_and_comments_only() {
         let cases: [(&[Dialect], &str, &str); 20] = [
-            (
-                &[Postgres, MySql, Sqlite],
-                "DELETE FROM t WHERE id IN (:keys)",
-                "DELETE FROM t WHERE id IN (<>)",
-            ),
-            (
-                &[Postgres, MySql, Sqlite],
-                "a IN (:keys) OR b IN (:keys);\n -- end\n",
-                "a IN (<>) OR b IN (<>)",
-            ),
+            (&[Postgres, MySql, Sqlite], "DELETE FROM t WHERE id IN (:keys)", "DELETE FROM t WHERE id IN (<>)"),
+            (&[Postgres, MySql, Sqlite], "a IN (:keys) OR b IN (:keys);\n -- end\n", "a IN (<>) OR b IN (<>)"),
             (
                 &[Postgres, MySql, Sqlite],
                 "a = ':keys' /* :keys */ -- :keys\n, (:keys)",
                 "a = ':keys' /* :keys */ -- :keys\n, (<>)",
             ),
-            (
-                &[Postgres, MySql, Sqlite],
-                "a = 'it''s :keys', (:keys)",
-                "a = 'it''s :keys', (<>)",
-            ),
-            (
-                &[Postgres, MySql, Sqlite],
-                "\"a:keys\" = 1, (:keys)",
-                "\"a:keys\" = 1, (<>)",
-            ),
+            (&[Postgres, MySql, Sqlite], "a = 'it''s :keys', (:keys)", "a = 'it''s :keys', (<>)"),
+            (&[Postgres, MySql, Sqlite], "\"a:keys\" = 1, (:keys)", "\"a:keys\" = 1, (<>)"),
             (&[Postgres, MySql, Sqlite], "ä = 'ü' AND (:keys)", "ä = 'ü' AND (<>)"),
             (&[Postgres], "a = '1'::keys::text, (:keys)", "a = '1'::keys::text, (<>)"),
             (
@@ -293,38 +270,22 @@ mod tests {
                 "a = $$ :keys ' $$, b = $q$:keys$$ $q$, (:keys)",
                 "a = $$ :keys ' $$, b = $q$:keys$$ $q$, (<>)",
             ),
-            (
-                &[Postgres],
-                r"a = E'\' :keys', b = 'x\', (:keys)",
-                r"a = E'\' :keys', b = 'x\', (<>)",
-            ),
-            (
-                &[Postgres],
-                r"a = U&'\', note'' = 1, (:keys)",
-                r"a = U&'\', note'' = 1, (<>)",
-            ),
+            (&[Postgres], r"a = E'\' :keys', b = 'x\', (:keys)", r"a = E'\' :keys', b = 'x\', (<>)"),
+            (&[Postgres], r"a = U&'\', note'' = 1, (:keys)", r"a = U&'\', note'' = 1, (<>)"),
             (
                 &[Postgres],
                 "a = b[1:keys], j ? 'x' /* /* */ :keys */, (:keys)",
                 "a = b[1:keys], j ? 'x' /* /* */ :keys */, (<>)",
             ),
             (&[Postgres], "a$1 = 1, (:keys)", "a$1 = 1, (<>)"),
-            (
-                &[MySql],
-                "a = 'x\\' :keys' # :keys\n, (:keys)",
-                "a = 'x\\' :keys' # :keys\n, (<>)",
-            ),
+            (&[MySql], "a = 'x\\' :keys' # :keys\n, (:keys)", "a = 'x\\' :keys' # :keys\n, (<>)"),
             (
                 &[MySql],
                 r#"a = "x\" :keys", `q:keys` = @v, n = 5--1, (:keys)"#,
                 r#"a = "x\" :keys", `q:keys` = @v, n = 5--1, (<>)"#,
             ),
             (&[MySql], "@n := @n + 1, (:keys)", "@n := @n + 1, (<>)"),
-            (
-                &[Sqlite],
-                "[a:keys] = 1, `b:keys` = 2, (:keys)",
-                "[a:keys] = 1, `b:keys` = 2, (<>)",
-            ),
+            (&[Sqlite], "[a:keys] = 1, `b:keys` = 2, (:keys)", "[a:keys] = 1, `b:keys` = 2, (<>)"),
             (&[Sqlite, Postgres], r"a = 'x\', (:keys)", r"a = 'x\', (<>)"),
             (&[MySql, Sqlite], "a = b--:keys\n, (:keys)", "a = b--<>\n, (<>)"),
             (&[Postgres], "a #- '{b}' @> c AND (:keys)", "a #- '{b}' @> c AND (<>)"),
@@ -337,11 +298,8 @@ mod tests {
         for (dialects, sql, expected) in cases {
             for dialect in dialects {
                 // The one case in which SQLite and MySQL part: only MySQL wants a blank behind `--`.
-                let expected = if sql.starts_with("a = b--") && *dialect == Sqlite {
-                    "a = b--:keys\n, (<>)"
-                } else {
-                    expected
-                };
+                let expected =
+                    if sql.starts_with("a = b--") && *dialect == Sqlite { "a = b--:keys\n, (<>)" } else { expected };
                 assert_eq!(marked(sql, *dialect), expected, "{dialect:?}");
             }
         }
@@ -390,16 +348,8 @@ mod tests {
                 MySql,
                 "cannot use the statement: a comment that the server runs as SQL ('/*!') cannot be checked; write it without",
             ),
-            (
-                "a = 'x, (:keys)",
-                Postgres,
-                "cannot use the statement: what is quoted from ''x, (:keys)' on has no end",
-            ),
-            (
-                "(:keys) /* a",
-                Sqlite,
-                "cannot use the statement: the comment that begins with '/* a' has no end",
-            ),
+            ("a = 'x, (:keys)", Postgres, "cannot use the statement: what is quoted from ''x, (:keys)' on has no end"),
+            ("(:keys) /* a", Sqlite, "cannot use the statement: the comment that begins with '/* a' has no end"),
             (
                 "$a$ (:keys) $b$",
                 Postgres,

@@ -53,8 +53,6 @@ const IN_MEMORY: &str = "a vector in memory takes all that is written";
 /// As Postgres writes a bytea: `\x00ff`.
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes
-        .iter()
-        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    let digits = bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     "\\x".chars().chain(digits.map(char::from)).collect()
 }

@@ -57,13 +57,7 @@ async fn queue<'a>(
         () = session.closing.requested() => Ok(None),
     };
     match led {
-        Ok(Some((lease, tenure, fence, link))) => Ok(Some(Led {
-            candidate,
-            lease,
-            tenure,
-            fence,
-            link,
-        })),
+        Ok(Some((lease, tenure, fence, link))) => Ok(Some(Led { candidate, lease, tenure, fence, link })),
         Ok(None) => {
             candidate.withdraw().await;
             Ok(None)
@@ -86,17 +80,16 @@ struct Led<'a> {
 
 impl Led<'_> {
     async fn serve(mut self, won: oneshot::Sender<Result<Lease>>, session: &Session) {
-        if won.send(Ok(self.lease)).is_ok()
-            && let Some(lost) = self.tenure.serve(&mut self.fence, self.link, session).await
-        {
-            debug!(
-                "{}: term {} has ended: {lost}",
-                self.candidate.seat, self.candidate.term
-            );
+        if won.send(Ok(self.lease)).is_err() {
+            return self.candidate.withdraw().await;
+        }
+        let clock = self.tenure.serve(&mut self.fence, self.link, session).await;
+        if let Some(lost) = &clock.holds.borrow().lost {
+            debug!("{}: term {} has ended: {lost}", self.candidate.seat, self.candidate.term);
         }
         self.candidate.withdraw().await;
         // The holder of the lease takes this for the sign that the candidate is gone.
-        drop(self.tenure);
+        drop(clock);
     }
 }
 
@@ -118,11 +111,7 @@ impl<'a> Candidate<'a> {
         let prefix = format!("{}_", zookeeper.process);
         let path = format!("{queue}/{prefix}");
         let (name, czxid) = loop {
-            match session
-                .client
-                .create(&path, zookeeper.host.as_bytes(), &EPHEMERAL)
-                .await
-            {
+            match session.client.create(&path, zookeeper.host.as_bytes(), &EPHEMERAL).await {
                 Ok((stat, sequence)) => break (format!("{prefix}{sequence}"), stat.czxid),
                 Err(Error::NoNode) => session.client.mkdir(&queue, &PERSISTENT).await?,
                 Err(err) if is_refusal(&err) => return Err(err),
@@ -133,14 +122,7 @@ impl<'a> Candidate<'a> {
             }
         };
         debug!("{seat}: queueing as {name}");
-        Ok(Candidate {
-            session,
-            seat,
-            host: &zookeeper.host,
-            queue,
-            name,
-            term: Term(czxid),
-        })
+        Ok(Candidate { session, seat, host: &zookeeper.host, queue, name, term: Term(czxid) })
     }
 
     /// Waits until nobody is ahead, then takes over.
@@ -155,10 +137,7 @@ impl<'a> Candidate<'a> {
         }
         let answered = since_boot();
         let (fence, stored) = Fence::put_up(self.session, self.seat, &self.path(), self.host).await?;
-        let timing = Timing {
-            answered,
-            session_timeout: self.session.timeout,
-        };
+        let timing = Timing { answered, session_timeout: self.session.timeout };
         let (lease, tenure) = Lease::new(self.seat.clone(), self.term, stored, timing);
         Ok((lease, tenure, fence, link))
     }
@@ -170,10 +149,7 @@ impl<'a> Candidate<'a> {
             if let Some(stranger) = children.iter().find(|name| sequence(name).is_none())
                 && !warned
             {
-                warn!(
-                    "{}: passing over {}/{stranger}, which is no candidate; delete it",
-                    self.seat, self.queue
-                );
+                warn!("{}: passing over {}/{stranger}, which is no candidate; delete it", self.seat, self.queue);
                 warned = true;
             }
             if !children.contains(&self.name) {
@@ -184,12 +160,7 @@ impl<'a> Candidate<'a> {
             };
             debug!("{}: waiting for {ahead}", self.seat);
             // A watch on its children: those on its data would go off with each of its heartbeats.
-            match self
-                .session
-                .client
-                .list_and_watch_children(&format!("{}/{ahead}", self.queue))
-                .await
-            {
+            match self.session.client.list_and_watch_children(&format!("{}/{ahead}", self.queue)).await {
                 Ok((_, watcher)) => {
                     if watcher.changed().await.session_state.is_terminated() {
                         return Err(Error::SessionExpired);
@@ -208,10 +179,7 @@ impl<'a> Candidate<'a> {
         match deleted {
             Ok(()) | Err(Error::NoNode) => debug!("{}: {} is withdrawn", self.seat, self.name),
             Err(err) if self.session.has_ended() => debug!("{}: {} goes with its session: {err}", self.seat, self.name),
-            Err(err) => warn!(
-                "{}: cannot delete {path}: {err}; nobody leads until the session ends",
-                self.seat
-            ),
+            Err(err) => warn!("{}: cannot delete {path}: {err}; nobody leads until the session ends", self.seat),
         }
     }
 

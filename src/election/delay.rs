@@ -23,10 +23,7 @@ struct Declared {
 impl ZooKeeper {
     pub(super) async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<()> {
         let delay_ms = u64::try_from(delay.as_millis())?;
-        let declared = &Declared {
-            delay_ms,
-            host: self.host.trim_end().to_owned(),
-        };
+        let declared = &Declared { delay_ms, host: self.host.trim_end().to_owned() };
         let other = self.ask(|session| async move { self.declare(&session, seat, declared).await });
         let Some(other) = other.await? else { return Ok(()) };
         bail!(
@@ -52,11 +49,7 @@ impl ZooKeeper {
                     {
                         return Ok(Some(other));
                     }
-                    session
-                        .client
-                        .set_data(&path, &json, Some(stat.version))
-                        .await
-                        .map(drop)
+                    session.client.set_data(&path, &json, Some(stat.version)).await.map(drop)
                 }
                 Err(Error::NoNode) => {
                     session.client.mkdir(&session.path(seat, "leader"), &PERSISTENT).await?;
@@ -75,26 +68,18 @@ impl ZooKeeper {
     /// Whether a candidate of another process queues for the seat.
     async fn has_rival(&self, session: &Session, seat: &Seat) -> Result<bool, Error> {
         let names = children(session, &session.path(seat, "leader")).await?;
-        Ok(names
-            .iter()
-            .any(|name| sequence(name).is_some() && !name.starts_with(&*self.process)))
+        Ok(names.iter().any(|name| sequence(name).is_some() && !name.starts_with(&*self.process)))
     }
 
     pub(super) async fn delay_of(&self, delay_topic: &Topic) -> Result<Option<Duration>> {
         let declared = self.ask(|session| async move {
             let mut shortest = None;
             for partition in partitions(&session, delay_topic).await? {
-                let seat = Seat {
-                    partition: delay_topic.partition(partition),
-                    name: Name::delayer(),
-                };
+                let seat = Seat { partition: delay_topic.partition(partition), name: Name::delayer() };
                 match session.client.get_data(&session.path(&seat, "delay")).await {
                     Ok((data, _)) => {
                         let declared = serde_json::from_slice::<Declared>(&data).ok();
-                        shortest = shortest
-                            .into_iter()
-                            .chain(declared.map(|declared| declared.delay_ms))
-                            .min();
+                        shortest = shortest.into_iter().chain(declared.map(|declared| declared.delay_ms)).min();
                     }
                     Err(Error::NoNode) => {}
                     Err(err) => return Err(err),
@@ -112,10 +97,7 @@ impl ZooKeeper {
                 let partition = topic.partition(partition);
                 let names = children(&session, &format!("{}/{}", session.topic(topic), partition.partition)).await?;
                 for name in names.iter().filter_map(|name| name.parse().ok()) {
-                    let seat = Seat {
-                        partition: partition.clone(),
-                        name,
-                    };
+                    let seat = Seat { partition: partition.clone(), name };
                     let queue = children(&session, &session.path(&seat, "leader")).await?;
                     let waiting = queue.iter().filter(|name| sequence(name).is_some()).count();
                     if waiting > 0 {
@@ -136,9 +118,7 @@ impl ZooKeeper {
     {
         let mut backoff = Backoff::default();
         loop {
-            let Some(session) = self.session().await else {
-                bail!("the election is closed")
-            };
+            let Some(session) = self.session().await else { bail!("the election is closed") };
             match question(session).await {
                 Ok(answer) => return Ok(answer),
                 Err(err) if is_refusal(&err) => return Err(anyhow!(err).context("ZooKeeper refuses the request")),

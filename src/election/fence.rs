@@ -94,12 +94,7 @@ impl Fence {
 
     /// Shows that writes are still answered, by writing the candidate's data to itself.
     pub async fn beat(&self) -> Result<(), Lost> {
-        match self
-            .session
-            .client
-            .set_data(&self.candidate, self.host.as_bytes(), None)
-            .await
-        {
+        match self.session.client.set_data(&self.candidate, self.host.as_bytes(), None).await {
             Ok(_) => Ok(()),
             Err(Error::NoNode) => Err(Lost::CandidateGone),
             Err(err) => Err(why_unanswered(err)),
@@ -126,10 +121,7 @@ fn written_version(results: &[MultiWriteResult]) -> Option<i32> {
 fn why_not_committed(err: CheckWriteError) -> Lost {
     match err {
         CheckWriteError::CheckFailed { source: Error::NoNode } => Lost::CandidateGone,
-        CheckWriteError::OperationFailed {
-            source: Error::BadVersion | Error::NoNode,
-            ..
-        } => Lost::OffsetMoved,
+        CheckWriteError::OperationFailed { source: Error::BadVersion | Error::NoNode, .. } => Lost::OffsetMoved,
         CheckWriteError::CheckFailed { source }
         | CheckWriteError::OperationFailed { source, .. }
         | CheckWriteError::RequestFailed { source } => why_unanswered(source),

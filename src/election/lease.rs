@@ -60,27 +60,10 @@ impl Lease {
     /// A lease whose last answered write was sent at `answered`, and the end that serves it.
     pub(super) fn new(seat: Seat, term: Term, stored: Stored, timing: Timing) -> (Lease, Tenure) {
         let session_timeout = timing.session_timeout;
-        let (holds, hold) = watch::channel(Hold {
-            answered: timing.answered,
-            lost: None,
-        });
+        let (holds, hold) = watch::channel(Hold { answered: timing.answered, lost: None });
         let (sender, commits) = mpsc::channel(1);
-        let lease = Lease {
-            seat,
-            term,
-            stored,
-            session_timeout,
-            hold,
-            commits: sender,
-        };
-        (
-            lease,
-            Tenure {
-                term,
-                clock: Clock { session_timeout, holds },
-                commits,
-            },
-        )
+        let lease = Lease { seat, term, stored, session_timeout, hold, commits: sender };
+        (lease, Tenure { term, clock: Clock { session_timeout, holds }, commits })
     }
 
     pub fn seat(&self) -> &Seat {

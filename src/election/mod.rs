@@ -61,11 +61,7 @@ pub enum Election {
 impl Election {
     /// A candidacy for `seat`, not yet in the queue. Have one for each seat in a process: a second one waits for the first.
     pub fn candidate(&self, seat: Seat) -> Candidacy {
-        Candidacy {
-            election: self.clone(),
-            seat,
-            last: None,
-        }
+        Candidacy { election: self.clone(), seat, last: None }
     }
 
     /// Makes known that the delayer of `seat` waits `delay`, once a server answers. Cancelling loses nothing.
@@ -132,13 +128,7 @@ impl Candidacy {
         }
         let (won, lease) = oneshot::channel();
         let Election::ZooKeeper(zookeeper) = &self.election;
-        self.last = Some(tokio::spawn(candidate::stand(
-            zookeeper.clone(),
-            self.seat.clone(),
-            won,
-        )));
-        lease
-            .await
-            .map_err(|closed| anyhow!(closed).context(format!("cannot queue for {}: closed", self.seat)))?
+        self.last = Some(tokio::spawn(candidate::stand(zookeeper.clone(), self.seat.clone(), won)));
+        lease.await.map_err(|closed| anyhow!(closed).context(format!("cannot queue for {}: closed", self.seat)))?
     }
 }

@@ -34,11 +34,7 @@ pub struct State {
 
 impl State {
     pub fn new(position: Position, term: Term) -> State {
-        State {
-            v: VERSION,
-            position,
-            term,
-        }
+        State { v: VERSION, position, term }
     }
 }
 
@@ -121,17 +117,9 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        let last = LastRecord {
-            offset: Offset(4710),
-            ts: Some(1_700_000_000_123),
-            crc32c: u32::MAX,
-        };
-        let position = Position {
-            offset: Offset(4711),
-            topic_id: TopicId(0xab),
-            leader_epoch: Some(3),
-            last: Some(last),
-        };
+        let last = LastRecord { offset: Offset(4710), ts: Some(1_700_000_000_123), crc32c: u32::MAX };
+        let position =
+            Position { offset: Offset(4711), topic_id: TopicId(0xab), leader_epoch: Some(3), last: Some(last) };
         State::new(position, Term(12))
     }
 
@@ -148,11 +136,7 @@ mod tests {
 
     #[test]
     fn a_state_without_a_record_is_read_as_it_is_written() {
-        let position = Position {
-            leader_epoch: None,
-            last: None,
-            ..state().position
-        };
+        let position = Position { leader_epoch: None, last: None, ..state().position };
         let state = State::new(position, Term(i64::MAX));
         let json = serde_json::to_vec(&state).unwrap();
         assert_eq!(StoredState::parse(&json), StoredState::Kept(state));
@@ -160,29 +144,16 @@ mod tests {
 
     #[test]
     fn members_of_a_later_release_are_passed_over() {
-        let json = serde_json::to_string(&state())
-            .unwrap()
-            .replacen('{', r#"{"skipped":[4709],"#, 1);
+        let json = serde_json::to_string(&state()).unwrap().replacen('{', r#"{"skipped":[4709],"#, 1);
         assert_eq!(StoredState::parse(json.as_bytes()), StoredState::Kept(state()));
     }
 
     #[test]
     fn a_newer_or_broken_state_is_never_taken_for_none() {
         let newer = r#"{"v":2,"offset":{"high":1}}"#;
-        let StoredState::Unreadable(why) = StoredState::parse(newer.as_bytes()) else {
-            panic!("{newer} was read")
-        };
-        assert_eq!(
-            why,
-            "it is of version 2, this program reads versions up to 1; start a newer ksync"
-        );
-        for broken in [
-            "{",
-            "4711",
-            "{}",
-            r#"{"v":1,"offset":1}"#,
-            r#"{"v":1,"offset":1,"topic_id":"x","term":1}"#,
-        ] {
+        let StoredState::Unreadable(why) = StoredState::parse(newer.as_bytes()) else { panic!("{newer} was read") };
+        assert_eq!(why, "it is of version 2, this program reads versions up to 1; start a newer ksync");
+        for broken in ["{", "4711", "{}", r#"{"v":1,"offset":1}"#, r#"{"v":1,"offset":1,"topic_id":"x","term":1}"#] {
             let parsed = StoredState::parse(broken.as_bytes());
             assert!(matches!(parsed, StoredState::Unreadable(_)), "{broken}: {parsed:?}");
         }

@@ -13,11 +13,8 @@ pub(super) fn next_ahead<'a>(own: &str, names: &'a [String]) -> Option<&'a str> 
     let own_number = sequence(own)?;
     // Modulo 2^32, so that those made before the counter wrapped stay ahead. An equal number only a person can have
     // made: waiting for it is safe, leading beside it is not.
-    let lead = |name: &str| {
-        sequence(name)
-            .map(|number| number.wrapping_sub(own_number) as i32)
-            .filter(|lead| *lead <= 0)
-    };
+    let lead =
+        |name: &str| sequence(name).map(|number| number.wrapping_sub(own_number) as i32).filter(|lead| *lead <= 0);
     names
         .iter()
         .filter(|name| *name != own)
@@ -62,13 +59,7 @@ mod tests {
 
     #[test]
     fn newcomers_queue_at_the_end_when_the_counter_wraps() {
-        let order = [
-            "a_2147483646",
-            "b_2147483647",
-            "c_-2147483648",
-            "d_-2147483647",
-            "e_-2147483646",
-        ];
+        let order = ["a_2147483646", "b_2147483647", "c_-2147483648", "d_-2147483647", "e_-2147483646"];
         let mut shuffled = names(&order);
         shuffled.swap(0, 3);
         shuffled.swap(1, 4);

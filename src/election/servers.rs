@@ -25,22 +25,13 @@ impl FromStr for Servers {
         }
         let chroot = chroot.strip_suffix('/').unwrap_or(chroot);
         let legal = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(|c: char| c.is_control());
-        ensure!(
-            chroot.split('/').skip(1).all(legal),
-            "'{chroot}' is not a path that ZooKeeper takes"
-        );
-        Ok(Servers {
-            hosts: hosts.to_owned(),
-            chroot: chroot.to_owned(),
-        })
+        ensure!(chroot.split('/').skip(1).all(legal), "'{chroot}' is not a path that ZooKeeper takes");
+        Ok(Servers { hosts: hosts.to_owned(), chroot: chroot.to_owned() })
     }
 }
 
 fn check_host(text: &str) -> Result<()> {
-    let address = text
-        .strip_prefix("tcp+tls://")
-        .or_else(|| text.strip_prefix("tcp://"))
-        .unwrap_or(text);
+    let address = text.strip_prefix("tcp+tls://").or_else(|| text.strip_prefix("tcp://")).unwrap_or(text);
     // The colons of a bare IPv6 address would be taken for the one before the port.
     let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, "")) => (host, "2181"),
@@ -48,10 +39,7 @@ fn check_host(text: &str) -> Result<()> {
         None => address.split_once(':').unwrap_or((address, "2181")),
     };
     ensure!(!host.is_empty(), "it names no host");
-    ensure!(
-        !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '[' | ']')),
-        "'{host}' is not a host"
-    );
+    ensure!(!host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '[' | ']')), "'{host}' is not a host");
     ensure!(port.parse::<u16>()? > 0, "no server listens on port 0");
     Ok(())
 }
@@ -71,11 +59,7 @@ mod tests {
         for (text, hosts, chroot) in [
             ("zk1", "zk1", ""),
             ("zk1:2181,zk2:2182/shop/ksync", "zk1:2181,zk2:2182", "/shop/ksync"),
-            (
-                "tcp+tls://zk1:2281,tcp://10.0.0.1:2181/a/",
-                "tcp+tls://zk1:2281,tcp://10.0.0.1:2181",
-                "/a",
-            ),
+            ("tcp+tls://zk1:2281,tcp://10.0.0.1:2181/a/", "tcp+tls://zk1:2281,tcp://10.0.0.1:2181", "/a"),
             ("[::1]:2181,[fe80::1]", "[::1]:2181,[fe80::1]", ""),
             ("zk1:2181/", "zk1:2181", ""),
         ] {

@@ -13,7 +13,7 @@ use super::lease::{Commit, Hold, Lost, since_boot, work_time};
 use super::offsets::State;
 use super::zookeeper::Session;
 
-/// What the holder of one lease cannot do itself. To the holder the lease is over only when this is dropped.
+/// What the holder of one lease cannot do itself.
 #[derive(Debug)]
 pub(super) struct Tenure {
     pub term: Term,
@@ -22,19 +22,24 @@ pub(super) struct Tenure {
 }
 
 impl Tenure {
-    /// Serves until the lease is lost (`Some`, and its holder knows) or given up (`None`).
+    /// Serves until the lease is lost, which its holder then knows, or given up. To the holder it counts as released only
+    /// when the clock, which is handed back, is dropped.
     ///
     /// `link` has to stand since before the take-over, so that no cut since then is missed.
-    pub async fn serve(&mut self, fence: &mut Fence, mut link: StateWatcher, session: &Session) -> Option<Lost> {
-        let Tenure { term, clock, commits } = self;
+    pub async fn serve(self, fence: &mut Fence, mut link: StateWatcher, session: &Session) -> Clock {
+        // Dropped at the end of this: a commit that still waits there fails with the lease, not when servers are back.
+        let Tenure { term, clock, mut commits } = self;
         let mut beat = tokio::time::interval(clock.session_timeout / 10);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let lost = loop {
             let commit = select! {
                 biased;
-                lost = interrupted(&mut link, session) => return Some(clock.stop(lost)),
-                lost = clock.run_out() => return Some(clock.stop(lost)),
-                commit = commits.recv() => Some(commit?),
+                lost = interrupted(&mut link, session) => break lost,
+                lost = clock.run_out() => break lost,
+                commit = commits.recv() => match commit {
+                    Some(commit) => Some(commit),
+                    None => return clock,
+                },
                 _ = beat.tick() => None,
             };
             let sent = since_boot();
@@ -42,20 +47,22 @@ impl Tenure {
                 biased;
                 lost = interrupted(&mut link, session) => Err(lost),
                 lost = clock.run_out() => Err(lost),
-                written = write(fence, *term, commit.as_ref()) => written,
+                written = write(fence, term, commit.as_ref()) => written,
             };
-            let answer = written.map_err(|lost| clock.stop(lost));
-            if answer.is_ok() {
-                clock.renew(sent);
+            match &written {
+                Ok(()) => clock.renew(sent),
+                Err(lost) => clock.stop(lost.clone()),
             }
             if let Some(commit) = commit {
                 // Nobody listens where the holder's wait was cancelled.
-                drop(commit.done.send(answer.clone()));
+                drop(commit.done.send(written.clone()));
             }
-            if let Err(lost) = answer {
-                return Some(lost);
+            if let Err(lost) = written {
+                break lost;
             }
-        }
+        };
+        clock.stop(lost);
+        clock
     }
 }
 
@@ -84,9 +91,8 @@ impl Clock {
         self.holds.send_modify(|hold| hold.answered = sent);
     }
 
-    fn stop(&self, lost: Lost) -> Lost {
-        self.holds.send_modify(|hold| hold.lost = Some(lost.clone()));
-        lost
+    fn stop(&self, lost: Lost) {
+        self.holds.send_modify(|hold| hold.lost = Some(lost));
     }
 }
 

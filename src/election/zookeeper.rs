@@ -42,21 +42,10 @@ impl ZooKeeper {
         let host = std::fs::read_to_string(hostname).with_context(|| format!("cannot read {hostname}"))?;
         let (sender, sessions) = watch::channel(None);
         let (end, closing) = Shutdown::new();
-        let keeper = Keeper {
-            servers: servers.clone(),
-            session_timeout,
-            sessions: sender,
-            closing,
-            outage: None,
-        };
+        let keeper = Keeper { servers: servers.clone(), session_timeout, sessions: sender, closing, outage: None };
         tokio::spawn(keeper.run());
         let process = format!("{:032x}", rand::random::<u128>()).into();
-        Ok(ZooKeeper {
-            process,
-            host: format!("{}\n", host.trim_end()).into(),
-            sessions,
-            end: Arc::new(end),
-        })
+        Ok(ZooKeeper { process, host: format!("{}\n", host.trim_end()).into(), sessions, end: Arc::new(end) })
     }
 
     /// The session of the moment, once there is one; `None` after closing.
@@ -148,12 +137,7 @@ impl Keeper {
         }
         debug!("session {} with a timeout of {timeout:?}", client.session_id());
         let chroot = self.servers.chroot.as_str().into();
-        let session = Session {
-            client: client.clone(),
-            timeout,
-            closing: self.closing.clone(),
-            chroot,
-        };
+        let session = Session { client: client.clone(), timeout, closing: self.closing.clone(), chroot };
         self.sessions.send_replace(Some(session));
     }
 
@@ -182,9 +166,7 @@ async fn establish(servers: &Servers, session_timeout: Duration) -> Client {
     let mut backoff = Backoff::default();
     loop {
         // Eagerly, or it would try in silence for as long as a session lives.
-        let connector = Client::connector()
-            .with_session_timeout(session_timeout)
-            .with_fail_eagerly();
+        let connector = Client::connector().with_session_timeout(session_timeout).with_fail_eagerly();
         match connector.connect(&servers.hosts).await {
             Ok(client) => return client,
             Err(err) => debug!("ZooKeeper at {servers}: {err}"),
@@ -202,10 +184,7 @@ struct Outage {
 
 impl Outage {
     fn begin() -> Outage {
-        Outage {
-            since: Instant::now(),
-            reports: 0,
-        }
+        Outage { since: Instant::now(), reports: 0 }
     }
 
     async fn report(&mut self, servers: &Servers) -> Infallible {
@@ -227,10 +206,7 @@ impl Outage {
 
     fn end(self, servers: &Servers) {
         if self.reports > 0 {
-            info!(
-                "ZooKeeper at {servers}: reached again after {:.1?}",
-                self.since.elapsed()
-            );
+            info!("ZooKeeper at {servers}: reached again after {:.1?}", self.since.elapsed());
         }
     }
 }

@@ -19,9 +19,7 @@ impl Backoff {
         let doubled = FIRST.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
         // Up to a quarter on top, which leaves the longest pause at 60 s.
-        doubled
-            .min(LONGEST.mul_f64(0.8))
-            .mul_f64(rand::rng().random_range(1.0..1.25))
+        doubled.min(LONGEST.mul_f64(0.8)).mul_f64(rand::rng().random_range(1.0..1.25))
     }
 
     /// Begins again at 1 s: something succeeded.
@@ -41,10 +39,7 @@ mod tests {
             for shortest in [1, 2, 4, 8, 16, 32, 48, 48] {
                 let pause = backoff.next_pause().as_secs_f64();
                 let shortest = f64::from(shortest);
-                assert!(
-                    (shortest..=shortest * 1.25).contains(&pause),
-                    "round {round}: {pause} for {shortest}"
-                );
+                assert!((shortest..=shortest * 1.25).contains(&pause), "round {round}: {pause} for {shortest}");
             }
             backoff.reset();
         }

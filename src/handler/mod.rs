@@ -81,12 +81,7 @@ impl Command {
         let ours = |variable: &OsString| variable.as_encoded_bytes().starts_with(b"KSYNC_");
         let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| !ours(variable)).collect();
         environment.push(("PYTHONUNBUFFERED".into(), "1".into()));
-        Ok(Command {
-            argv,
-            timeout,
-            program,
-            environment,
-        })
+        Ok(Command { argv, timeout, program, environment })
     }
 
     /// Runs the command once and returns when its process has ended and its group is gone.
@@ -106,10 +101,7 @@ impl Command {
         let mut process = match Process::start(self.prepared(&input), &input).await {
             Ok(process) => process,
             Err(cause) => {
-                return Outcome::Failed(Failure::NotStarted {
-                    program: self.argv[0].clone(),
-                    cause,
-                });
+                return Outcome::Failed(Failure::NotStarted { program: self.argv[0].clone(), cause });
             }
         };
         tokio::select! {
@@ -138,9 +130,7 @@ impl Command {
 
         let mut command = std::process::Command::new(&self.program);
         command.arg0(&self.argv[0]).args(&self.argv[1..]).process_group(0);
-        command
-            .env_clear()
-            .envs(self.environment.iter().map(|(variable, value)| (variable, value)));
+        command.env_clear().envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command.envs(input.environment.iter().map(|(variable, value)| (variable, value)));
         command
     }
@@ -177,11 +167,7 @@ fn find(name: &str) -> Result<PathBuf> {
     let mut refused = None;
     for directory in env::split_paths(&path) {
         // An empty entry of PATH means the working directory; "./" keeps it a path.
-        let directory = if directory.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            &directory
-        };
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
         let program = directory.join(name);
         match executable(&program) {
             Ok(()) => return Ok(program),
@@ -191,10 +177,7 @@ fn find(name: &str) -> Result<PathBuf> {
     }
     match refused {
         Some((program, err)) => Err(anyhow!("{err}; is {} executable?", program.display())),
-        None => Err(anyhow!(
-            "{}; is it on the PATH?",
-            io::Error::from(rustix::io::Errno::NOENT)
-        )),
+        None => Err(anyhow!("{}; is it on the PATH?", io::Error::from(rustix::io::Errno::NOENT))),
     }
 }
 

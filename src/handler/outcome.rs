@@ -100,15 +100,9 @@ mod tests {
             (Failure::Exit(3), "exit status 3"),
             (Failure::Signal(9), "signal 9 (SIGKILL)"),
             (Failure::Signal(35), "signal 35"),
+            (Failure::Timeout(Duration::from_secs(300)), "no end after 5m (--timeout)"),
             (
-                Failure::Timeout(Duration::from_secs(300)),
-                "no end after 5m (--timeout)",
-            ),
-            (
-                Failure::NotStarted {
-                    program: "x".into(),
-                    cause: missing,
-                },
+                Failure::NotStarted { program: "x".into(), cause: missing },
                 "cannot start 'x': No such file or directory (os error 2)",
             ),
         ];

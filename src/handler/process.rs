@@ -53,25 +53,13 @@ impl<'a> Process<'a> {
         // Before the process is there, so that the signal of its end cannot come too early.
         let child_ended = unix::signal(SignalKind::child())?;
         // posix_spawn holds its thread until the program is loaded, from a slow disk perhaps.
-        let group = task::spawn_blocking(|| Group::spawn(command, child_ended))
-            .await
-            .map_err(io::Error::other)??;
-        Ok(Process {
-            group,
-            stdin,
-            stdout,
-            stderr,
-        })
+        let group = task::spawn_blocking(|| Group::spawn(command, child_ended)).await.map_err(io::Error::other)??;
+        Ok(Process { group, stdin, stdout, stderr })
     }
 
     /// Returns when the process has ended; feeds it and logs what it writes meanwhile. Cancelling loses nothing.
     pub(super) async fn exit(&mut self) {
-        let Process {
-            group,
-            stdin,
-            stdout,
-            stderr,
-        } = self;
+        let Process { group, stdin, stdout, stderr } = self;
         let pipes = async {
             tokio::join!(stdin.feed(), stdout.log(), stderr.log());
             // A process can close all its pipes and go on.
@@ -139,11 +127,7 @@ impl Group {
         // librdkafka opens its wake-up pipes without close-on-exec.
         close_fds::set_fds_cloexec_threadsafe(3, &[]);
         let child = command.spawn()?;
-        Ok(Group {
-            pid: Pid::from_child(&child),
-            child: Some(child),
-            child_ended,
-        })
+        Ok(Group { pid: Pid::from_child(&child), child: Some(child), child_ended })
     }
 
     fn signal(&self, signal: Signal) {
@@ -197,17 +181,9 @@ impl<'a> Stdin<'a> {
             fcntl_setpipe_size(&writer, lines.len().min(LARGEST_PIPE)).ok();
         }
         ioctl_fionbio(&writer, true)?;
-        let written = if lines.is_empty() {
-            0
-        } else {
-            rustix::io::write(&writer, lines)?
-        };
+        let written = if lines.is_empty() { 0 } else { rustix::io::write(&writer, lines)? };
         let unwritten = &lines[written..];
-        let pipe = if unwritten.is_empty() {
-            None
-        } else {
-            Some(pipe::Sender::from_owned_fd(OwnedFd::from(writer))?)
-        };
+        let pipe = if unwritten.is_empty() { None } else { Some(pipe::Sender::from_owned_fd(OwnedFd::from(writer))?) };
         Ok(Stdin { pipe, unwritten })
     }
 
@@ -241,15 +217,7 @@ impl<'a> Output<'a> {
     fn new(label: &'a str) -> io::Result<(Output<'a>, Stdio)> {
         let (reader, writer) = io::pipe()?;
         let pipe = Some(pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?);
-        Ok((
-            Output {
-                label,
-                pipe,
-                text: Vec::new(),
-                in_long_line: false,
-            },
-            writer.into(),
-        ))
+        Ok((Output { label, pipe, text: Vec::new(), in_long_line: false }, writer.into()))
     }
 
     /// Logs line by line until the end of the output. Cancelling loses nothing.
@@ -306,11 +274,7 @@ fn printable(line: &[u8]) -> Cow<'_, str> {
     }
     let mut escaped = String::with_capacity(shown.len() + 16);
     for c in shown.chars() {
-        if is_harmless(c) {
-            escaped.push(c)
-        } else {
-            escaped.extend(c.escape_default())
-        }
+        if is_harmless(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
     }
     if line.len() > LONGEST_LINE {
         escaped.push_str(" ... (cut)");

@@ -31,14 +31,10 @@ impl FromStr for NewTopics {
         };
         match text.split_once(':') {
             None if text.is_empty() => Ok(NewTopics::default()),
-            None => Ok(NewTopics {
-                partitions: number(text)?,
-                replication: None,
-            }),
-            Some((partitions, replication)) => Ok(NewTopics {
-                partitions: number(partitions)?,
-                replication: number(replication)?,
-            }),
+            None => Ok(NewTopics { partitions: number(text)?, replication: None }),
+            Some((partitions, replication)) => {
+                Ok(NewTopics { partitions: number(partitions)?, replication: number(replication)? })
+            }
         }
     }
 }
@@ -93,18 +89,10 @@ impl Admin {
     async fn try_partitions(&self, topic: &Topic, timeout: Duration) -> Result<Option<i32>> {
         let (client, name) = (self.client.clone(), topic.clone());
         let asked = move || {
-            client
-                .inner()
-                .fetch_metadata(Some(name.as_str()), timeout)
-                .map(|metadata| {
-                    let topic = metadata.topics().first();
-                    topic.map(|topic| {
-                        (
-                            topic.error().map(RDKafkaErrorCode::from),
-                            topic.partitions().len() as i32,
-                        )
-                    })
-                })
+            client.inner().fetch_metadata(Some(name.as_str()), timeout).map(|metadata| {
+                let topic = metadata.topics().first();
+                topic.map(|topic| (topic.error().map(RDKafkaErrorCode::from), topic.partitions().len() as i32))
+            })
         };
         match tokio::task::spawn_blocking(asked).await?? {
             Some((None, partitions)) => Ok(Some(partitions)),
@@ -125,9 +113,7 @@ impl Admin {
             let error = anyhow!("topic {topic} does not exist; make it, or let --create-topics do it");
             return Err(Exit::Misconfigured.because(error));
         };
-        self.create(topic, new)
-            .await
-            .with_context(|| format!("cannot make topic {topic}"))?;
+        self.create(topic, new).await.with_context(|| format!("cannot make topic {topic}"))?;
         // A broker may know of a new topic a moment later than it answers.
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(10) {
@@ -163,20 +149,13 @@ mod tests {
 
     #[test]
     fn numbers_for_new_topics_are_read() {
-        let new = |partitions, replication| NewTopics {
-            partitions,
-            replication,
-        };
+        let new = |partitions, replication| NewTopics { partitions, replication };
         assert_eq!("".parse::<NewTopics>().unwrap(), new(None, None));
         assert_eq!("3".parse::<NewTopics>().unwrap(), new(Some(3), None));
         assert_eq!("3:2".parse::<NewTopics>().unwrap(), new(Some(3), Some(2)));
         for wrong in ["0", "a", "3:", ":2", "-1"] {
             assert!(
-                wrong
-                    .parse::<NewTopics>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains("PARTITIONS[:REPLICATION]"),
+                wrong.parse::<NewTopics>().unwrap_err().to_string().contains("PARTITIONS[:REPLICATION]"),
                 "{wrong}"
             );
         }

@@ -49,14 +49,7 @@ impl TopicIds {
     pub async fn ask(&self, topic: &Topic) -> Result<Option<TopicId>> {
         let (answer, answered) = oneshot::channel();
         let gone = || anyhow!("the thread that asks for topic ids has ended");
-        self.questions
-            .send(Question {
-                topic: topic.clone(),
-                answer,
-            })
-            .await
-            .ok()
-            .with_context(gone)?;
+        self.questions.send(Question { topic: topic.clone(), answer }).await.ok().with_context(gone)?;
         answered.await.ok().with_context(gone)?
     }
 }

@@ -48,11 +48,7 @@ impl Cluster {
     }
 
     fn log(&self) -> ClientLog {
-        ClientLog {
-            bootstrap: self.bootstrap.clone(),
-            started: Instant::now(),
-            quiet_until_ms: AtomicU64::new(0),
-        }
+        ClientLog { bootstrap: self.bootstrap.clone(), started: Instant::now(), quiet_until_ms: AtomicU64::new(0) }
     }
 }
 
@@ -73,36 +69,21 @@ pub struct Property {
 const REFUSED: [(&str, &str); 17] = [
     ("acks", "a message counts when all replicas have it"),
     ("request.required.acks", "a message counts when all replicas have it"),
-    (
-        "enable.idempotence",
-        "a retried message must not be written twice or out of order",
-    ),
+    ("enable.idempotence", "a retried message must not be written twice or out of order"),
     ("max.in.flight", "more requests in flight would change the order"),
-    (
-        "max.in.flight.requests.per.connection",
-        "more requests in flight would change the order",
-    ),
+    ("max.in.flight.requests.per.connection", "more requests in flight would change the order"),
     ("retries", "fewer retries would fail messages that can be delivered"),
-    (
-        "message.send.max.retries",
-        "fewer retries would fail messages that can be delivered",
-    ),
+    ("message.send.max.retries", "fewer retries would fail messages that can be delivered"),
     ("transactional.id", "ksync uses no transactions"),
     ("auto.offset.reset", "a lost offset must be an error, not a jump"),
     ("enable.auto.commit", "an offset is committed after its batch only"),
-    (
-        "enable.auto.offset.store",
-        "an offset is committed after its batch only",
-    ),
+    ("enable.auto.offset.store", "an offset is committed after its batch only"),
     ("isolation.level", "records of aborted transactions must not be read"),
     ("group.id", "ksync sets it itself"),
     ("bootstrap.servers", "use --bootstrap-server"),
     ("plugin.library.paths", "it loads code"),
     ("sasl.kerberos.kinit.cmd", "it runs a command"),
-    (
-        "enable.ssl.certificate.verification",
-        "without it anybody can stand in for a broker",
-    ),
+    ("enable.ssl.certificate.verification", "without it anybody can stand in for a broker"),
 ];
 
 impl FromStr for Property {
@@ -141,10 +122,7 @@ impl ClientLog {
 
 impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        let is_grave = matches!(
-            level,
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical
-        );
+        let is_grave = matches!(level, RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical);
         let level = if is_grave { Level::Warn } else { Level::Debug };
         log!(target: "librdkafka", level, "{facility}: {message}");
     }
@@ -154,8 +132,7 @@ impl ClientContext for ClientLog {
         let quiet_until = self.quiet_until_ms.load(Ordering::Relaxed);
         let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
         if all_down && now >= quiet_until {
-            self.quiet_until_ms
-                .store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
+            self.quiet_until_ms.store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
             warn!("cannot reach Kafka at {}: {reason}; trying again", self.bootstrap);
         } else {
             log::trace!(target: "librdkafka", "{error}: {reason}");
@@ -205,13 +182,7 @@ mod tests {
             "the property auto.offset.reset cannot be set: a lost offset must be an error, not a jump"
         );
         let property: Property = "sasl.password = a=b".parse().unwrap();
-        assert_eq!(
-            property,
-            Property {
-                name: "sasl.password".into(),
-                value: "a=b".into()
-            }
-        );
+        assert_eq!(property, Property { name: "sasl.password".into(), value: "a=b".into() });
         assert!(property.is_secret());
         assert!("acks".parse::<Property>().is_err());
     }

@@ -77,11 +77,7 @@ impl Reader {
         serve_own_queue(consumer.clone(), alive.clone());
         let asked = consumer.clone();
         let ids = TopicIds::new(move |topics, timeout| sys::topic_ids(asked.client(), topics, timeout));
-        Ok(Reader {
-            consumer,
-            ids,
-            _alive: Arc::new(Alive(alive)),
-        })
+        Ok(Reader { consumer, ids, _alive: Arc::new(Alive(alive)) })
     }
 
     pub fn ids(&self) -> &TopicIds {
@@ -97,18 +93,12 @@ impl Reader {
         let (begin, end) = tokio::task::spawn_blocking(ask)
             .await?
             .with_context(|| format!("cannot read where the log of {partition} begins and ends"))?;
-        Ok(Log {
-            begin: Offset(begin),
-            end: Offset(end),
-        })
+        Ok(Log { begin: Offset(begin), end: Offset(end) })
     }
 
     /// The first offset whose record's timestamp is not before `time`; `None` where there is none yet.
     pub async fn offset_at(&self, partition: &TopicPartition, time: SystemTime) -> Result<Option<Offset>> {
-        let millis = time
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis() as i64;
+        let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
         let (consumer, list) = (self.consumer.clone(), list_of(partition, At::Offset(millis))?);
         let found = tokio::task::spawn_blocking(move || consumer.offsets_for_times(list, TIMEOUT)).await?;
         let found = found.with_context(|| format!("cannot look up a time in {partition}"))?;
@@ -130,13 +120,8 @@ impl Reader {
         let list = list_of(partition, At::Offset(from.0))?;
         let assigned = self.consumer.incremental_assign(&list);
         assigned.with_context(|| format!("cannot assign {partition}"))?;
-        let reading = Partition {
-            partition: partition.clone(),
-            queue,
-            consumer: self.consumer.clone(),
-            filled,
-            next: from,
-        };
+        let reading =
+            Partition { partition: partition.clone(), queue, consumer: self.consumer.clone(), filled, next: from };
         if let Some(epoch) = epoch {
             // Assigning alone does not check the epoch; seeking does.
             let (consumer, mut list) = (self.consumer.clone(), list);
@@ -199,9 +184,7 @@ impl Partition {
                     return Some(Event::Record(Message(message)));
                 }
                 Err(KafkaError::PartitionEOF(_)) => {
-                    self.next = self
-                        .next
-                        .max(position(&self.consumer, &self.partition).unwrap_or(self.next));
+                    self.next = self.next.max(position(&self.consumer, &self.partition).unwrap_or(self.next));
                     return Some(Event::End(self.next));
                 }
                 Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
@@ -229,9 +212,7 @@ impl Partition {
         let sought = tokio::task::spawn_blocking(move || consumer.seek_partitions(list, TIMEOUT)).await?;
         let sought = sought.with_context(|| format!("cannot seek to {offset} in {}", self.partition))?;
         for element in sought.elements() {
-            element
-                .error()
-                .with_context(|| format!("cannot seek to {offset} in {}", self.partition))?;
+            element.error().with_context(|| format!("cannot seek to {offset} in {}", self.partition))?;
         }
         // What was fetched before the seek is outdated by its version; librdkafka does not hand it out any more.
         self.next = offset;
@@ -252,10 +233,7 @@ impl Drop for Partition {
 /// Past the last record, and past control records that no consumer sees.
 fn position(consumer: &BaseConsumer<ClientLog>, partition: &TopicPartition) -> Option<Offset> {
     let positions = consumer.position().ok()?;
-    match positions
-        .find_partition(partition.topic.as_str(), partition.partition)?
-        .offset()
-    {
+    match positions.find_partition(partition.topic.as_str(), partition.partition)?.offset() {
         At::Offset(offset) => Some(Offset(offset)),
         _ => None,
     }
@@ -303,10 +281,7 @@ impl Message<'_> {
     /// A copy of the headers, to send them on; `None` where there are none.
     pub fn headers(&self) -> Option<Headers> {
         let native = self.0.headers()?.detach();
-        let bytes = sys::headers(&self.0)
-            .iter()
-            .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
-            .sum();
+        let bytes = sys::headers(&self.0).iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
         Some(Headers::copied(native, bytes))
     }
 

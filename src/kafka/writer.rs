@@ -43,31 +43,20 @@ impl Writer {
             .with_context(|| format!("cannot make a producer for {cluster}"))
             .map_err(|error| Exit::Misconfigured.because(error))?;
         let (cluster, producer) = (cluster.clone(), RwLock::new(producer));
-        Ok(Writer(Arc::new(Shared {
-            cluster,
-            give_up,
-            producer,
-            lanes: AtomicUsize::new(0),
-        })))
+        Ok(Writer(Arc::new(Shared { cluster, give_up, producer, lanes: AtomicUsize::new(0) })))
     }
 
     /// A line of records of its own: for each partition that is written on its own, or for a chunk as a whole.
     pub fn lane(&self) -> Lane {
         self.0.lanes.fetch_add(1, Ordering::Relaxed);
-        Lane {
-            writer: self.clone(),
-            reports: Arc::new(LaneReports::default()),
-        }
+        Lane { writer: self.clone(), reports: Arc::new(LaneReports::default()) }
     }
 
     /// After a fatal error a producer never sends again; what it had in flight is reported as failed.
     fn replace_producer(&self) -> Result<(), KafkaError> {
         let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
         if current.client().fatal_error().is_some() {
-            warn!(
-                "the producer for {} had a fatal error; going on with a new one",
-                self.0.cluster
-            );
+            warn!("the producer for {} had a fatal error; going on with a new one", self.0.cluster);
             *current = producer(&self.0.cluster, self.0.give_up)?;
         }
         Ok(())
@@ -143,14 +132,8 @@ impl Headers {
     }
 
     pub fn with(self, name: &str, value: &str) -> Headers {
-        let native = self.native.insert(Header {
-            key: name,
-            value: Some(value),
-        });
-        Headers {
-            native,
-            bytes: self.bytes + name.len() + value.len(),
-        }
+        let native = self.native.insert(Header { key: name, value: Some(value) });
+        Headers { native, bytes: self.bytes + name.len() + value.len() }
     }
 }
 
@@ -186,10 +169,7 @@ impl Lane {
             if self.reports.has_failed.load(Ordering::Acquire) {
                 return Err(self.failure());
             }
-            let ticket = Box::new(Ticket {
-                lane: self.reports.clone(),
-                bytes,
-            });
+            let ticket = Box::new(Ticket { lane: self.reports.clone(), bytes });
             self.reports.records.fetch_add(1, Ordering::Relaxed);
             self.reports.bytes.fetch_add(bytes, Ordering::Relaxed);
             let Err(error) = self.writer.try_send(&record, ticket) else {
@@ -277,10 +257,7 @@ impl Undelivered {
     /// Whether the same record may be taken later: no broker answers, too few replicas are there.
     pub fn is_transient(&self) -> bool {
         use RDKafkaErrorCode::{Fatal, PurgeInflight, PurgeQueue};
-        let rebuilt = matches!(
-            self.error.rdkafka_error_code(),
-            Some(Fatal | PurgeInflight | PurgeQueue)
-        );
+        let rebuilt = matches!(self.error.rdkafka_error_code(), Some(Fatal | PurgeInflight | PurgeQueue));
         rebuilt || is_transient(&self.error)
     }
 }
