@@ -29,7 +29,7 @@ mod values;
 pub use handler::HandlerOptions;
 pub use leader::{LeaderOptions, OnInvalidOption};
 pub use log_lines::Logging;
-pub use rows::{ActionOptions, SourceOptions};
+pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 
 /// The file that is read where `--config` names none.

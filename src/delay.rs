@@ -78,7 +78,7 @@ impl Flight {
         let acknowledged = self.lane.acknowledged();
         let new = usize::try_from(acknowledged - self.counted).unwrap_or(usize::MAX).min(self.sent.len());
         self.counted = acknowledged;
-        self.sent.drain(..new).last()
+        self.sent.drain(..new).next_back()
     }
 
     fn is_empty(&self) -> bool {
@@ -94,7 +94,7 @@ impl Forwarder<'_> {
                 if self.flight.lane.has_failed() {
                     self.go_back(records).await?;
                 }
-                match records.next() {
+                match records.poll() {
                     Some(Event::Record(message)) => {
                         self.take(&message).await?;
                         taken = taken.wrapping_add(1);

@@ -129,15 +129,15 @@ impl<'a> Intake<'a> {
             if self.is_closed() {
                 return;
             }
-            match self.records.next() {
+            match self.records.poll() {
                 Some(Event::Record(message)) => {
                     let load = &mut self.load;
                     load.stop = add(load, &message, self.on_invalid);
                     self.first_at.get_or_insert_with(Instant::now);
                 }
                 Some(Event::End(offset)) => {
-                    // Past control records too, which nobody is given.
-                    self.load.batch.pass_to(offset);
+                    // Past control records too, which nobody is given. What `until` was measured by lies before this end.
+                    self.load.batch.pass_to(self.until.map_or(offset, |until| offset.max(until)));
                 }
                 Some(Event::OutOfLog) => self.load.stop = Some(Stop::OutOfLog),
                 Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.partition),

@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use log::info;
 use serde_json::json;
@@ -13,16 +12,15 @@ const FIRST_LINE: Duration = Duration::from_secs(10);
 const NEXT_LINES: Duration = Duration::from_secs(60);
 
 /// How progress is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A bar on a terminal, else lines in the log
+    /// A bar on a terminal, else lines in the log.
     Auto,
-    /// Lines in the log
+    /// Lines in the log.
     Plain,
-    /// A JSON object a line on stderr
+    /// A JSON object a line on stderr.
     Json,
-    /// Nothing
-    None,
+    Nothing,
 }
 
 /// Counts what is done.
@@ -49,7 +47,7 @@ impl Progress {
             Format::Auto if std::io::stderr().is_terminal() => Show::Bar(bar(what, total)),
             Format::Auto | Format::Plain => Show::Lines,
             Format::Json => Show::Json,
-            Format::None => Show::Nothing,
+            Format::Nothing => Show::Nothing,
         };
         Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE }
     }

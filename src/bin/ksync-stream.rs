@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Phases};
-use ksync::cli::{self, ActionOptions, Common, DelayOption, KafkaOptions, SourceOptions, Tool, duration, size};
+use ksync::cli::{
+    self, ActionOptions, Common, DelayOption, KafkaOptions, ProgressOption, SourceOptions, Tool, duration, size,
+};
 use ksync::exit::Exit;
 use ksync::kafka::{Admin, Writer};
-use ksync::progress::{self, Progress};
 use ksync::shutdown::Shutdown;
 use ksync::stream::{ChunkLimits, Stream};
 
@@ -53,7 +54,7 @@ struct Cli {
 
     /// How progress is shown
     #[arg(long, env = "KSYNC_PROGRESS", value_name = "HOW", default_value = "auto")]
-    progress: progress::Format,
+    progress: ProgressOption,
 
     /// How long an end may take that was asked for by a signal
     #[arg(long, env = "KSYNC_GRACE", value_name = "DURATION", default_value = "25s", value_parser = duration)]
@@ -102,8 +103,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let chunk = ChunkLimits { rows: cli.chunk_size as usize, bytes: cli.chunk_bytes, wait: cli.chunk_wait };
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
-    let progress =
-        Progress::new(if cli.common.logging.quiet { progress::Format::None } else { cli.progress }, "rows", total);
+    let progress = cli.progress.start(cli.common.logging.quiet, total);
     Stream { source, action, phases, chunk }.run(announcer, progress, &shutdown).await
 }
 

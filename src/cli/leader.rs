@@ -12,7 +12,7 @@ use crate::election::{Election, Servers, ZooKeeper};
 use crate::exit::Exit;
 use crate::fit::AcceptLoss;
 use crate::intake::OnInvalid;
-use crate::kafka::{Admin, Cluster, Reader, Writer, group};
+use crate::kafka::{Admin, Cluster, Mirror, Reader, Writer, group};
 use crate::lead::{Bounded, FirstStart, Leading};
 use crate::topic::{Name, Topic};
 
@@ -51,6 +51,10 @@ pub struct LeaderOptions {
         default_missing_value = ""
     )]
     pub dead_letter: Option<String>,
+
+    /// Group that shows the offsets to Kafka's own tools, or off [default: ksync.NAME]
+    #[arg(long, env = "KSYNC_MIRROR_GROUP", value_name = "GROUP")]
+    pub mirror_group: Option<String>,
 
     /// How long an end may take that was asked for by a signal
     #[arg(long, env = "KSYNC_GRACE", value_name = "DURATION", default_value = "25s", value_parser = duration)]
@@ -105,8 +109,14 @@ impl LeaderOptions {
             topics.insert(topic.clone(), kafka.chosen(topic, count)?);
         }
         let partitions = topics.values().map(BTreeSet::len).sum();
+        let group = group(name)?;
+        let mirror = match self.mirror_group.as_deref() {
+            Some("off") => None,
+            named => Some(Mirror::open(cluster, named.unwrap_or(&group))?),
+        };
         Ok(Leading {
-            reader: Reader::open(cluster, &group(name)?, partitions)?,
+            reader: Reader::open(cluster, &group, partitions)?,
+            mirror,
             admin,
             election: Election::ZooKeeper(ZooKeeper::connect(&self.zookeeper, self.session_timeout)?),
             name: name.clone(),
@@ -137,7 +147,7 @@ impl LeaderOptions {
         for (read, origin) in origins {
             let topic = match self.dead_letter.as_deref() {
                 None | Some("") => origin.dead_letter(&leading.name)?,
-                Some(named) => named.parse().map_err(|error| Exit::Usage.because(anyhow::Error::from(error)))?,
+                Some(named) => named.parse().map_err(|error| Exit::Usage.because(error))?,
             };
             let patience = kafka.patience(leading.bounded.is_some());
             leading.admin.need(&topic, kafka.create_topics, patience).await?;

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::database::{self, Database, Dialect, Rows, Statement};
 use crate::exit::Exit;
 use crate::handler::Command;
+use crate::progress::{Format, Progress};
 use crate::stream::{Action, Lines, Source, failure};
 
 /// The member of a line of stdin that makes its record key.
@@ -118,4 +119,31 @@ impl ActionOptions {
 
 fn usage(error: Error) -> Error {
     Exit::Usage.because(error)
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressOption {
+    /// A bar on a terminal, else lines in the log
+    Auto,
+    /// Lines in the log
+    Plain,
+    /// A JSON object a line on stderr
+    Json,
+    /// Nothing
+    None,
+}
+
+impl ProgressOption {
+    /// `total` is about how many rows there are.
+    pub fn start(self, is_quiet: bool, total: Option<u64>) -> Progress {
+        let format = match self {
+            _ if is_quiet => Format::Nothing,
+            ProgressOption::Auto => Format::Auto,
+            ProgressOption::Plain => Format::Plain,
+            ProgressOption::Json => Format::Json,
+            ProgressOption::None => Format::Nothing,
+        };
+        Progress::new(format, "rows", total)
+    }
 }

@@ -7,9 +7,9 @@ pub(super) struct Column {
     pub kind: Kind,
     /// The expression that is selected.
     pub read: String,
-    /// The expression that the column is compared with; `?` stands for the value.
+    /// The expression that the column is compared with; the first `?` stands for the value.
     pub bind: String,
-    /// True where the database holds a value for another than `?` although `=` does not tell them apart; `None` where
+    /// True where the column is written otherwise than the first `?`, although `=` may not tell them apart; `None` where
     /// that cannot be.
     pub differs: Option<String>,
 }

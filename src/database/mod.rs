@@ -6,6 +6,7 @@
 
 mod chunk;
 mod column;
+mod lexer;
 mod mysql;
 mod postgres;
 mod scan;
@@ -15,6 +16,7 @@ mod statement;
 mod trouble;
 mod value;
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -167,8 +169,8 @@ impl Database {
     pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> Result<u64, Trouble> {
         self.check_size(statement, chunk)?;
         let most = chunk.changes.len() as u64;
-        let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
+        let (mut pause, mut retries) = (FIRST_PAUSE, 1..ATTEMPTS);
+        loop {
             let run = match &mut self.0 {
                 Connection::Postgres(postgres) => postgres.run(statement, chunk).await,
                 Connection::MySql(mysql) => mysql.run(statement, chunk).await,
@@ -182,7 +184,7 @@ impl Database {
                     )));
                 }
                 Ok(touched) => return Ok(touched),
-                Err(error) if is_conflict(&error) && attempt < ATTEMPTS => {
+                Err(error) if is_conflict(&error) && retries.next().is_some() => {
                     let trouble = Trouble::from(error);
                     warn!("the statement met another transaction: {trouble:#}; trying again in {pause:?}");
                     tokio::time::sleep(pause).await;
@@ -191,7 +193,6 @@ impl Database {
                 Err(error) => return Err(refused_or_away(error.into())),
             }
         }
-        unreachable!("the last attempt returns")
     }
 
     fn dialect(&self) -> Dialect {
@@ -244,6 +245,10 @@ impl Database {
             most / for_each
         )))
     }
+}
+
+fn options<Options: FromStr<Err = sqlx::Error>>(url: &str) -> Result<Options, Trouble> {
+    url.parse().map_err(|error| Trouble::from(error).context("cannot use the database URL"))
 }
 
 fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, Trouble> {

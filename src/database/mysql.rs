@@ -8,12 +8,12 @@ use sqlx::{
 
 use super::chunk::{Chunk, Filling};
 use super::column::{Column, Kind};
-use super::present;
 use super::scan::{Relation, Scan};
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
+use super::{options, present};
 
 /// The protocol counts the values of a statement in 16 bits.
 pub(super) const MOST_VALUES: usize = 65_535;
@@ -22,7 +22,7 @@ pub(super) struct MySql(MySqlConnection);
 
 impl MySql {
     pub async fn open(url: &str) -> Result<MySql, Trouble> {
-        let options: MySqlConnectOptions = url.parse()?;
+        let options: MySqlConnectOptions = options(url)?;
         let place = format!("cannot connect to MySQL or MariaDB at {}:{}", options.get_host(), options.get_port());
         // The operator's SQL means what it means in the server's own client: sqlx would make `||` join strings and
         // move NOW() to UTC. Its log of slow statements would show that SQL as a warning.

@@ -7,18 +7,18 @@ use sqlx::{Column as _, ConnectOptions, Connection, Executor, Row as _};
 
 use super::chunk::{Chunk, Filling};
 use super::column::{Column, Kind};
-use super::present;
 use super::scan::{Relation, Scan};
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
+use super::{options, present};
 
 pub(super) struct Postgres(PgConnection);
 
 impl Postgres {
     pub async fn open(url: &str) -> Result<Postgres, Trouble> {
-        let mut options: PgConnectOptions = url.parse()?;
+        let mut options: PgConnectOptions = options(url)?;
         if options.get_application_name().is_none() {
             options = options.application_name("ksync-stream");
         }
@@ -122,7 +122,7 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
         read: if is_integer { format!("{column}::int8") } else { format!("{column}::text") },
         bind: if is_integer { format!("?::{type_name}") } else { format!("?::text::{type_name}") },
         // Equal for the database are 1.0 and 1.00, 'a' and 'A' as citext.
-        differs: (!is_integer).then(|| format!("{column}::text <> ?")),
+        differs: (!is_integer).then(|| format!("? <> {column}::text")),
         name,
     }
 }

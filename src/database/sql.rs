@@ -26,7 +26,7 @@ impl Sql {
         self
     }
 
-    /// Appends `template`, in which one `?` stands for `value`.
+    /// Appends `template`, in which the first `?` stands for `value`.
     pub fn bind(&mut self, template: &str, value: &Value) -> &mut Sql {
         self.values.push(value.clone());
         match self.dialect {

@@ -9,12 +9,12 @@ use sqlx::{
 
 use super::chunk::{Chunk, Filling};
 use super::column::{Column, Kind};
-use super::present;
 use super::scan::{Relation, Scan};
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
+use super::{options, present};
 
 /// SQLITE_MAX_VARIABLE_NUMBER
 pub(super) const MOST_VALUES: usize = 32_766;
@@ -23,7 +23,7 @@ pub(super) struct Sqlite(SqliteConnection);
 
 impl Sqlite {
     pub async fn open(url: &str) -> Result<Sqlite, Trouble> {
-        let options: SqliteConnectOptions = url.parse()?;
+        let options: SqliteConnectOptions = options(url)?;
         let place = format!("cannot open the SQLite database {}", options.get_filename().display());
         let opened = options.create_if_missing(false).disable_statement_logging().connect().await;
         opened.map(Sqlite).map_err(|error| Trouble::from(error).context(place))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::select;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use zookeeper::StateWatcher;
 
 use super::Term;
@@ -29,7 +29,8 @@ impl Tenure {
     pub async fn serve(self, fence: &mut Fence, mut link: StateWatcher, session: &Session) -> Clock {
         // Dropped at the end of this: a commit that still waits there fails with the lease, not when servers are back.
         let Tenure { term, clock, mut commits } = self;
-        let mut beat = tokio::time::interval(clock.session_timeout / 10);
+        let pause = clock.session_timeout / 10;
+        let mut beat = interval_at(Instant::now() + pause, pause);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let lost = loop {
             let commit = select! {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod ids;
+mod mirror;
 mod reader;
 mod writer;
 
@@ -18,6 +19,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use admin::{Admin, NewTopics};
 pub use ids::TopicIds;
+pub use mirror::Mirror;
 pub use reader::{Event, Log, Message, Partition, Reader, Timestamp, group};
 pub use writer::{Headers, Lane, Outgoing, Undelivered, Writer};
 

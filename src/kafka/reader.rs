@@ -109,7 +109,7 @@ impl Reader {
     }
 
     /// Begins to read at `from`. With the epoch that belongs to it a log that was truncated meanwhile is noticed:
-    /// [`Partition::next`] then gives [`Event::OutOfLog`].
+    /// [`Partition::poll`] then gives [`Event::OutOfLog`].
     pub async fn partition(&self, partition: &TopicPartition, from: Offset, epoch: Option<i32>) -> Result<Partition> {
         let name = partition.topic.as_str();
         let queue = self.consumer.split_partition_queue(name, partition.partition);
@@ -120,8 +120,14 @@ impl Reader {
         let list = list_of(partition, At::Offset(from.0))?;
         let assigned = self.consumer.incremental_assign(&list);
         assigned.with_context(|| format!("cannot assign {partition}"))?;
-        let reading =
-            Partition { partition: partition.clone(), queue, consumer: self.consumer.clone(), filled, next: from };
+        let reading = Partition {
+            partition: partition.clone(),
+            queue,
+            consumer: self.consumer.clone(),
+            filled,
+            next: from,
+            has_read: false,
+        };
         if let Some(epoch) = epoch {
             // Assigning alone does not check the epoch; seeking does.
             let (consumer, mut list) = (self.consumer.clone(), list);
@@ -159,6 +165,7 @@ pub struct Partition {
     consumer: Arc<BaseConsumer<ClientLog>>,
     filled: Arc<Notify>,
     next: Offset,
+    has_read: bool,
 }
 
 /// What comes next in a partition.
@@ -174,17 +181,22 @@ pub enum Event<'a> {
 
 impl Partition {
     /// What is there already, without waiting; `None` where nothing is.
-    pub fn next(&mut self) -> Option<Event<'_>> {
+    pub fn poll(&mut self) -> Option<Event<'_>> {
         loop {
             match self.queue.poll(Duration::ZERO)? {
                 // Fetched for an earlier assignment of the same partition.
                 Ok(message) if message.offset() < self.next.0 => {}
                 Ok(message) => {
                     self.next = Offset(message.offset() + 1);
+                    self.has_read = true;
                     return Some(Event::Record(Message(message)));
                 }
                 Err(KafkaError::PartitionEOF(_)) => {
-                    self.next = self.next.max(position(&self.consumer, &self.partition).unwrap_or(self.next));
+                    // Before the first record the client's position may be one of an earlier assignment.
+                    if self.has_read {
+                        let position = position(&self.consumer, &self.partition);
+                        self.next = self.next.max(position.unwrap_or(self.next));
+                    }
                     return Some(Event::End(self.next));
                 }
                 Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
@@ -200,7 +212,7 @@ impl Partition {
         self.next
     }
 
-    /// Returns when [`Partition::next`] may have something; also now and then without a reason.
+    /// Returns when [`Partition::poll`] may have something; also now and then without a reason.
     pub async fn readable(&self) {
         drop(tokio::time::timeout(Duration::from_secs(1), self.filled.notified()).await);
     }
@@ -215,7 +227,7 @@ impl Partition {
             element.error().with_context(|| format!("cannot seek to {offset} in {}", self.partition))?;
         }
         // What was fetched before the seek is outdated by its version; librdkafka does not hand it out any more.
-        self.next = offset;
+        (self.next, self.has_read) = (offset, false);
         Ok(())
     }
 }

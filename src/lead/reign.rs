@@ -1,0 +1,232 @@
+//! One lease on a seat, from its beginning to its end: where to go on, the work, what follows from how that ended.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, anyhow};
+use log::{error, info, warn};
+use tokio::time::sleep;
+
+use super::{End, Held, Leading, RETRY, Work};
+use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
+use crate::exit::Exit;
+use crate::fit::{self, Standing};
+use crate::kafka;
+use crate::shutdown::Shutdown;
+use crate::topic::{Offset, TopicId};
+
+/// How long a halted partition waits before it is tried again.
+const HALT: Duration = Duration::from_secs(60);
+
+/// Where to begin where no offset is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstStart {
+    #[default]
+    Earliest,
+    Latest,
+    At(SystemTime),
+}
+
+/// One lease on a seat, from its beginning to its end.
+pub(super) struct Reign<'a> {
+    pub leading: &'a Leading,
+    pub seat: &'a Seat,
+    pub until: Option<Offset>,
+    pub first_start: Option<FirstStart>,
+}
+
+impl Reign<'_> {
+    /// How the partition's run ended; `None`: queue again.
+    pub async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Option<Exit> {
+        let seat = self.seat;
+        let mut standing = None;
+        let mut lease = lease;
+        loop {
+            let end = match self.begin(lease, standing, shutdown).await {
+                Ok((mut held, mut records)) => {
+                    let end = match held.is_done() {
+                        true => End::Done,
+                        false => work.work(&mut records, &mut held, shutdown).await,
+                    };
+                    standing = Some(held.standing);
+                    lease = held.lease;
+                    end
+                }
+                Err((kept, end)) => {
+                    lease = kept;
+                    end
+                }
+            };
+            let bounded = self.leading.bounded.is_some();
+            match end {
+                End::Done => {
+                    lease.release().await;
+                    return Some(Exit::Done);
+                }
+                End::Shutdown => {
+                    lease.release().await;
+                    info!("{seat}: handed over");
+                    return Some(if bounded { Exit::Again } else { Exit::Done });
+                }
+                End::Lost(why) => {
+                    warn!("{seat}: no longer leading: {why}; queueing again");
+                    return None;
+                }
+                End::GaveUp(reason) => {
+                    error!("{seat}: gave up: {reason:#}");
+                    lease.release().await;
+                    return Some(Exit::Again);
+                }
+                End::Again(reason) => {
+                    warn!("{seat}: {reason:#}; looking at it anew");
+                    self.pause(RETRY, &lease, shutdown).await;
+                }
+                End::Halted(reason) => {
+                    let offset = standing.map_or(String::new(), |kept| format!(" at offset {}", kept.offset));
+                    error!("{seat}: halted{offset}: {reason:#}");
+                    if bounded {
+                        lease.release().await;
+                        return Some(Exit::Person);
+                    }
+                    self.pause(HALT, &lease, shutdown).await;
+                    if standing.is_none() {
+                        // What is stored may have been mended meanwhile; only a new lease reads it again.
+                        lease.release().await;
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, time: Duration, lease: &Lease, shutdown: &Shutdown) {
+        tokio::select! {
+            () = sleep(time) => {}
+            _ = lease.lost() => {}
+            () = shutdown.requested() => {}
+        }
+    }
+
+    /// Finds out where to go on, and begins to read there. Gives the lease back where that cannot be.
+    async fn begin(
+        &self,
+        lease: Lease,
+        standing: Option<Standing>,
+        shutdown: &Shutdown,
+    ) -> Result<(Held, kafka::Partition), (Lease, End)> {
+        let mut lease = lease;
+        let begun = tokio::select! {
+            biased;
+            why = lease.lost() => Err(End::Lost(why)),
+            () = shutdown.requested() => Err(End::Shutdown),
+            begun = self.place(&lease, standing) => begun,
+        };
+        let place = match begun {
+            Ok(place) => place,
+            Err(end) => return Err((lease, end)),
+        };
+        if place.is_new {
+            // The number is written before the first record is read: a crash must not move the beginning.
+            let position = Position { offset: place.offset, topic_id: place.topic_id, leader_epoch: None, last: None };
+            if let Err(why) = lease.commit(position).await {
+                return Err((lease, End::Lost(why)));
+            }
+        }
+        let partition = &self.seat.partition;
+        match self.leading.reader.partition(partition, place.offset, place.leader_epoch).await {
+            Ok(records) => {
+                if standing.is_none() {
+                    info!("{}: leading from offset {}, term {}", self.seat, place.offset, lease.term());
+                }
+                Ok((self.held(lease, place), records))
+            }
+            Err(error) => Err((lease, End::Again(error))),
+        }
+    }
+
+    fn held(&self, lease: Lease, place: Place) -> Held {
+        let Place { offset, topic_id, leader_epoch, .. } = place;
+        Held {
+            seat: self.seat.clone(),
+            lease,
+            standing: Standing { offset, topic_id: Some(topic_id), leader_epoch },
+            until: self.until,
+            topic_id,
+            ids: self.leading.reader.ids().clone(),
+            mirror: self.leading.mirror.clone(),
+        }
+    }
+
+    async fn place(&self, lease: &Lease, standing: Option<Standing>) -> Result<Place, End> {
+        let (partition, reader) = (&self.seat.partition, &self.leading.reader);
+        let id = reader.ids().ask(&partition.topic).await.map_err(End::Again)?;
+        let Some(topic_id) = id else {
+            return Err(End::Halted(anyhow!("topic {} does not exist any more", partition.topic)));
+        };
+        let log = reader.log(partition).await.map_err(End::Again)?;
+        let kept = match standing {
+            Some(standing) => Some(standing),
+            None => self.stored(lease).map_err(End::Halted)?,
+        };
+        let Some(kept) = kept else {
+            let offset = self.first(log).await.map_err(End::Again)?;
+            info!("{}: no offset is stored, beginning at {offset}", self.seat);
+            return Ok(Place { offset, topic_id, leader_epoch: None, is_new: true });
+        };
+        let log = fit::Log { topic_id, begin: log.begin, end: log.end };
+        let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
+        let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
+        let leader_epoch = kept.leader_epoch.filter(|_| !moved);
+        Ok(Place { offset, topic_id, leader_epoch, is_new: moved })
+    }
+
+    /// What the take-over found; `None` where no offset is stored.
+    fn stored(&self, lease: &Lease) -> Result<Option<Standing>> {
+        let stored = lease.stored();
+        let offset = match &stored.offset {
+            StoredOffset::None => return Ok(None),
+            StoredOffset::At(offset) => *offset,
+            StoredOffset::Garbage(text) => {
+                return Err(anyhow!(
+                    "the stored offset is '{text}', which is not a number; write a number there (nothing means: from the \
+                     beginning)"
+                ));
+            }
+        };
+        if self.first_start.is_some_and(|first| first != FirstStart::Earliest) {
+            info!("{}: an offset is stored, so --first-start does not count", self.seat);
+        }
+        match &stored.state {
+            StoredState::Kept(state) if state.position.offset == offset => {
+                let Position { topic_id, leader_epoch, .. } = state.position;
+                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch }));
+            }
+            StoredState::Kept(state) => warn!(
+                "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
+                self.seat, state.position.offset
+            ),
+            StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
+            StoredState::None => {}
+        }
+        Ok(Some(Standing { offset, topic_id: None, leader_epoch: None }))
+    }
+
+    async fn first(&self, log: kafka::Log) -> Result<Offset> {
+        match self.first_start.unwrap_or_default() {
+            FirstStart::Earliest => Ok(log.begin),
+            FirstStart::Latest => Ok(log.end),
+            FirstStart::At(time) => {
+                let found = self.leading.reader.offset_at(&self.seat.partition, time).await?;
+                Ok(found.unwrap_or(log.end))
+            }
+        }
+    }
+}
+
+/// Where to begin to read.
+struct Place {
+    offset: Offset,
+    topic_id: TopicId,
+    leader_epoch: Option<i32>,
+    /// Not what is stored: to be written first.
+    is_new: bool,
+}
