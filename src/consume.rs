@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use log::{debug, info, warn};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep};
 
 use crate::dead_letter::DeadLetters;
+use crate::fit::Standing;
 use crate::handler::{self, Backoff, Command, Input, Outcome};
 use crate::intake::{Intake, Limits, Load, OnInvalid, Stop};
 use crate::kafka;
@@ -32,87 +33,109 @@ pub struct Consume {
 }
 
 impl Work for Consume {
-    async fn work(&self, records: &mut kafka::Partition, held: &mut Held, shutdown: &Shutdown) -> End {
+    async fn work(&self, records: &mut kafka::Partition, held: &mut Held<'_>, shutdown: &Shutdown) -> End {
         let partition = held.seat.partition.clone();
         let mut intake = Intake::new(&partition, records, (self.limits, self.on_invalid), held.until);
-        let mut spare = Load::new(&partition);
+        let mut load = Load::new(&partition);
+        let mut handled = None;
         loop {
-            tokio::select! {
-                biased;
-                why = held.lease.lost() => return End::Lost(why),
-                () = shutdown.requested() => return End::Shutdown,
-                () = intake.ready() => {}
+            // The next handler is started beside the commit, and given its batch after it: so the time that both take is
+            // spent once, and no more than one batch can come again.
+            let (committed, going) = oneshot::channel();
+            let committing = async {
+                let standing = commit(handled.take(), held).await?;
+                committed.send(()).ok(); // There may be no next batch.
+                Ok(standing)
+            };
+            let next = self.next(&mut intake, load, going, held, shutdown);
+            let (standing, next) = tokio::join!(committing, next);
+            match standing {
+                Ok(standing) => held.standing = standing,
+                Err(end) => return end,
             }
-            let load = intake.take(spare);
-            if let Err(end) = self.settle(&load, &mut intake, held, shutdown).await {
-                return end;
-            }
-            match load.stop {
-                Some(Stop::Invalid(why)) => return End::Halted(why),
-                Some(Stop::OutOfLog) => return End::Again(anyhow!("the offset is not in the log any more")),
-                None if held.is_done() => return End::Done,
-                None => spare = load,
+            load = match next {
+                Ok(load) => load,
+                Err(end) => return end,
+            };
+            handled = load.done();
+            let is_last = held.until.is_some_and(|until| handled.is_some_and(|done| done.offset >= until));
+            if is_last || load.stop.is_some() {
+                match commit(handled, held).await {
+                    Ok(standing) => held.standing = standing,
+                    Err(end) => return end,
+                }
+                return match load.stop {
+                    None => End::Done,
+                    Some(Stop::Invalid(why)) => End::Halted(why),
+                    Some(Stop::OutOfLog) => End::Again(anyhow!("the offset is not in the log any more")),
+                };
             }
         }
     }
 }
 
+/// Commits what is done. The topic's id is asked for now: after the batch was read, and again for each batch.
+async fn commit(done: Option<Done>, held: &Held<'_>) -> Result<Standing, End> {
+    let Some(done) = done.filter(|done| done.offset > held.standing.offset) else { return Ok(held.standing) };
+    let checked = tokio::select! {
+        checked = held.check_topic() => checked?,
+        why = held.lease.lost() => return Err(End::Lost(why)),
+    };
+    held.commit(checked, done).await
+}
+
 impl Consume {
-    /// Has the batch handled, however often that takes, puts its letters into the dead-letter topic, and commits.
-    async fn settle(
+    /// Waits for a batch and has it done: by the handler, once `going` says so, or by the dead-letter topic.
+    async fn next(
         &self,
-        load: &Load,
         intake: &mut Intake<'_>,
-        held: &mut Held,
+        spare: Load,
+        going: oneshot::Receiver<()>,
+        held: &Held<'_>,
         shutdown: &Shutdown,
-    ) -> Result<(), End> {
-        let batch = &load.batch;
-        let Some(offset) = batch.next().filter(|next| *next > held.standing.offset) else {
-            return Ok(());
-        };
-        let handled = async {
-            if !batch.is_empty() {
-                self.handle(batch, intake, held, shutdown).await?;
-            }
-            self.put_aside(load, held).await
-        };
-        // The question must be asked after the batch was read; it takes no time of its own beside the handler.
-        let asked = async {
+    ) -> Result<Load, End> {
+        tokio::select! {
+            biased;
+            why = held.lease.lost() => return Err(End::Lost(why)),
+            () = shutdown.requested() => return Err(End::Shutdown),
+            () = intake.ready() => {}
+        }
+        let load = intake.take(spare);
+        if !load.batch.is_empty() {
+            let work = self.handle(&load.batch, going, held, shutdown);
             tokio::select! {
-                checked = held.check_topic() => checked,
-                why = held.lease.lost() => Err(End::Lost(why)),
+                handled = work => handled?,
+                never = intake.fill_on() => never,
             }
-        };
-        let (handled, checked) = tokio::join!(handled, asked);
-        handled?;
-        let done = Done { offset, leader_epoch: batch.leader_epoch(), last: batch.last() };
-        held.commit(checked?, done).await
+        }
+        self.put_aside(&load, held).await?;
+        Ok(load)
     }
 
+    /// Has the handler work on the batch, however often that takes.
     async fn handle(
         &self,
         batch: &Batch,
-        intake: &mut Intake<'_>,
-        held: &Held,
+        going: oneshot::Receiver<()>,
+        held: &Held<'_>,
         shutdown: &Shutdown,
     ) -> Result<(), End> {
         let begun = Instant::now();
         let mut backoff = Backoff::default();
+        let mut going = Some(going);
         for attempt in 1.. {
-            let run = async {
-                let _permit = tokio::select! {
-                    permit = self.jobs.acquire() => permit.context("no handler may run").map_err(End::Halted)?,
-                    why = held.lease.lost() => return Err(End::Lost(why)),
-                    () = shutdown.requested() => return Err(End::Shutdown),
-                };
-                Ok(self.run(batch, attempt, held).await)
+            let permit = tokio::select! {
+                permit = self.jobs.acquire() => permit.context("no handler may run").map_err(End::Halted)?,
+                why = held.lease.lost() => return Err(End::Lost(why)),
+                () = shutdown.requested() => return Err(End::Shutdown),
             };
-            let outcome = tokio::select! {
-                outcome = run => outcome?,
-                never = intake.fill_on() => never,
-            };
+            let outcome = self.run(batch, attempt, going.take(), held).await;
+            drop(permit);
             let failure = match outcome {
                 Outcome::Done => return Ok(()),
+                Outcome::Stopped if held.lease.is_held() => {
+                    return Err(End::Again(anyhow!("the batch before could not be committed")));
+                }
                 Outcome::Stopped => return Err(End::Lost(held.lease.lost().await)),
                 Outcome::Failed(failure) => failure,
             };
@@ -132,7 +155,7 @@ impl Consume {
         unreachable!("attempts do not end")
     }
 
-    async fn run(&self, batch: &Batch, attempt: u32, held: &Held) -> Outcome {
+    async fn run(&self, batch: &Batch, attempt: u32, going: Option<oneshot::Receiver<()>>, held: &Held<'_>) -> Outcome {
         let Some((first, last)) = batch.range() else {
             return Outcome::Done;
         };
@@ -149,17 +172,23 @@ impl Consume {
         };
         let label = source.to_string();
         let input = Input { label: &label, lines: batch.lines(), environment: &told.environment() };
+        let go = async {
+            match going {
+                Some(going) => going.await.is_ok(),
+                None => true,
+            }
+        };
         let stop = async {
             held.lease.lost().await;
             Instant::now() + held.lease.grace()
         };
         let begun = Instant::now();
-        let outcome = self.handler.run(input, stop).await;
+        let outcome = self.handler.run(input, go, stop).await;
         debug!("{source}: {} records from {first} in {:?}: {outcome:?}", batch.len(), begun.elapsed());
         outcome
     }
 
-    async fn put_aside(&self, load: &Load, held: &Held) -> Result<(), End> {
+    async fn put_aside(&self, load: &Load, held: &Held<'_>) -> Result<(), End> {
         if load.letters.is_empty() {
             return Ok(());
         }

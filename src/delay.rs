@@ -37,7 +37,7 @@ pub struct Delay {
 }
 
 impl Work for Delay {
-    async fn work(&self, records: &mut kafka::Partition, held: &mut Held, shutdown: &Shutdown) -> End {
+    async fn work(&self, records: &mut kafka::Partition, held: &mut Held<'_>, shutdown: &Shutdown) -> End {
         let Some(topic) = self.topics.get(&held.seat.partition.topic) else {
             return End::Halted(anyhow!("nothing is known of where its messages go"));
         };
@@ -52,10 +52,10 @@ impl Work for Delay {
 }
 
 /// The work on one partition under one lease.
-struct Forwarder<'a> {
+struct Forwarder<'a, 'l> {
     delay: &'a Delay,
     topic: &'a Topic,
-    held: &'a mut Held,
+    held: &'a mut Held<'l>,
     shutdown: &'a Shutdown,
     flight: Flight,
     /// When the partition was last seen to have no more messages: those that came since are not older than that.
@@ -86,7 +86,7 @@ impl Flight {
     }
 }
 
-impl Forwarder<'_> {
+impl Forwarder<'_, '_> {
     async fn run(&mut self, records: &mut kafka::Partition) -> End {
         let mut taken = 0_u32;
         loop {
@@ -227,7 +227,7 @@ impl Forwarder<'_> {
             checked = self.held.check_topic() => checked?,
             why = self.held.lease.lost() => return Err(End::Lost(why)),
         };
-        self.held.commit(checked, done).await?;
+        self.held.standing = self.held.commit(checked, done).await?;
         self.flight.moved = Instant::now();
         Ok(())
     }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::dead_letter::Letter;
 use crate::kafka::{self, Event, Message};
+use crate::lead::Done;
 use crate::record::Batch;
 use crate::topic::{Offset, TopicPartition};
 
@@ -63,6 +64,12 @@ pub enum Stop {
 impl Load {
     pub fn new(partition: &TopicPartition) -> Load {
         Load { batch: Batch::new(partition), letters: vec![], stop: None }
+    }
+
+    /// How far the partition is done once this is; `None` where there was nothing.
+    pub fn done(&self) -> Option<Done> {
+        let Load { batch, .. } = self;
+        Some(Done { offset: batch.next()?, leader_epoch: batch.leader_epoch(), last: batch.last() })
     }
 
     fn clear(&mut self) {

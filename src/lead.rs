@@ -36,7 +36,7 @@ pub trait Work: Send + Sync + 'static {
     fn work(
         &self,
         records: &mut kafka::Partition,
-        held: &mut Held,
+        held: &mut Held<'_>,
         shutdown: &Shutdown,
     ) -> impl Future<Output = End> + Send;
 }
@@ -58,9 +58,9 @@ pub enum End {
 }
 
 /// A partition that this process leads, and how far it is done.
-pub struct Held {
+pub struct Held<'a> {
     pub seat: Seat,
-    pub lease: Lease,
+    pub lease: &'a Lease,
     pub standing: Standing,
     /// Where a bounded run ends.
     pub until: Option<Offset>,
@@ -69,7 +69,7 @@ pub struct Held {
     mirror: Option<Mirror>,
 }
 
-impl Held {
+impl Held<'_> {
     /// Whether the records that were read belong to the topic that there is now: to be asked after they were read, and
     /// before they are committed.
     ///
@@ -89,17 +89,17 @@ impl Held {
         }
     }
 
-    /// Moves the offset. After an error nothing more can be committed under this lease.
-    pub async fn commit(&mut self, checked: Checked, done: Done) -> Result<(), End> {
+    /// Moves the offset, and says where the partition stands then, which is to be kept in `standing`. After an error
+    /// nothing more can be committed under this lease.
+    pub async fn commit(&self, checked: Checked, done: Done) -> Result<Standing, End> {
         let Done { offset, leader_epoch, last } = done;
         let position = Position { offset, topic_id: checked.0, leader_epoch, last };
         self.lease.commit(position).await.map_err(End::Lost)?;
-        self.standing = Standing { offset, topic_id: Some(checked.0), leader_epoch };
         if let Some(mirror) = &self.mirror {
             mirror.note(&self.seat.partition, offset);
         }
         debug!("{}: committed offset {offset}", self.seat);
-        Ok(())
+        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch })
     }
 
     pub fn is_done(&self) -> bool {

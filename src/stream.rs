@@ -1,5 +1,6 @@
 //! ksync-stream: announces rows of the database, or lines of stdin, and runs an action on them chunk by chunk.
 
+use std::future::{pending, ready};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -176,7 +177,7 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
     }
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment };
-    match command.run(input, std::future::pending()).await {
+    match command.run(input, ready(true), pending()).await {
         Outcome::Done => Ok(()),
         Outcome::Failed(failure) => {
             let exit = match failure {

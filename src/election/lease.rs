@@ -110,7 +110,7 @@ impl Lease {
     /// After an error nothing can be committed under this lease. For the reasons [`Lost::Disconnected`],
     /// [`Lost::Unanswered`] and [`Lost::Closed`] it is unknown whether this commit counts: the next lease's
     /// [`stored`](Self::stored) tells. Cancelling leaves it unknown as well, and the lease held.
-    pub async fn commit(&mut self, position: Position) -> Result<(), Lost> {
+    pub async fn commit(&self, position: Position) -> Result<(), Lost> {
         let (done, answer) = oneshot::channel();
         let commit = Commit { position, done };
         // Either fails only when nobody serves this lease any more; why that is was told before.

@@ -86,12 +86,19 @@ impl Command {
 
     /// Runs the command once and returns when its process has ended and its group is gone.
     ///
+    /// The process is started at once, and given its input once `go` says true; after false it is killed without any.
+    ///
     /// `stop` resolves when the caller wants the end, with the moment up to which the handler may live: its process
     /// group gets TERM at once and KILL at that moment. After `--timeout` it has 5 s between the two, or less if
     /// `stop` says so. Where the handler ended before either, its exit status counts.
     ///
     /// Dropping the future kills the group at once.
-    pub async fn run(&self, input: Input<'_>, stop: impl Future<Output = Instant>) -> Outcome {
+    pub async fn run(
+        &self,
+        input: Input<'_>,
+        go: impl Future<Output = bool>,
+        stop: impl Future<Output = Instant>,
+    ) -> Outcome {
         let mut stop = pin!(stop);
         tokio::select! {
             biased;
@@ -104,6 +111,15 @@ impl Command {
                 return Outcome::Failed(Failure::NotStarted { program: self.argv[0].clone(), cause });
             }
         };
+        let goes = tokio::select! {
+            goes = go => goes,
+            _ = &mut stop => false,
+        };
+        if !goes {
+            // It was given nothing yet, so there is nothing that it could bring to an end.
+            drop(process.finish().await);
+            return Outcome::Stopped;
+        }
         tokio::select! {
             biased;
             () = process.exit() => {

@@ -43,7 +43,7 @@ pub(super) struct Process<'a> {
 }
 
 impl<'a> Process<'a> {
-    /// Starts the command with a part of its input, mostly all of it, waiting in its stdin.
+    /// Starts the command; it is fed by [`Process::exit`].
     pub(super) async fn start(mut command: Command, input: &Input<'a>) -> io::Result<Process<'a>> {
         let (reader, writer) = io::pipe()?;
         let stdin = Stdin::new(writer, input.lines)?;
@@ -174,29 +174,27 @@ struct Stdin<'a> {
 }
 
 impl<'a> Stdin<'a> {
-    /// Writes what the pipe takes at once. What fits as a whole, as most batches do, is closed before anybody reads it.
     fn new(writer: PipeWriter, lines: &'a [u8]) -> io::Result<Stdin<'a>> {
         if lines.len() > DEFAULT_PIPE {
             // It fails where the user has too many pages in pipes; then it takes more turns.
             fcntl_setpipe_size(&writer, lines.len().min(LARGEST_PIPE)).ok();
         }
         ioctl_fionbio(&writer, true)?;
-        let written = if lines.is_empty() { 0 } else { rustix::io::write(&writer, lines)? };
-        let unwritten = &lines[written..];
-        let pipe = if unwritten.is_empty() { None } else { Some(pipe::Sender::from_owned_fd(OwnedFd::from(writer))?) };
-        Ok(Stdin { pipe, unwritten })
+        let pipe = Some(pipe::Sender::from_owned_fd(OwnedFd::from(writer))?);
+        Ok(Stdin { pipe, unwritten: lines })
     }
 
     async fn feed(&mut self) {
         while let Some(pipe) = &self.pipe {
+            if self.unwritten.is_empty() {
+                self.pipe = None;
+                return;
+            }
             match pipe.writable().await.and_then(|()| pipe.try_write(self.unwritten)) {
                 Ok(written) => self.unwritten = &self.unwritten[written..],
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => continue,
                 // The handler has closed its input (EPIPE). Its exit status says whether that was all right.
                 Err(_) => self.pipe = None,
-            }
-            if self.unwritten.is_empty() {
-                self.pipe = None;
             }
         }
     }

@@ -39,22 +39,17 @@ impl Reign<'_> {
     pub async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Option<Exit> {
         let seat = self.seat;
         let mut standing = None;
-        let mut lease = lease;
         loop {
-            let end = match self.begin(lease, standing, shutdown).await {
+            let end = match self.begin(&lease, standing, shutdown).await {
                 Ok((mut held, mut records)) => {
                     let end = match held.is_done() {
                         true => End::Done,
                         false => work.work(&mut records, &mut held, shutdown).await,
                     };
                     standing = Some(held.standing);
-                    lease = held.lease;
                     end
                 }
-                Err((kept, end)) => {
-                    lease = kept;
-                    end
-                }
+                Err(end) => end,
             };
             let bounded = self.leading.bounded.is_some();
             match end {
@@ -106,46 +101,30 @@ impl Reign<'_> {
         }
     }
 
-    /// Finds out where to go on, and begins to read there. Gives the lease back where that cannot be.
-    async fn begin(
+    /// Finds out where to go on, and begins to read there.
+    async fn begin<'l>(
         &self,
-        lease: Lease,
+        lease: &'l Lease,
         standing: Option<Standing>,
         shutdown: &Shutdown,
-    ) -> Result<(Held, kafka::Partition), (Lease, End)> {
-        let mut lease = lease;
-        let begun = tokio::select! {
+    ) -> Result<(Held<'l>, kafka::Partition), End> {
+        let place = tokio::select! {
             biased;
-            why = lease.lost() => Err(End::Lost(why)),
-            () = shutdown.requested() => Err(End::Shutdown),
-            begun = self.place(&lease, standing) => begun,
+            why = lease.lost() => return Err(End::Lost(why)),
+            () = shutdown.requested() => return Err(End::Shutdown),
+            place = self.place(lease, standing) => place?,
         };
-        let place = match begun {
-            Ok(place) => place,
-            Err(end) => return Err((lease, end)),
-        };
-        if place.is_new {
+        let Place { offset, topic_id, leader_epoch, is_new } = place;
+        if is_new {
             // The number is written before the first record is read: a crash must not move the beginning.
-            let position = Position { offset: place.offset, topic_id: place.topic_id, leader_epoch: None, last: None };
-            if let Err(why) = lease.commit(position).await {
-                return Err((lease, End::Lost(why)));
-            }
+            lease.commit(Position { offset, topic_id, leader_epoch, last: None }).await.map_err(End::Lost)?;
         }
         let partition = &self.seat.partition;
-        match self.leading.reader.partition(partition, place.offset, place.leader_epoch).await {
-            Ok(records) => {
-                if standing.is_none() {
-                    info!("{}: leading from offset {}, term {}", self.seat, place.offset, lease.term());
-                }
-                Ok((self.held(lease, place), records))
-            }
-            Err(error) => Err((lease, End::Again(error))),
+        let records = self.leading.reader.partition(partition, offset, leader_epoch).await.map_err(End::Again)?;
+        if standing.is_none() {
+            info!("{}: leading from offset {offset}, term {}", self.seat, lease.term());
         }
-    }
-
-    fn held(&self, lease: Lease, place: Place) -> Held {
-        let Place { offset, topic_id, leader_epoch, .. } = place;
-        Held {
+        let held = Held {
             seat: self.seat.clone(),
             lease,
             standing: Standing { offset, topic_id: Some(topic_id), leader_epoch },
@@ -153,7 +132,8 @@ impl Reign<'_> {
             topic_id,
             ids: self.leading.reader.ids().clone(),
             mirror: self.leading.mirror.clone(),
-        }
+        };
+        Ok((held, records))
     }
 
     async fn place(&self, lease: &Lease, standing: Option<Standing>) -> Result<Place, End> {
