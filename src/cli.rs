@@ -338,9 +338,8 @@ fn refuse_secrets(matches: &ArgMatches) -> Result<()> {
 }
 
 fn has_password(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = authority.split('/').next().unwrap_or_default();
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    let authority = address.split_once("://").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
     let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
     in_authority || query.split('&').any(|pair| pair.starts_with("password="))
 }

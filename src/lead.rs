@@ -133,7 +133,7 @@ pub struct Leading {
     pub mirror: Option<Mirror>,
     pub election: Election,
     pub name: Name,
-    /// How many partitions of each topic to begin with; with `only` just these.
+    /// The partitions of each topic to begin with.
     pub topics: BTreeMap<Topic, BTreeSet<i32>>,
     /// Whether partitions that are added later are led too.
     pub grows: bool,

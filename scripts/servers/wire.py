@@ -35,6 +35,29 @@ def kafka_create_topic(port, topic, replicas):
     return error in (0, already_exists)
 
 
+def kafka_delete_topic(port, topic):
+    """Deletes a topic by DeleteTopics version 1; fine if it does not exist."""
+    name = struct.pack(">h", len(topic)) + topic.encode()
+    request = struct.pack(">hhih", 20, 1, 1, -1) + struct.pack(">i", 1) + name + struct.pack(">i", 5000)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        answer = ask(connection, request)
+    (error,) = struct.unpack_from(">h", answer, 12 + len(name))
+    unknown_topic = 3
+    return error in (0, unknown_topic)
+
+
+def kafka_end_offset(connection, topic):
+    """The end of a topic's partition 0 by ListOffsets version 1; None while Kafka does not know it."""
+    name = struct.pack(">h", len(topic)) + topic.encode()
+    consumer, latest = -1, -1
+    request = struct.pack(">hhihi", 2, 1, 1, -1, consumer) + struct.pack(">i", 1) + name
+    request += struct.pack(">iiq", 1, 0, latest)
+    answer = ask(connection, request)
+    # Before the error: correlation id, length of the array, the name, length of the array, partition.
+    error, _time, offset = struct.unpack_from(">hqq", answer, 16 + len(name))
+    return offset if error == 0 else None
+
+
 def zookeeper_write(port):
     """Creates an ephemeral node and closes the session, which deletes it."""
     path = b"/ksync-services-ready-"

@@ -39,7 +39,7 @@ impl Mirror {
         let mut config = cluster.config();
         config.set("group.id", group).set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         let consumer = config
-            .create_with_context(cluster.log())
+            .create_with_context(cluster.quiet_log())
             .with_context(|| format!("cannot make a client for {cluster}"))
             .map_err(|error| Exit::Misconfigured.because(error))?;
         let (notes, noted) = sync_channel(NOTES);

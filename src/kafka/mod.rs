@@ -49,8 +49,14 @@ impl Cluster {
         config
     }
 
+    /// For a client whose trouble is the process's trouble.
     fn log(&self) -> ClientLog {
         ClientLog { bootstrap: self.bootstrap.clone(), started: Instant::now(), quiet_until_ms: AtomicU64::new(0) }
+    }
+
+    /// For a client whose user tells of its trouble, or that nobody waits for.
+    fn quiet_log(&self) -> ClientLog {
+        ClientLog { quiet_until_ms: AtomicU64::new(u64::MAX), ..self.log() }
     }
 }
 
