@@ -141,7 +141,7 @@ impl ClientContext for ClientLog {
         let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
         if all_down && now >= quiet_until {
             self.quiet_until_ms.store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
-            warn!("cannot reach Kafka at {}: {reason}; trying again", self.bootstrap);
+            warn!("cannot reach Kafka at {}: no broker answers; trying again", self.bootstrap);
         } else {
             log::trace!(target: "librdkafka", "{error}: {reason}");
         }
