@@ -1,28 +1,33 @@
 //! ksync-delayer: delay messages, once they are due, as instant messages to the same partition of the topic.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, SystemTime};
+use std::future::Future;
+use std::time::Duration;
 
 use anyhow::{Error, anyhow};
 use log::{debug, warn};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::dead_letter::{DeadLetters, Letter};
+use crate::dead_letter::DeadLetters;
 use crate::election::Election;
 use crate::intake::OnInvalid;
-use crate::kafka::{self, Event, Lane, Message, Outgoing, Reader, Timestamp, Writer};
+use crate::kafka::{self, Event, Lane, Outgoing, Reader, Writer};
 use crate::lead::{Done, End, Held, Work};
-use crate::message::{self, DelayMessage};
-use crate::record::LastRecord;
 use crate::shutdown::Shutdown;
 use crate::topic::Topic;
+
+mod end_seen;
+mod waiting;
+
+use end_seen::EndSeen;
+use waiting::{Room, Waiting};
 
 /// How often the offset is moved while messages flow.
 const COMMIT: Duration = Duration::from_millis(200);
 /// How long to wait before a broker that did not take a message is given it again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How many messages are sent before other tasks get their turn.
-const TURN: u32 = 256;
+/// How many messages are taken before other tasks get their turn.
+const TURN: usize = 256;
 
 /// How ksync-delayer works on a partition of a delay topic.
 pub struct Delay {
@@ -34,6 +39,8 @@ pub struct Delay {
     pub writer: Writer,
     pub on_invalid: OnInvalid,
     pub dead_letters: Option<DeadLetters>,
+    /// How many bytes of messages each partition may hold until they are due.
+    pub room: usize,
 }
 
 impl Work for Delay {
@@ -44,8 +51,10 @@ impl Work for Delay {
         if let Err(refused) = self.election.declare_delay(&held.seat, self.delay).await {
             return End::Halted(refused);
         }
+        let end_seen = EndSeen::new(&self.reader, &held.seat.partition, self.delay);
         let flight = Flight { lane: self.writer.lane(), sent: VecDeque::new(), counted: 0, moved: Instant::now() };
-        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, flight, end_seen: None };
+        let waiting = Room::new(self.room);
+        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, waiting, flight, end_seen };
         let end = forwarder.run(records).await;
         forwarder.finish(end).await
     }
@@ -57,9 +66,10 @@ struct Forwarder<'a, 'l> {
     topic: &'a Topic,
     held: &'a mut Held<'l>,
     shutdown: &'a Shutdown,
+    /// Read, and not sent yet.
+    waiting: Room,
     flight: Flight,
-    /// When the partition was last seen to have no more messages: those that came since are not older than that.
-    end_seen: Option<Instant>,
+    end_seen: EndSeen,
 }
 
 /// Messages that were sent and that the offset has not passed yet, in their order.
@@ -88,106 +98,123 @@ impl Flight {
 
 impl Forwarder<'_, '_> {
     async fn run(&mut self, records: &mut kafka::Partition) -> End {
-        let mut taken = 0_u32;
         loop {
-            let step = async {
-                if self.flight.lane.has_failed() {
-                    self.go_back(records).await?;
-                }
-                match records.poll() {
-                    Some(Event::Record(message)) => {
-                        self.take(&message).await?;
-                        taken = taken.wrapping_add(1);
-                        if taken.is_multiple_of(TURN) {
-                            self.advance().await?;
-                            tokio::task::yield_now().await;
-                        }
-                    }
-                    Some(Event::End(_)) => self.end_seen = Some(Instant::now()),
-                    Some(Event::OutOfLog) => return Err(End::Again(anyhow!("the offset is not in the log any more"))),
-                    Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.held.seat),
-                    None => self.idle(records).await?,
-                }
-                if self.held.until.is_some() && self.flight.is_empty() && self.held.is_done() {
-                    return Err(End::Done);
-                }
-                Ok(())
-            };
-            if let Err(end) = step.await {
+            if let Err(end) = self.turn(records).await {
                 return end;
             }
         }
     }
 
-    /// Sends the message on once it is due, or puts it aside.
-    async fn take(&mut self, message: &Message<'_>) -> Result<(), End> {
-        let delayed = match DelayMessage::parse(message.value()) {
-            Ok(delayed) => delayed,
-            Err(why) => return self.put_aside(message, &why).await,
-        };
-        let age = age(message.timestamp(), delayed.created_at);
-        let at_most = self.end_seen.map(|seen| seen.elapsed());
-        let wait = message::wait(self.delay.delay, age, at_most);
-        if !wait.is_zero() {
-            let due = Instant::now() + wait;
-            while Instant::now() < due {
-                self.pass_time(async { sleep_until(due).await }).await?;
+    /// Reads what is there, sends what is due, and waits for either.
+    async fn turn(&mut self, records: &mut kafka::Partition) -> Result<(), End> {
+        if self.flight.lane.has_failed() {
+            return self.go_back(records).await;
+        }
+        let is_read_empty = self.read(records)?;
+        let sent = self.send_due().await?;
+        self.advance().await?;
+        if sent >= TURN || !(is_read_empty || self.waiting.is_full()) {
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
+        if is_read_empty {
+            self.end_seen.look(records.position());
+        }
+        let (due, is_full) = (self.waiting.due(), self.waiting.is_full());
+        let readable = records.readable();
+        self.pass_time(async {
+            tokio::select! {
+                () = readable, if !is_full => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+        })
+        .await
+    }
+
+    /// Takes messages over as long as there are some and there is room: a message's time begins when it is first seen.
+    /// Whether there were no more.
+    fn read(&mut self, records: &mut kafka::Partition) -> Result<bool, End> {
+        for _ in 0..TURN {
+            if self.waiting.is_full() {
+                return Ok(false);
+            }
+            match records.poll() {
+                Some(Event::Record(message)) => {
+                    let at_most = self.end_seen.ago();
+                    self.waiting.push(Waiting::of(&message, self.delay.delay, at_most));
+                }
+                Some(Event::End(_)) => {}
+                Some(Event::OutOfLog) => return Err(End::Again(anyhow!("the offset is not in the log any more"))),
+                Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.held.seat),
+                None => return Ok(true),
             }
         }
+        Ok(false)
+    }
+
+    async fn send_due(&mut self) -> Result<usize, End> {
+        let mut sent = 0;
+        while sent < TURN
+            && let Some(message) = self.waiting.take_due()
+        {
+            self.send(message).await?;
+            sent += 1;
+        }
+        Ok(sent)
+    }
+
+    /// Sends the message on, or puts it aside.
+    async fn send(&mut self, message: Waiting) -> Result<(), End> {
         if !self.held.lease.is_held() {
             return Err(End::Lost(self.held.lease.lost().await));
         }
-        let (topic, partition) = (self.topic, Some(self.held.seat.partition.partition));
-        let (key, value, headers) = (message.key(), Some(delayed.payload), message.headers());
+        let payload = match &message.payload {
+            Ok(payload) => payload,
+            Err(why) => return self.put_aside(&message, why).await,
+        };
+        let outgoing = Outgoing {
+            topic: self.topic,
+            partition: Some(self.held.seat.partition.partition),
+            key: message.key.as_deref(),
+            value: Some(payload),
+            headers: message.headers.clone(),
+        };
         let sent = tokio::select! {
             biased;
-            sent = self.flight.lane.send(Outgoing { topic, partition, key, value, headers }) => sent,
+            sent = self.flight.lane.send(outgoing) => sent,
             why = self.held.lease.lost() => return Err(End::Lost(why)),
             () = self.shutdown.requested() => return Err(End::Shutdown),
         };
         match sent {
-            Ok(()) => self.flight.sent.push_back(done(message)),
+            Ok(()) => self.flight.sent.push_back(message.done),
             // What failed before it is found by the next turn, which then begins again there.
             Err(_) if self.flight.lane.has_failed() => {}
             Err(never) => {
-                let what = format!("cannot send the message of offset {} on to {topic}", message.offset());
+                let what = format!("cannot send the message of offset {} on to {}", message.offset(), self.topic);
                 return Err(End::Halted(Error::new(never).context(what)));
             }
         }
         Ok(())
     }
 
-    async fn put_aside(&mut self, message: &Message<'_>, why: &Error) -> Result<(), End> {
+    async fn put_aside(&mut self, message: &Waiting, why: &Error) -> Result<(), End> {
         // The offset must not pass it before those in front of it are acknowledged.
         self.land().await?;
+        if self.flight.lane.has_failed() {
+            return Ok(());
+        }
         let origin = &self.held.seat.partition;
-        let Some(dead_letters) =
-            self.delay.dead_letters.as_ref().filter(|_| self.delay.on_invalid == OnInvalid::DeadLetter)
-        else {
+        let aside = self.delay.dead_letters.as_ref().filter(|_| self.delay.on_invalid == OnInvalid::DeadLetter);
+        let Some(dead_letters) = aside else {
             let what = format!("the message at offset {} cannot be sent on: {why:#}", message.offset());
             return Err(End::Halted(anyhow!("{what}; mend its writer and let --on-invalid dead-letter put it aside")));
         };
-        let letters = [Letter::of(message, format!("{why:#}"))];
+        let letters = message.letter.as_slice();
         tokio::select! {
-            put = dead_letters.put(origin, &letters) => put.map_err(End::Halted)?,
+            put = dead_letters.put(origin, letters) => put.map_err(End::Halted)?,
             why = self.held.lease.lost() => return Err(End::Lost(why)),
         }
-        self.commit(done(message)).await
-    }
-
-    /// Waits for more to read.
-    async fn idle(&mut self, records: &kafka::Partition) -> Result<(), End> {
-        self.pass_time(records.readable()).await?;
-        let refresh = (self.delay.delay / 60).clamp(Duration::from_millis(100), Duration::from_secs(5));
-        if self.end_seen.is_some_and(|seen| seen.elapsed() > refresh) {
-            let asked = Instant::now();
-            match self.delay.reader.log(&self.held.seat.partition).await {
-                Ok(log) if log.end == records.position() => self.end_seen = Some(asked),
-                Ok(_) => {}
-                Err(error) => debug!("{error:#}"),
-            }
-        }
-        Ok(())
+        self.commit(message.done).await
     }
 
     /// Waits for `something`, and meanwhile moves the offset over what is acknowledged.
@@ -248,7 +275,8 @@ impl Forwarder<'_, '_> {
         self.land().await?;
         self.flight.sent.clear();
         self.flight.counted = 0;
-        self.end_seen = None;
+        self.waiting.clear();
+        self.end_seen.forget();
         let Err(undelivered) = self.flight.lane.settled().await else {
             return Ok(());
         };
@@ -273,20 +301,4 @@ impl Forwarder<'_, '_> {
             },
         }
     }
-}
-
-fn done(message: &Message<'_>) -> Done {
-    let record = message.record();
-    Done { offset: record.offset.next(), leader_epoch: record.leader_epoch, last: Some(LastRecord::of(&record)) }
-}
-
-/// How long ago a message was made: by the broker's clock where it gave the time, else as its writer says.
-fn age(timestamp: Timestamp, created_at: Option<SystemTime>) -> Duration {
-    let made = match timestamp {
-        Timestamp::Append(time) => Some(time),
-        Timestamp::Create(time) => created_at.or(Some(time)),
-        Timestamp::None => created_at,
-    };
-    // A time that lies in the future counts as now.
-    made.and_then(|made| made.elapsed().ok()).unwrap_or_default()
 }

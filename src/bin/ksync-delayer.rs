@@ -71,7 +71,8 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
     let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics).await?;
     let (election, reader) = (leading.election.clone(), leading.reader.clone());
     let on_invalid = leader.on_invalid.into();
-    Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters }))
+    let room = leader.memory / leading.batches();
+    Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters, room }))
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,115 @@
+//! Delay messages that were read and are not due yet.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use crate::dead_letter::Letter;
+use crate::kafka::{Headers, Message, Timestamp};
+use crate::lead::Done;
+use crate::message::{DelayMessage, wait};
+use crate::record::LastRecord;
+use crate::topic::Offset;
+
+/// How many messages are held at most, whatever their size.
+const MOST: usize = 10_000;
+
+/// A message and the moment from which it may be sent on.
+pub struct Waiting {
+    pub key: Option<Vec<u8>>,
+    pub headers: Option<Headers>,
+    /// Why it is no delay message, or what it holds back.
+    pub payload: Result<Vec<u8>>,
+    /// The whole of it, where it is none.
+    pub letter: Option<Letter>,
+    /// Where the partition stands once it is sent.
+    pub done: Done,
+    due: Instant,
+}
+
+impl Waiting {
+    /// `at_most` is how long ago the partition was seen to end before it.
+    pub fn of(message: &Message<'_>, delay: Duration, at_most: Option<Duration>) -> Waiting {
+        let record = message.record();
+        let done = Done {
+            offset: record.offset.next(),
+            leader_epoch: record.leader_epoch,
+            last: Some(LastRecord::of(&record)),
+        };
+        let (key, headers) = (message.key().map(<[u8]>::to_vec), message.headers());
+        match DelayMessage::parse(message.value()) {
+            Ok(DelayMessage { payload, created_at }) => {
+                let due = Instant::now() + wait(delay, age(message.timestamp(), created_at), at_most);
+                Waiting { key, headers, payload: Ok(payload.to_vec()), letter: None, done, due }
+            }
+            Err(why) => {
+                let letter = Some(Letter::of(message, format!("{why:#}")));
+                Waiting { key, headers, payload: Err(why), letter, done, due: Instant::now() }
+            }
+        }
+    }
+
+    pub fn offset(&self) -> Offset {
+        Offset(self.done.offset.0 - 1)
+    }
+
+    fn bytes(&self) -> usize {
+        let payload = self.payload.as_ref().map_or(0, Vec::len) + self.letter.as_ref().map_or(0, Letter::bytes);
+        self.key.as_ref().map_or(0, Vec::len) + payload + size_of::<Waiting>()
+    }
+}
+
+/// How long ago a message was made: by the broker's clock where it gave the time, else as its writer says.
+fn age(timestamp: Timestamp, created_at: Option<SystemTime>) -> Duration {
+    let made = match timestamp {
+        Timestamp::Append(time) => Some(time),
+        Timestamp::Create(time) => created_at.or(Some(time)),
+        Timestamp::None => created_at,
+    };
+    // A time that lies in the future counts as now.
+    made.and_then(|made| made.elapsed().ok()).unwrap_or_default()
+}
+
+/// Messages in their order, and how many more there is room for.
+pub struct Room {
+    messages: VecDeque<Waiting>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Room {
+    pub fn new(limit: usize) -> Room {
+        Room { messages: VecDeque::new(), bytes: 0, limit }
+    }
+
+    pub fn push(&mut self, message: Waiting) {
+        self.bytes += message.bytes();
+        self.messages.push_back(message);
+    }
+
+    /// One message fits whatever its size.
+    pub fn is_full(&self) -> bool {
+        !self.messages.is_empty() && (self.bytes >= self.limit || self.messages.len() >= MOST)
+    }
+
+    /// When the first one is due. Those behind it wait for it.
+    pub fn due(&self) -> Option<Instant> {
+        self.messages.front().map(|message| message.due)
+    }
+
+    pub fn take_due(&mut self) -> Option<Waiting> {
+        if self.due()? > Instant::now() {
+            return None;
+        }
+        let message = self.messages.pop_front()?;
+        self.bytes -= message.bytes();
+        Some(message)
+    }
+
+    pub fn clear(&mut self) {
+        self.messages.clear();
+        self.bytes = 0;
+    }
+}
