@@ -32,6 +32,9 @@ pub use log_lines::Logging;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 
+/// How long the end of a process waits for calls that cannot be interrupted.
+const END: Duration = Duration::from_millis(500);
+
 /// The file that is read where `--config` names none.
 const CONFIG_FILE: &str = "/etc/ksync.conf";
 
@@ -177,8 +180,8 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
             signal = signals.until_impatient(&trigger, grace) => Ok(Ended::By(signal)),
         }
     });
-    // A call that still waits for a server must not hold up the end.
-    runtime.shutdown_background();
+    // Ends the tasks, and with them their handlers; a call that still waits for a server must not hold up the end.
+    runtime.shutdown_timeout(END);
     match result {
         Ok(Ended::Exit(exit)) => exit.status().into(),
         Ok(Ended::By(signal)) => {

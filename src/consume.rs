@@ -1,5 +1,6 @@
 //! ksync-consume: batches of a partition's records to the user's command, the offset after its success.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::fit::Standing;
 use crate::handler::{self, Backoff, Command, Input, Outcome};
 use crate::intake::{Intake, Limits, Load, OnInvalid, Stop};
 use crate::kafka;
-use crate::lead::{Done, End, Held, Work};
+use crate::lead::{Checked, Done, End, Held, Work};
 use crate::record::Batch;
 use crate::shutdown::Shutdown;
 
@@ -42,23 +43,33 @@ impl Work for Consume {
             // The next handler is started beside the commit, and given its batch after it: so the time that both take is
             // spent once, and no more than one batch can come again.
             let (committed, going) = oneshot::channel();
-            let committing = async {
-                let standing = commit(handled.take(), held).await?;
-                committed.send(()).ok(); // There may be no next batch.
-                Ok(standing)
+            let (standing, next) = {
+                let mut committing = pin!(async {
+                    let standing = commit(handled.take(), held).await?;
+                    committed.send(()).ok(); // There may be no next batch.
+                    Ok(standing)
+                });
+                let mut next = pin!(self.next(&mut intake, load, going, held, shutdown));
+                tokio::select! {
+                    standing = &mut committing => match standing {
+                        Ok(standing) => (Ok(standing), next.await),
+                        // The next handler was given nothing yet.
+                        Err(end) => return end,
+                    },
+                    next = &mut next => (committing.await, next),
+                }
             };
-            let next = self.next(&mut intake, load, going, held, shutdown);
-            let (standing, next) = tokio::join!(committing, next);
             match standing {
                 Ok(standing) => held.standing = standing,
                 Err(end) => return end,
             }
-            load = match next {
-                Ok(load) => load,
+            let checked;
+            (load, checked) = match next {
+                Ok(next) => next,
                 Err(end) => return end,
             };
-            handled = load.done();
-            let is_last = held.until.is_some_and(|until| handled.is_some_and(|done| done.offset >= until));
+            handled = load.done().map(|done| (done, checked));
+            let is_last = held.until.is_some_and(|until| handled.is_some_and(|(done, _)| done.offset >= until));
             if is_last || load.stop.is_some() {
                 match commit(handled, held).await {
                     Ok(standing) => held.standing = standing,
@@ -74,14 +85,12 @@ impl Work for Consume {
     }
 }
 
-/// Commits what is done. The topic's id is asked for now: after the batch was read, and again for each batch.
-async fn commit(done: Option<Done>, held: &Held<'_>) -> Result<Standing, End> {
-    let Some(done) = done.filter(|done| done.offset > held.standing.offset) else { return Ok(held.standing) };
-    let checked = tokio::select! {
-        checked = held.check_topic() => checked?,
-        why = held.lease.lost() => return Err(End::Lost(why)),
-    };
-    held.commit(checked, done).await
+/// Commits what is done.
+async fn commit(handled: Option<(Done, Checked)>, held: &Held<'_>) -> Result<Standing, End> {
+    match handled {
+        Some((done, checked)) if done.offset > held.standing.offset => held.commit(checked, done).await,
+        _ => Ok(held.standing),
+    }
 }
 
 impl Consume {
@@ -93,23 +102,35 @@ impl Consume {
         going: oneshot::Receiver<()>,
         held: &Held<'_>,
         shutdown: &Shutdown,
-    ) -> Result<Load, End> {
+    ) -> Result<(Load, Checked), End> {
         tokio::select! {
             biased;
             why = held.lease.lost() => return Err(End::Lost(why)),
             () = shutdown.requested() => return Err(End::Shutdown),
             () = intake.ready() => {}
+            end = held.topic_changed() => return Err(end),
         }
         let load = intake.take(spare);
-        if !load.batch.is_empty() {
-            let work = self.handle(&load.batch, going, held, shutdown);
-            tokio::select! {
-                handled = work => handled?,
-                never = intake.fill_on() => never,
+        let work = async {
+            if !load.batch.is_empty() {
+                let work = self.handle(&load.batch, going, held, shutdown);
+                tokio::select! {
+                    handled = work => handled?,
+                    never = intake.fill_on() => never,
+                }
             }
-        }
-        self.put_aside(&load, held).await?;
-        Ok(load)
+            self.put_aside(&load, held).await
+        };
+        // The topic's id is asked for after the batch was read, beside the handler: so it takes no time of its own. What
+        // the answer says must not end a handler in the middle of its work.
+        let check = async {
+            tokio::select! {
+                checked = held.check_topic() => Ok(checked),
+                why = held.lease.lost() => Ok(Err(End::Lost(why))),
+            }
+        };
+        let ((), checked) = tokio::try_join!(work, check)?;
+        Ok((load, checked?))
     }
 
     /// Has the handler work on the batch, however often that takes.

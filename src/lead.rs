@@ -22,6 +22,8 @@ use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
 
 /// How often it is looked whether a topic has more partitions.
 const GROWTH: Duration = Duration::from_secs(30);
+/// How often it is looked whether an idle partition's topic is still the same.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long to wait before a server that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -89,6 +91,17 @@ impl Held<'_> {
         }
     }
 
+    /// Returns, with what has to end the work, when the topic is not the one that was read. For while nothing comes: a
+    /// topic that was made again may stay without new records for long.
+    pub async fn topic_changed(&self) -> End {
+        loop {
+            sleep(LOOK).await;
+            if let Err(end) = self.check_topic().await {
+                return end;
+            }
+        }
+    }
+
     /// Moves the offset, and says where the partition stands then, which is to be kept in `standing`. After an error
     /// nothing more can be committed under this lease.
     pub async fn commit(&self, checked: Checked, done: Done) -> Result<Standing, End> {
@@ -108,6 +121,7 @@ impl Held<'_> {
 }
 
 /// The topic's id, as it was after the records to be committed had been read.
+#[derive(Clone, Copy)]
 pub struct Checked(TopicId);
 
 /// How far the records are done.
@@ -242,6 +256,10 @@ impl Leading {
             let lease = match self.bounded {
                 Some(Bounded { wait }) => match tokio::time::timeout(wait, queue).await {
                     Ok(lease) => lease.map_err(|error| Exit::Misconfigured.because(error))?,
+                    Err(_) if !self.election.is_reached() => {
+                        error!("{seat}: cannot reach {} within {wait:?} (--wait)", self.election);
+                        return Ok(Exit::Again);
+                    }
                     Err(_) => {
                         error!("{seat}: another process leads and has not ended within {wait:?} (--wait)");
                         return Ok(Exit::Busy);

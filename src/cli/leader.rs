@@ -115,7 +115,7 @@ impl LeaderOptions {
             named => Some(Mirror::open(cluster, named.unwrap_or(&group))?),
         };
         Ok(Leading {
-            reader: Reader::open(cluster, &group, partitions)?,
+            reader: Reader::open(cluster, &admin, &group, partitions)?,
             mirror,
             admin,
             election: Election::ZooKeeper(ZooKeeper::connect(&self.zookeeper, self.session_timeout)?),

@@ -58,6 +58,13 @@ pub enum Election {
     ZooKeeper(ZooKeeper),
 }
 
+impl fmt::Display for Election {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Election::ZooKeeper(zookeeper) = self;
+        write!(f, "ZooKeeper at {}", zookeeper.servers)
+    }
+}
+
 impl Election {
     /// A candidacy for `seat`, not yet in the queue. Have one for each seat in a process: a second one waits for the first.
     pub fn candidate(&self, seat: Seat) -> Candidacy {
@@ -83,6 +90,12 @@ impl Election {
     pub async fn candidates(&self, topic: &Topic) -> Result<Vec<(Seat, usize)>> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.candidates(topic).await
+    }
+
+    /// Whether a server answers now.
+    pub fn is_reached(&self) -> bool {
+        let Election::ZooKeeper(zookeeper) = self;
+        zookeeper.is_reached()
     }
 
     /// Leaves: candidates and leases of all clones go with the session, so that standbys lead at once. Takes at most 1 s.

@@ -29,6 +29,7 @@ pub struct ZooKeeper {
     pub(super) process: Arc<str>,
     /// This machine's name with a line break: the data of a candidate.
     pub(super) host: Arc<str>,
+    pub(super) servers: Servers,
     sessions: watch::Receiver<Option<Session>>,
     end: Arc<Trigger>,
 }
@@ -45,7 +46,8 @@ impl ZooKeeper {
         let keeper = Keeper { servers: servers.clone(), session_timeout, sessions: sender, closing, outage: None };
         tokio::spawn(keeper.run());
         let process = format!("{:032x}", rand::random::<u128>()).into();
-        Ok(ZooKeeper { process, host: format!("{}\n", host.trim_end()).into(), sessions, end: Arc::new(end) })
+        let host = format!("{}\n", host.trim_end()).into();
+        Ok(ZooKeeper { process, host, servers: servers.clone(), sessions, end: Arc::new(end) })
     }
 
     /// The session of the moment, once there is one; `None` after closing.
@@ -53,6 +55,10 @@ impl ZooKeeper {
         let mut sessions = self.sessions.clone();
         let session = sessions.wait_for(Option::is_some).await.ok()?;
         session.clone()
+    }
+
+    pub(super) fn is_reached(&self) -> bool {
+        self.sessions.borrow().is_some()
     }
 
     /// Ends the session of all clones, and with it their candidates and leases. Takes at most 1 s.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
+use crate::sys;
 use crate::topic::Topic;
 
 /// How many partitions and replicas new topics get, `3:2`; nothing means what the broker has as its default.
@@ -55,6 +56,11 @@ impl Admin {
             client: Arc::new(client.map_err(|error| Exit::Misconfigured.because(error))?),
             cluster: cluster.clone(),
         })
+    }
+
+    /// Sends one request for the topics' ids, and blocks until it is answered.
+    pub(super) fn topic_ids(&self, topics: &[Topic], timeout: Duration) -> Result<sys::TopicIds, KafkaError> {
+        sys::topic_ids(self.client.inner(), topics, timeout)
     }
 
     /// How many partitions the topic has; `None` where it does not exist.

@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::Notify;
 
-use super::{ClientLog, Cluster, Headers, TopicIds};
+use super::{Admin, ClientLog, Cluster, Headers, TopicIds};
 use crate::exit::Exit;
 use crate::record::Record;
 use crate::sys;
@@ -50,7 +50,7 @@ pub struct Log {
 impl Reader {
     /// `group` is what librdkafka wants to assign partitions; nothing is ever committed to it by this client.
     /// `partitions` is how many will be read at once: what the client holds ahead is shared among them.
-    pub fn open(cluster: &Cluster, group: &str, partitions: usize) -> Result<Reader> {
+    pub fn open(cluster: &Cluster, admin: &Admin, group: &str, partitions: usize) -> Result<Reader> {
         let fetch = ((1 << 20) / partitions.max(1)).clamp(32 << 10, 1 << 20);
         let mut config = cluster.config();
         config
@@ -75,8 +75,9 @@ impl Reader {
         let consumer = Arc::new(consumer);
         let alive = Arc::new(AtomicBool::new(true));
         serve_own_queue(consumer.clone(), alive.clone());
-        let asked = consumer.clone();
-        let ids = TopicIds::new(move |topics, timeout| sys::topic_ids(asked.client(), topics, timeout));
+        // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.
+        let asked = admin.clone();
+        let ids = TopicIds::new(move |topics, timeout| asked.topic_ids(topics, timeout));
         Ok(Reader { consumer, ids, _alive: Arc::new(Alive(alive)) })
     }
 

@@ -11,13 +11,14 @@ use log::warn;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
 use tokio::sync::Notify;
 
 use super::{ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
+use crate::sys;
 use crate::topic::Topic;
 
 /// What all lanes together may have in flight, in bytes of keys, values and headers.
@@ -62,8 +63,8 @@ impl Writer {
         Ok(())
     }
 
-    fn try_send(&self, record: &Outgoing<'_>, ticket: Box<Ticket>) -> Result<(), KafkaError> {
-        let mut message = BaseRecord::with_opaque_to(record.topic.as_str(), ticket);
+    fn try_send(&self, record: &Outgoing<'_>, lane: Arc<LaneReports>) -> Result<(), KafkaError> {
+        let mut message = BaseRecord::with_opaque_to(record.topic.as_str(), lane);
         message.partition = record.partition;
         message.key = record.key;
         message.payload = record.value;
@@ -169,10 +170,9 @@ impl Lane {
             if self.reports.has_failed.load(Ordering::Acquire) {
                 return Err(self.failure());
             }
-            let ticket = Box::new(Ticket { lane: self.reports.clone(), bytes });
             self.reports.records.fetch_add(1, Ordering::Relaxed);
             self.reports.bytes.fetch_add(bytes, Ordering::Relaxed);
-            let Err(error) = self.writer.try_send(&record, ticket) else {
+            let Err(error) = self.writer.try_send(&record, self.reports.clone()) else {
                 return Ok(());
             };
             self.reports.records.fetch_sub(1, Ordering::Relaxed);
@@ -276,10 +276,11 @@ impl StdError for Undelivered {}
 /// Takes the delivery reports.
 struct Reports(ClientLog);
 
-/// Which lane a record belongs to, and what it weighs.
-struct Ticket {
-    lane: Arc<LaneReports>,
-    bytes: usize,
+/// What [`Lane::send`] has counted for the record.
+fn weight(message: &BorrowedMessage<'_>) -> usize {
+    let headers =
+        sys::headers(message).iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum::<usize>();
+    message.key_len() + message.payload_len() + headers
 }
 
 impl ClientContext for Reports {
@@ -293,10 +294,10 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Ticket>;
+    type DeliveryOpaque = Arc<LaneReports>;
 
-    fn delivery(&self, report: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let lane = &ticket.lane;
+    fn delivery(&self, report: &DeliveryResult<'_>, lane: Arc<LaneReports>) {
+        let (Ok(message) | Err((_, message))) = report;
         match report {
             Ok(_) if !lane.has_failed.load(Ordering::Acquire) => {
                 lane.acknowledged.fetch_add(1, Ordering::Release);
@@ -309,7 +310,7 @@ impl ProducerContext for Reports {
                 lane.has_failed.store(true, Ordering::Release);
             }
         }
-        lane.bytes.fetch_sub(ticket.bytes, Ordering::Release);
+        lane.bytes.fetch_sub(weight(message), Ordering::Release);
         lane.records.fetch_sub(1, Ordering::Release);
         lane.changed.notify_one();
     }

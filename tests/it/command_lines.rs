@@ -1,0 +1,117 @@
+//! What all command lines share: help, versions, and where a value comes from.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{End, World, block_on, primaries};
+
+const TOOLS: [&str; 3] =
+    [env!("CARGO_BIN_EXE_ksync-consume"), env!("CARGO_BIN_EXE_ksync-delayer"), env!("CARGO_BIN_EXE_ksync-stream")];
+
+#[test]
+fn each_tool_tells_its_version_and_explains_each_of_its_options() {
+    for tool in TOOLS {
+        let name = tool.rsplit('/').next().unwrap();
+        let version = Command::new(tool).arg("--version").output().unwrap();
+        let expected = format!("{name} {}\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!((version.status.code(), String::from_utf8(version.stdout).unwrap()), (Some(0), expected));
+        let help = Command::new(tool).arg("-h").output().unwrap();
+        let text = String::from_utf8(help.stdout).unwrap();
+        assert_eq!(help.status.code(), Some(0));
+        // In a wide short help an option and its sentence stand on one line or on two.
+        let lines: Vec<&str> = text.lines().collect();
+        for (line, next) in lines.iter().zip(lines.iter().skip(1)) {
+            let option = line.trim_start();
+            if option.starts_with('-') {
+                let own = option.split_once("  ").is_some_and(|(_, sentence)| !sentence.trim().is_empty());
+                assert!(own || next.trim_start().starts_with(char::is_uppercase), "{name}: no help: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_option_beats_the_environment_which_beats_the_file() {
+    let world = World::new("precedence");
+    let file = world.file("conf");
+    std::fs::write(&file, "# for a test\n\nKSYNC_TOPIC=\"of-the-file\"\n").unwrap();
+    let config = format!("--config {} - ", file.display());
+    let stream = env!("CARGO_BIN_EXE_ksync-stream");
+    for (arguments, environment, topic) in [
+        (config.clone(), vec![], "of-the-file"),
+        (config.clone(), vec![("KSYNC_TOPIC", "of-the-environment")], "of-the-environment"),
+        (format!("{config} -t of-the-option"), vec![("KSYNC_TOPIC", "of-the-environment")], "of-the-option"),
+        ("-".to_owned(), vec![("KSYNC_CONFIG", file.to_str().unwrap())], "of-the-file"),
+    ] {
+        let mut process = world.start(stream, &arguments, &environment);
+        assert_eq!(process.wait(), End::Status(78), "{arguments}");
+        let text = format!("topic {topic} does not exist; make it, or let --create-topics do it");
+        assert_eq!(process.log_of("error"), [text], "{arguments}");
+    }
+}
+
+#[test]
+fn a_secret_comes_from_a_file_that_the_environment_names() {
+    let world = World::new("secret");
+    let topic = world.topic("products", 1);
+    let file = world.file("url");
+    std::fs::write(&file, "postgres://me:Canary@127.0.0.1:9/shop\n").unwrap();
+    let environment = [("KSYNC_DATABASE_FILE", file.to_str().unwrap())];
+    let mut process =
+        world.start(env!("CARGO_BIN_EXE_ksync-stream"), &format!("-t {topic} --table products"), &environment);
+    assert_eq!(process.wait(), End::Status(75));
+    assert!(process.says(&["error: cannot connect to Postgres at 127.0.0.1:9: Connection refused"]));
+    assert!(!process.says(&["Canary"]));
+}
+
+#[test]
+fn a_quiet_success_says_nothing() {
+    let world = World::new("quiet");
+    let products = world.topic("products", 1);
+    let mut stream = world.stream_lines(&format!("- -t {products} -q"), "{\"id\":1}\n");
+    assert_eq!(stream.wait(), End::Status(0));
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -q -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert_eq!((stream.log(), consumer.log()), (vec![], vec![]));
+}
+
+#[test]
+fn log_lines_can_be_json_objects() {
+    let world = World::new("json-log");
+    let missing = format!("missing-{}", world.id);
+    let mut stream = world.stream(&format!("- -t {missing} --log-format json"));
+    assert_eq!(stream.wait(), End::Status(78));
+    let lines = stream.log();
+    let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(line["program"], "ksync-stream");
+    let text = format!("topic {missing} does not exist; make it, or let --create-topics do it");
+    assert_eq!(line["message"], text);
+}
+
+/// The blocks of README.md that are marked to be run, each a shell script.
+fn readme_examples() -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let blocks = readme.split("\n```sh run\n").skip(1);
+    blocks.map(|block| block.split_once("\n```").unwrap().0.to_owned()).collect()
+}
+
+#[test]
+fn the_examples_of_the_readme_run() {
+    let world = World::alone("readme");
+    let [postgres, ..] = block_on(primaries("readme"));
+    block_on(postgres.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)"));
+    block_on(postgres.execute("INSERT INTO products SELECT n, 'x', n * 100 FROM generate_series(1, 1000) AS n"));
+    let bin = Path::new(TOOLS[0]).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let environment = [("PATH", path.as_str()), ("DATABASE_URL", &postgres.url)];
+    let examples = readme_examples();
+    assert!(examples.len() >= 6, "only {} examples are marked with `sh run`", examples.len());
+    for example in examples {
+        let script = world.script(&format!("cd {}\n{example}", env!("CARGO_MANIFEST_DIR")));
+        assert_eq!(world.start(&script, "", &environment).wait(), End::Status(0), "{example}");
+    }
+    assert_eq!(block_on(postgres.texts("SELECT min(price)::text FROM products")), ["500"]);
+    assert_eq!(block_on(postgres.texts("SELECT count(*)::text FROM products")), ["990"]);
+}

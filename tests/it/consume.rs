@@ -1,0 +1,416 @@
+//! ksync-consume: batches, retries, hand-over, and what it keeps in ZooKeeper.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{End, Message, World, value};
+
+/// Records whose values are `{"id":FROM}` to `{"id":TO}`, each with its id as key.
+pub fn ids(range: impl Iterator<Item = u32>) -> impl Iterator<Item = Message> {
+    range.map(|id| value(format!("{{\"id\":{id}}}")).key(id.to_string()))
+}
+
+#[test]
+fn a_batch_is_the_lines_of_the_design_and_its_environment_tells_what_is_in_it() {
+    let world = World::new("lines");
+    let products = world.topic("products", 2);
+    world.kafka.produce(
+        &products,
+        [
+            Message { timestamp_ms: Some(1_700_000_000_000), ..value(r#"{"id":7}"#).key("7").header("k", "v").to(1) },
+            Message {
+                key: Some(b"8".to_vec()),
+                timestamp_ms: Some(1_700_000_000_001),
+                partition: Some(1),
+                ..Message::default()
+            },
+        ],
+    );
+    let handler = world.handler("env > \"$run.env\"");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+
+    let runs = handler.runs();
+    let [run] = &runs[..] else { panic!("one run, not {runs:?}") };
+    assert_eq!(
+        run.lines,
+        [
+            format!(
+                r#"{{"topic":"{products}","partition":1,"offset":0,"ts":1700000000000,"key":"7","headers":[["k","v"]],"payload":{{"id":7}}}}"#
+            ),
+            format!(
+                r#"{{"topic":"{products}","partition":1,"offset":1,"ts":1700000000001,"key":"8","headers":[],"payload":null}}"#
+            ),
+        ]
+    );
+    let environment =
+        std::fs::read_to_string(world.dir.join("handler-1/runs").join(format!("{}.env", run.id))).unwrap();
+    let of_ksync: BTreeSet<&str> =
+        environment.lines().filter(|line| line.starts_with("KSYNC_") || line.starts_with("PYTHONUN")).collect();
+    assert_eq!(
+        of_ksync,
+        BTreeSet::from([
+            "KSYNC_BATCH_ATTEMPT=1",
+            "KSYNC_BATCH_COUNT=2",
+            "KSYNC_BATCH_FIRST_OFFSET=0",
+            &format!("KSYNC_BATCH_ID={}", run.id),
+            "KSYNC_BATCH_LAST_OFFSET=1",
+            "KSYNC_BATCH_NAME=indexer",
+            "KSYNC_BATCH_PARTITION=1",
+            &format!("KSYNC_BATCH_TERM={}", run.term),
+            &format!("KSYNC_BATCH_TOPIC={products}"),
+            "PYTHONUNBUFFERED=1",
+        ])
+    );
+}
+
+#[test]
+fn a_failed_batch_commits_nothing_and_comes_again_as_the_same_batch() {
+    let world = World::new("retry");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let gate = world.gate();
+    let handler = world.handler(&format!("[ $KSYNC_BATCH_ATTEMPT -ge 2 ] || exit 3; await {gate}"));
+    let seat = world.seat(&products, 0, "indexer");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --batch-size 5 -- {handler}"));
+
+    world.eventually("the second attempt runs", || handler.runs().len() == 2);
+    assert_eq!(seat.offset(), Some(0));
+    gate.open();
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert_eq!(seat.offset(), Some(5));
+    let runs = handler.runs();
+    assert_eq!(runs[0].lines, runs[1].lines);
+    assert_eq!((runs[0].attempt, runs[1].attempt, runs[1].count), (1, 2, 5));
+    let warnings = consumer.log_of("warn");
+    let [warning] = &warnings[..] else { panic!("one warning, not {warnings:?}") };
+    let text = format!(
+        "{products}/0 as indexer: the handler failed at offsets 0 to 4, attempt 1: exit status 3; trying again in 1."
+    );
+    assert!(warning.starts_with(&text), "{warning}");
+}
+
+#[test]
+fn a_bounded_run_ends_when_what_was_there_is_done_and_beside_another_leader_with_status_4() {
+    let world = World::new("bounded");
+    let products = world.topic("products", 2);
+    world.kafka.produce(&products, ids(1..=20));
+    let (handler, gate) = (world.handler(""), world.gate());
+    let mut first = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(first.wait(), End::Status(0));
+    assert_eq!(handler.payloads().len(), 20);
+
+    let slow = world.handler(&format!("await {gate}"));
+    let leader = world.consume(&format!("-t {products} -n indexer -- {slow}"));
+    world.eventually("another process leads both", || {
+        (0..2).all(|p| leader.says(&[&format!("{products}/{p} as indexer: leading")]))
+    });
+    let mut second = world.consume(&format!("-t {products} -n indexer -e --wait 1s -- {handler}"));
+    assert_eq!(second.wait(), End::Status(4));
+    let text = |p| format!("{products}/{p} as indexer: another process leads and has not ended within 1s (--wait)");
+    assert_eq!(BTreeSet::from_iter(second.log_of("error")), BTreeSet::from([text(0), text(1)]));
+}
+
+#[test]
+fn sigterm_in_a_batch_finishes_it_commits_and_the_standby_leads_at_once() {
+    let world = World::new("handover");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let gate = world.gate();
+    let (handler, second) = (world.handler(&format!("await {gate}")), world.handler(""));
+    let mut leader = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    world.eventually("the handler runs", || handler.runs().len() == 1);
+    let standby = world.consume(&format!("-t {products} -n indexer -- {second}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("two queue", || seat.candidates().len() == 2);
+
+    leader.signal(Signal::TERM);
+    world.eventually("the leader was asked to end", || leader.says(&["asked to end"]));
+    assert_eq!((leader.is_running(), seat.offset()), (true, Some(0)));
+    gate.open();
+    assert_eq!(leader.wait(), End::Status(0));
+    assert_eq!(seat.offset(), Some(5));
+    let leads = format!("{products}/0 as indexer: leading from offset 5");
+    world.within(Duration::from_secs(1), "the standby leads", || standby.says(&[&leads]));
+    assert_eq!((handler.runs().len(), second.runs().len()), (1, 0));
+}
+
+#[test]
+fn a_second_sigterm_ends_the_process_and_its_handler_at_once() {
+    let world = World::new("impatient");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    world.eventually("the handler runs", || handler.runs().len() == 1);
+
+    consumer.signal(Signal::TERM);
+    world.eventually("the end was asked for", || consumer.says(&["asked to end"]));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::By(Signal::TERM));
+    world.eventually("the handler is gone", || world.processes() == 0);
+    assert_eq!(world.seat(&products, 0, "indexer").offset(), Some(0));
+}
+
+#[test]
+fn one_process_works_on_several_topics_and_only_on_the_partitions_that_it_is_told() {
+    let world = World::new("several");
+    let (products, orders) = (world.topic("products", 2), world.topic("orders", 2));
+    for topic in [&products, &orders] {
+        world.kafka.produce(topic, (0..2).flat_map(|p| ids(1..=3).map(move |message| message.to(p))));
+    }
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -t {orders} -n indexer -p 1 -e -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+
+    let given: BTreeSet<(String, i32)> = handler.runs().into_iter().map(|run| (run.topic, run.partition)).collect();
+    assert_eq!(given, BTreeSet::from([(products.clone(), 1), (orders.clone(), 1)]));
+    for topic in [&products, &orders] {
+        assert_eq!(world.seat(topic, 1, "indexer").offset(), Some(3));
+        assert_eq!(world.seat(topic, 0, "indexer").offset(), None);
+    }
+}
+
+#[test]
+fn names_read_the_same_topic_independently() {
+    let world = World::new("names");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=3));
+    let (indexer, cacher) = (world.handler(""), world.handler(""));
+    assert_eq!(world.consume(&format!("-t {products} -n indexer -e -- {indexer}")).wait(), End::Status(0));
+    assert_eq!(world.consume(&format!("-t {products} -n cacher -e -- {cacher}")).wait(), End::Status(0));
+    assert_eq!((indexer.payloads().len(), cacher.payloads().len()), (3, 3));
+}
+
+#[test]
+fn no_more_handlers_run_at_once_than_jobs_allows() {
+    let world = World::new("jobs");
+    let products = world.topic("products", 4);
+    world.kafka.produce(&products, (0..4).map(|p| value("{}").to(p)));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -j 2 -- {handler}"));
+    world.eventually("two handlers run", || handler.runs().len() == 2);
+    world.for_a_while(Duration::from_millis(700), "two handlers run", || handler.runs().len() == 2);
+    gate.open();
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert_eq!(handler.runs().len(), 4);
+}
+
+#[test]
+fn partitions_that_are_added_are_read_from_their_beginning() {
+    let world = World::new("added");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer --first-start latest -- {handler}"));
+    world.eventually("it leads", || consumer.says(&["leading from offset 0"]));
+    world.kafka.add_partitions(&products, 2);
+    world.eventually("the partition is there", || world.kafka.partitions(&products) == 2);
+    world.kafka.produce(&products, ids(1..=3).map(|message| message.to(1)));
+    // It is looked for new ones each 30 s.
+    world.within(Duration::from_secs(45), "the new partition is done", || {
+        world.seat(&products, 1, "indexer").offset() == Some(3)
+    });
+    assert_eq!(handler.payloads(), [r#"{"id":1}"#, r#"{"id":2}"#, r#"{"id":3}"#]);
+}
+
+#[test]
+fn the_state_beside_the_offset_says_what_the_offset_belongs_to() {
+    let world = World::new("state");
+    let products = world.topic("products", 1);
+    let messages = (1..=5)
+        .map(|id: i64| Message { timestamp_ms: Some(1_700_000_000_000 + id), ..value(format!("{{\"id\":{id}}}")) });
+    world.kafka.produce(&products, messages);
+    let handler = world.handler("");
+    assert_eq!(world.consume(&format!("-t {products} -n indexer -e -- {handler}")).wait(), End::Status(0));
+
+    let seat = world.seat(&products, 0, "indexer");
+    let mut state = seat.state();
+    let topic_id = state["topic_id"].take();
+    let is_id = |id: &str| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) && id.bytes().any(|b| b != b'0');
+    assert!(topic_id.as_str().is_some_and(is_id), "{topic_id}");
+    let term = handler.runs()[0].term;
+    let last = json!({"offset": 4, "ts": 1_700_000_000_005_i64, "crc32c": crc32c::crc32c(br#"{"id":5}"#)});
+    assert_eq!(
+        state,
+        json!({"v": 1, "offset": 5, "topic_id": Value::Null, "leader_epoch": 0, "last": last, "term": term})
+    );
+    assert_eq!(seat.text("offset").as_deref(), Some("5"));
+}
+
+#[test]
+fn each_leader_has_a_higher_term() {
+    let world = World::new("term");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    for id in 1..=3 {
+        world.kafka.produce(&products, ids(id..=id));
+        assert_eq!(world.consume(&format!("-t {products} -n indexer -e -- {handler}")).wait(), End::Status(0));
+    }
+    let terms: Vec<u64> = handler.runs().iter().map(|run| run.term).collect();
+    assert!(terms.len() == 3 && terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+}
+
+#[test]
+fn a_first_start_begins_where_it_is_told_and_later_ones_where_the_offset_stands() {
+    let world = World::new("first");
+    let products = world.topic("products", 1);
+    let messages = (0..4).map(|hour: i64| Message {
+        timestamp_ms: Some(1_700_000_000_000 + hour * 3_600_000),
+        ..value(hour.to_string())
+    });
+    world.kafka.produce(&products, messages);
+    // The third hour begins at 2023-11-15T00:13:20Z.
+    for (name, at, expected) in
+        [("a", "earliest", 0), ("b", "latest", 4), ("c", "@2023-11-15T00:00Z", 2), ("d", "@2030-01-01T00:00Z", 4)]
+    {
+        let handler = world.handler("");
+        let mut consumer = world.consume(&format!("-t {products} -n {name} -e --first-start {at} -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(0), "{at}");
+        let begun = format!("{products}/0 as {name}: no offset is stored, beginning at {expected}");
+        assert!(consumer.log_of("info").contains(&begun), "{at}");
+        assert_eq!(handler.payloads().len(), 4 - expected, "{at}");
+    }
+    let handler = world.handler("");
+    let mut again = world.consume(&format!("-t {products} -n a -e --first-start latest -- {handler}"));
+    assert_eq!(again.wait(), End::Status(0));
+    assert!(again.says(&["an offset is stored, so --first-start does not count"]));
+    assert_eq!(world.seat(&products, 0, "a").offset(), Some(4));
+}
+
+#[test]
+fn an_offset_moved_by_hand_deposes_the_leader_which_goes_on_from_there() {
+    let world = World::new("moved");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("all is done", || seat.offset() == Some(5));
+
+    seat.write("offset", "2");
+    world.kafka.produce(&products, ids(6..=6));
+    world.eventually("it went on from 2", || seat.offset() == Some(6));
+    assert!(consumer.says(&["no longer leading: deposed: somebody else has written the offset since; queueing again"]));
+    let moved = format!("{products}/0 as indexer: the offset was moved from 5 to 2 by somebody else; going on from 2");
+    assert!(consumer.log_of("warn").contains(&moved));
+    let runs = handler.runs();
+    let again: Vec<i64> = runs.iter().skip(1).flat_map(|run| run.offsets()).collect();
+    assert_eq!(again, [5, 2, 3, 4, 5]);
+}
+
+#[test]
+fn an_offset_that_is_not_a_number_halts_the_partition() {
+    let world = World::new("garbage");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let seat = world.seat(&products, 0, "indexer");
+    seat.write("offset", "five");
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(1));
+    let text = format!(
+        "{products}/0 as indexer: halted: the stored offset is 'five', which is not a number; write a number there \
+         (nothing means: from the beginning)"
+    );
+    assert_eq!(consumer.log_of("error"), [text]);
+    assert_eq!((seat.text("offset").as_deref(), handler.runs().len()), (Some("five"), 0));
+}
+
+/// The option that an error has printed.
+fn printed_option(errors: &[String]) -> String {
+    let error = errors.iter().find(|error| error.contains("--accept-loss")).expect("an option is printed");
+    let (_, option) = error.split_once("--accept-loss ").unwrap();
+    option.split(':').take(2).collect::<Vec<_>>().join(":")
+}
+
+#[test]
+fn a_topic_made_again_while_nobody_read_halts_until_that_very_loss_is_accepted() {
+    let world = World::new("remade");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let handler = world.handler("");
+    let command = format!("-t {products} -n indexer -e");
+    assert_eq!(world.consume(&format!("{command} -- {handler}")).wait(), End::Status(0));
+
+    // Longer than the old one: the offset looks as if it fitted.
+    world.kafka.delete(&products);
+    world.kafka.create(&products, 1, &[]);
+    world.kafka.produce(&products, ids(11..=18));
+    let mut halted = world.consume(&format!("{command} -- {handler}"));
+    assert_eq!(halted.wait(), End::Status(1));
+    let errors = halted.log_of("error");
+    assert!(
+        errors[0].starts_with(&format!(
+            "{products}/0 as indexer: halted: to go on from offset 0, the first one there, start with --accept-loss \
+             {products}/0:5-0@"
+        )),
+        "{errors:?}"
+    );
+    assert!(errors[0].contains("the topic was deleted and made again (its id was "), "{errors:?}");
+    assert!(errors[0].ends_with("what followed offset 5 is lost"), "{errors:?}");
+    let seat = world.seat(&products, 0, "indexer");
+    assert_eq!((seat.offset(), handler.payloads().len()), (Some(5), 5));
+
+    let option = printed_option(&errors);
+    let mut accepted = world.consume(&format!("{command} --accept-loss {option} -- {handler}"));
+    assert_eq!(accepted.wait(), End::Status(0));
+    assert_eq!((seat.offset(), handler.payloads().len()), (Some(8), 13));
+}
+
+#[test]
+fn a_topic_made_again_while_it_is_read_halts_before_a_record_of_it_is_committed() {
+    let world = World::new("remade-live");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("all is done", || seat.offset() == Some(5));
+
+    world.kafka.delete(&products);
+    world.kafka.create(&products, 1, &[]);
+    world.kafka.produce(&products, ids(11..=18));
+    world.eventually("it halts", || consumer.says(&["error: ", "halted at offset 5", "--accept-loss", "made again"]));
+    assert_eq!(seat.offset(), Some(5));
+    let option = printed_option(&consumer.log_of("error"));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+
+    let after = world.handler("");
+    let mut accepted = world.consume(&format!("-t {products} -n indexer -e --accept-loss {option} -- {after}"));
+    assert_eq!(accepted.wait(), End::Status(0));
+    assert_eq!((seat.offset(), after.payloads().len()), (Some(8), 8));
+}
+
+#[test]
+fn an_offset_that_the_log_has_left_behind_halts_until_the_loss_is_accepted() {
+    let world = World::new("expired");
+    let products = world.topic("products", 2);
+    let to = |p: i32| move |message: Message| message.to(p);
+    world.kafka.produce(&products, ids(1..=5).map(to(0)).chain(ids(1..=5).map(to(1))));
+    let handler = world.handler("");
+    let command = format!("-t {products} -n indexer -e");
+    assert_eq!(world.consume(&format!("{command} -- {handler}")).wait(), End::Status(0));
+
+    world.kafka.produce(&products, ids(6..=10).map(to(0)).chain(ids(6..=10).map(to(1))));
+    world.kafka.delete_records(&products, 0, 8);
+    let mut halted = world.consume(&format!("{command} -- {handler}"));
+    assert_eq!(halted.wait(), End::Status(1));
+    let errors = halted.log_of("error");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains(&format!("--accept-loss {products}/0:5-8@")), "{errors:?}");
+    assert!(errors[0].ends_with(": the log begins at 8 now: the records from 5 to 7 are lost"), "{errors:?}");
+    let (zero, one) = (world.seat(&products, 0, "indexer"), world.seat(&products, 1, "indexer"));
+    assert_eq!((zero.offset(), one.offset()), (Some(5), Some(10)));
+
+    let option = printed_option(&errors);
+    let mut accepted = world.consume(&format!("{command} --accept-loss {option} -- {handler}"));
+    assert_eq!(accepted.wait(), End::Status(0));
+    assert_eq!(zero.offset(), Some(10));
+    assert_eq!(handler.runs().last().unwrap().offsets(), [8, 9]);
+}

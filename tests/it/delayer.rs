@@ -1,0 +1,213 @@
+//! ksync-delayer: how long it holds what back, in which order, and what happens when it dies.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+
+use crate::support::{End, Message, World, value};
+
+fn delay_message(payload: &str, created_at: f64) -> Message {
+    value(format!("{{\"payload\": {payload}, \"created_at\": {created_at:.3}}}"))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+#[test]
+fn nothing_is_sent_on_early_and_all_in_order_to_the_same_partition_as_it_was() {
+    let world = World::new("due");
+    let products = world.topic_with_delay("products", 3);
+    let delay_topic = format!("{products}-delay");
+    let _delayer = world.delayer(&format!("-t {products} --delay 2s"));
+    for round in 0..4 {
+        let messages = (0..90).map(|i| {
+            let payload = format!("{{ \"id\":{i}, \"round\" : {round} ,\"big\":18446744073709551616}}");
+            let message = delay_message(&payload, now()).to(i % 3);
+            let message = if i % 2 == 0 { message.key(i.to_string()) } else { message };
+            if i % 5 == 0 { message.header("a", &i.to_string()).header("a", "again") } else { message }
+        });
+        world.kafka.produce(&delay_topic, messages);
+        world.for_a_while(Duration::from_millis(300), "time passes", || true);
+    }
+    world.eventually("all are sent on", || world.kafka.count(&products) == 360);
+
+    let (made, sent) = (world.kafka.records(&delay_topic), world.kafka.records(&products));
+    for (made, sent) in made.iter().zip(&sent) {
+        let value = made.value.as_ref().unwrap();
+        let payload = value.strip_prefix("{\"payload\": ").unwrap().rsplit_once(", \"created_at\"").unwrap().0;
+        assert_eq!(
+            (sent.partition, &sent.key, sent.value.as_deref(), &sent.headers),
+            (made.partition, &made.key, Some(payload), &made.headers)
+        );
+        let held = sent.timestamp_ms - made.timestamp_ms;
+        // Early never; late by what a busy machine takes.
+        assert!((2000..3000).contains(&held), "held back for {held} ms: {made:?}");
+    }
+    assert_eq!(sent.len(), made.len());
+}
+
+#[test]
+fn messages_that_come_one_by_one_are_each_sent_on_in_time() {
+    let world = World::new("trickle");
+    let products = world.topic_with_delay("products", 1);
+    let _delayer = world.delayer(&format!("-t {products} --delay 2s"));
+    for id in 0..8 {
+        world.kafka.produce(&format!("{products}-delay"), [delay_message(&id.to_string(), now())]);
+        world.for_a_while(Duration::from_millis(400), "time passes", || true);
+    }
+    world.eventually("all are sent on", || world.kafka.count(&products) == 8);
+    let (made, sent) = (world.kafka.records(&format!("{products}-delay")), world.kafka.records(&products));
+    for (made, sent) in made.iter().zip(&sent) {
+        let held = sent.timestamp_ms - made.timestamp_ms;
+        assert!((2000..3000).contains(&held), "held back for {held} ms: {made:?}");
+    }
+}
+
+#[test]
+fn no_forged_time_lets_a_message_through_early_or_holds_the_partition() {
+    let world = World::new("forged");
+    let products = world.topic("products", 1);
+    // Without the broker's clock: what the writer says is all there is.
+    let delay_topic = format!("{products}-delay");
+    world.kafka.create(&delay_topic, 1, &[("message.timestamp.type", "CreateTime")]);
+    let delayer = world.delayer(&format!("-t {products} --delay 6s"));
+    world.eventually("it leads", || delayer.says(&["leading from offset 0"]));
+    let begun = now();
+    world.kafka.produce(
+        &delay_topic,
+        [
+            delay_message("1", 4_102_444_800.0),
+            delay_message("2", 0.0),
+            delay_message("3", 4_102_444_800.0),
+            value(r#"{"payload": 4}"#),
+            value(r#"{"payload": 5, "created_at": "soon"}"#),
+            value(r#"{"payload": 6, "created_at": -1e300}"#),
+            delay_message("7", 1e300),
+        ],
+    );
+    world.within(Duration::from_secs(40), "all are sent on", || world.kafka.count(&products) == 7);
+    let sent = world.kafka.records(&products);
+    let payloads: Vec<_> = sent.iter().map(|record| record.value.as_deref().unwrap()).collect();
+    assert_eq!(payloads, ["1", "2", "3", "4", "5", "6", "7"]);
+    for record in &sent {
+        let held = record.timestamp_ms as f64 / 1000.0 - begun;
+        assert!((6.0..7.5).contains(&held), "{:?} was held back for {held} s", record.value);
+    }
+}
+
+#[test]
+fn a_forged_past_alone_lets_no_fresh_message_through() {
+    let world = World::new("forged-past");
+    let products = world.topic("products", 1);
+    let delay_topic = format!("{products}-delay");
+    world.kafka.create(&delay_topic, 1, &[("message.timestamp.type", "CreateTime")]);
+    let delayer = world.delayer(&format!("-t {products} --delay 6s"));
+    world.eventually("it leads", || delayer.says(&["leading from offset 0"]));
+    world.for_a_while(Duration::from_secs(3), "it has seen the end of the partition", || true);
+    let begun = now();
+    world.kafka.produce(&delay_topic, [delay_message("1", 0.0)]);
+    world.eventually("it is sent on", || world.kafka.count(&products) == 1);
+    let held = world.kafka.records(&products)[0].timestamp_ms as f64 / 1000.0 - begun;
+    // It cannot be older than the last look at the end of the partition, which is at most 1.1 s ago.
+    assert!((4.9..7.5).contains(&held), "held back for {held} s");
+}
+
+#[test]
+fn what_is_overdue_is_sent_on_at_once() {
+    let world = World::new("overdue");
+    let products = world.topic("products", 1);
+    let delay_topic = format!("{products}-delay");
+    world.kafka.create(&delay_topic, 1, &[]);
+    world.kafka.produce(&delay_topic, [delay_message("1", now() - 400.0), delay_message("2", now() - 350.0)]);
+    let _delayer = world.delayer(&format!("-t {products}"));
+    world.eventually("both are sent on", || world.kafka.count(&products) == 2);
+}
+
+#[test]
+fn another_delay_beside_a_delayer_is_refused_and_both_hosts_are_named() {
+    let world = World::new("delays");
+    let products = world.topic_with_delay("products", 1);
+    let first = world.delayer(&format!("-t {products} --delay 70s"));
+    world.eventually("it leads", || first.says(&["leading from offset 0"]));
+    let mut second = world.delayer(&format!("-t {products} --delay 80s"));
+    assert_eq!(second.wait(), End::Status(78));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    let text = format!(
+        "cannot delay {products}-delay/0 by 80s on {host}: a delayer is at work on {host} that delays it by 70s; give \
+         both the same --delay"
+    );
+    assert_eq!(second.log_of("error"), [text]);
+    let mut third = world.delayer(&format!("-t {products} --delay 70s"));
+    world.eventually("one with the same delay queues", || {
+        world.seat(&format!("{products}-delay"), 0, "delayer").candidates().len() == 2
+    });
+    assert!(third.is_running());
+}
+
+#[test]
+fn a_delayer_killed_while_messages_flow_loses_none() {
+    let world = World::new("killed");
+    let products = world.topic_with_delay("products", 2);
+    let delay_topic = format!("{products}-delay");
+    world.kafka.produce(&delay_topic, (0..20_000).map(|id| delay_message(&id.to_string(), now()).to(id % 2)));
+    let command = format!("-t {products} --delay 1s");
+    let mut delayers: Vec<_> = (0..2).map(|_| world.delayer(&command)).collect();
+    world.eventually("messages flow", || world.kafka.count(&products) > 0);
+    // Whoever leads: one after the other is killed, and another one comes.
+    for _ in 0..2 {
+        let before = world.kafka.count(&products);
+        delayers.remove(0).kill();
+        delayers.push(world.delayer(&command));
+        world.eventually("messages flow again", || {
+            let count = world.kafka.count(&products);
+            count > before || count >= 20_000
+        });
+    }
+    let offsets = || (0..2).map(|p| world.seat(&delay_topic, p, "delayer").offset()).collect::<Vec<_>>();
+    world.eventually("all is done", || offsets() == [Some(10_000), Some(10_000)]);
+    let sent = world.kafka.records(&products);
+    for partition in 0..2 {
+        let ids = sent.iter().filter(|r| r.partition == partition);
+        let ids: BTreeSet<i32> = ids.map(|record| record.value.as_ref().unwrap().parse().unwrap()).collect();
+        assert_eq!(ids, (0..20_000).filter(|id| id % 2 == partition).collect());
+    }
+}
+
+#[test]
+fn sigterm_hands_over_at_once_and_nothing_is_sent_twice() {
+    let world = World::new("delayer-term");
+    let products = world.topic_with_delay("products", 1);
+    let delay_topic = format!("{products}-delay");
+    let command = format!("-t {products} --delay 500ms");
+    let mut first = world.delayer(&command);
+    world.eventually("it leads", || first.says(&["leading from offset 0"]));
+    let second = world.delayer(&command);
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    world.eventually("two queue", || seat.candidates().len() == 2);
+    world.kafka.produce(&delay_topic, (0..500).map(|id| delay_message(&id.to_string(), now())));
+    world.eventually("messages flow", || world.kafka.count(&products) > 0);
+    world.kafka.produce(&delay_topic, (500..1000).map(|id| delay_message(&id.to_string(), now())));
+
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait(), End::Status(0));
+    world.within(Duration::from_secs(1), "the standby leads", || second.says(&["leading from offset"]));
+    world.eventually("all are sent on", || seat.offset() == Some(1000));
+    let sent: Vec<_> = world.kafka.records(&products).into_iter().map(|record| record.value.unwrap()).collect();
+    assert_eq!(sent, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_delay_topic_with_another_number_of_partitions_is_refused() {
+    let world = World::new("counts");
+    let products = world.topic("products", 2);
+    world.kafka.create(&format!("{products}-delay"), 3, &[]);
+    let mut delayer = world.delayer(&format!("-t {products}"));
+    assert_eq!(delayer.wait(), End::Status(78));
+    let text = format!(
+        "topic {products}-delay has 3 partitions and {products} has 2; a message goes on to the partition with its own \
+         number, so add partitions to the smaller one"
+    );
+    assert_eq!(delayer.log_of("error"), [text]);
+}

@@ -1,0 +1,264 @@
+//! Consumers that are killed, stopped and woken: every record is handled, and only the leader of the moment commits.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::{Pid, Signal, test_kill_process};
+
+use crate::consume::ids;
+use crate::support::{End, Handler, Process, World, is_full, payload, reigns, value};
+
+const PARTITIONS: i32 = 4;
+/// The sequence of faults is always the same.
+const SEED: u64 = 7;
+
+/// A consumer, and what its candidates' names begin with.
+struct Member {
+    process: Process,
+    prefix: String,
+}
+
+impl Member {
+    fn start(world: &World, topic: &str, handler: &Handler, batch: u32) -> Member {
+        let prefixes = || -> BTreeSet<String> {
+            let names = world.seat(topic, 0, "indexer").candidates();
+            names.iter().map(|name| name.split_once('_').unwrap().0.to_owned()).collect()
+        };
+        let before = prefixes();
+        let options = format!("-t {topic} -n indexer --session-timeout 2s --batch-size {batch}");
+        let process = world.consume(&format!("{options} -- {handler}"));
+        let mut prefix = None;
+        world.eventually("a new consumer queues", || {
+            prefix = prefixes().difference(&before).next().cloned();
+            prefix.is_some()
+        });
+        Member { process, prefix: prefix.unwrap() }
+    }
+}
+
+#[test]
+fn consumers_killed_and_stopped_at_random_lose_nothing_and_only_the_leader_commits() {
+    let (faults, records, batch) = if is_full() { (30, 100_000, 500) } else { (6, 10_000, 50) };
+    let flowing = Duration::from_secs(faults * 4);
+    let (world, since) = (World::alone("chaos"), SystemTime::now());
+    let products = world.topic("products", PARTITIONS);
+    let handler = world.handler("");
+    let offsets = || -> Vec<Option<i64>> {
+        (0..PARTITIONS).map(|partition| world.seat(&products, partition, "indexer").offset()).collect()
+    };
+    let ends = vec![Some(i64::from(records) / i64::from(PARTITIONS)); PARTITIONS as usize];
+    let mut members: Vec<Member> = (0..3).map(|_| Member::start(&world, &products, &handler, batch)).collect();
+    let messages = ids(0..records).zip((0..PARTITIONS).cycle()).map(|(message, partition)| message.to(partition));
+    let flow = world.kafka.flow(&products, messages.collect(), flowing);
+
+    let mut rng = StdRng::seed_from_u64(SEED);
+    for _ in 0..faults {
+        let partition = rng.random_range(0..PARTITIONS);
+        let seat = world.seat(&products, partition, "indexer");
+        let first = seat.candidates().first().cloned().unwrap_or_default();
+        let leader = members.iter().position(|member| first.starts_with(&member.prefix));
+        // Three of four hit the leader of some partition.
+        let anyone = rng.random_range(0..members.len());
+        let hit = leader.filter(|_| rng.random_ratio(3, 4)).unwrap_or(anyone);
+        if rng.random_bool(0.5) {
+            members[hit].process.kill();
+            members[hit] = Member::start(&world, &products, &handler, batch);
+        } else {
+            // From much shorter than the session timeout to twice as long.
+            let time = Duration::from_millis(rng.random_range(200..4000));
+            members[hit].process.signal(Signal::STOP);
+            world.for_a_while(time, "it stands still", || true);
+            members[hit].process.signal(Signal::CONT);
+        }
+        let before = offsets()[partition as usize];
+        world.eventually("the partition goes on", || {
+            let now = offsets()[partition as usize];
+            now > before || now == ends[0]
+        });
+    }
+    flow.join().unwrap();
+    world.within(Duration::from_secs(60), "all offsets are at the end", || offsets() == ends);
+
+    every_record_was_handled_before_the_offset_passed_it(&handler, records);
+    let mut leaders = 0;
+    for partition in 0..PARTITIONS {
+        let reigns = reigns(&world.services, since, &world.seat(&products, partition, "indexer"));
+        assert_eq!(reigns.last().and_then(|reign| reign.offsets.last().copied()), ends[0]);
+        leaders += reigns.len();
+    }
+    assert!(leaders > PARTITIONS as usize, "no fault has changed a leader");
+    for mut member in members {
+        member.process.signal(Signal::TERM);
+        assert_eq!(member.process.wait(), End::Status(0));
+    }
+}
+
+/// By the journal: when a run began, all records before its first were done.
+fn every_record_was_handled_before_the_offset_passed_it(handler: &Handler, records: u32) {
+    let runs = handler.runs();
+    for partition in 0..PARTITIONS {
+        let runs: Vec<_> = runs.iter().filter(|run| run.partition == partition).collect();
+        let mut done: Vec<_> = runs.iter().filter_map(|run| Some((run.done?, run.first, run.last))).collect();
+        done.sort_unstable();
+        for run in runs {
+            let mut passed = 0;
+            for (_, first, last) in done.iter().filter(|(number, ..)| *number < run.begun) {
+                if *first <= passed {
+                    passed = passed.max(last + 1);
+                }
+            }
+            assert!(run.first <= passed, "only {passed} was reached when this began: {run:?}");
+        }
+    }
+    let handled: BTreeSet<String> = handler.payloads().into_iter().collect();
+    let missing: Vec<u32> = (0..records).filter(|id| !handled.contains(&format!("{{\"id\":{id}}}"))).collect();
+    assert!(missing.is_empty(), "never handled: {missing:?}");
+}
+
+#[test]
+fn a_stopped_leader_that_wakes_cannot_commit_and_ends_its_handler() {
+    let (world, since) = (World::new("zombie"), SystemTime::now());
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let pid = world.file("pid");
+    let slow = world.handler(&format!("echo $$ > {0}.part; mv {0}.part {0}; await {1}", pid.display(), world.gate()));
+    let quick = world.handler("");
+    let options = format!("-t {products} -n indexer --session-timeout 2s");
+    let first = world.consume(&format!("{options} -- {slow}"));
+    world.eventually("its handler runs", || pid.exists());
+    let second = world.consume(&format!("{options} -- {quick}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("two queue", || seat.candidates().len() == 2);
+
+    first.signal(Signal::STOP);
+    world.eventually("the standby has done the batch", || seat.offset() == Some(5));
+    let (_, committed) = seat.node("offset").unwrap();
+    first.signal(Signal::CONT);
+    let pid = Pid::from_raw(std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap()).unwrap();
+    world.within(Duration::from_secs(3), "its handler is gone", || test_kill_process(pid).is_err());
+    world.eventually("it queues again, behind the other", || seat.candidates().len() == 2);
+    assert!(first.says(&["no longer leading: "]));
+    assert_eq!(seat.node("offset").unwrap().1.version, committed.version);
+    assert_eq!(slow.payloads(), Vec::<String>::new());
+    let (of_first, of_second) = (slow.runs(), quick.runs());
+    assert_eq!((of_first.len(), of_second.len()), (1, 1));
+    assert!(of_first[0].term < of_second[0].term);
+    assert_eq!(reigns(&world.services, since, &seat).len(), 2);
+    assert!(second.says(&["leading from offset 0"]));
+}
+
+#[test]
+fn a_leader_killed_in_a_batch_is_followed_within_the_session_timeout_and_two_seconds() {
+    let world = World::new("killed-leader");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let (slow, quick) = (world.handler(&format!("await {}", world.gate())), world.handler(""));
+    let mut first = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {slow}"));
+    world.eventually("its handler runs", || slow.runs().len() == 1);
+    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {quick}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("two queue", || seat.candidates().len() == 2);
+    first.kill();
+    world.within(Duration::from_secs(4), "the standby works", || !quick.runs().is_empty());
+    world.eventually("the batch is done", || seat.offset() == Some(5));
+    let lines = &quick.runs()[0].lines;
+    let payloads: Vec<_> = lines.iter().map(|line| payload(line)).collect();
+    assert_eq!(payloads, (1..=5).map(|id| format!("{{\"id\":{id}}}")).collect::<Vec<_>>());
+    drop(second);
+}
+
+#[test]
+fn a_leader_whose_candidate_is_deleted_ends_its_handler_and_queues_again() {
+    let world = World::new("deleted");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, [value("1")]);
+    let gate = world.gate();
+    // The first run is held up, the next one is not.
+    let handler = world.handler(&format!("mkdir {gate}.first || exit 0; await {gate}"));
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("the handler runs", || handler.runs().len() == 1);
+    let candidate = seat.candidates().remove(0);
+    seat.delete(&format!("leader/{candidate}"));
+    world.within(Duration::from_secs(3), "it leads again, and has handled the batch", || seat.offset() == Some(1));
+    assert!(consumer.says(&["no longer leading: deposed: the own candidate is gone; queueing again"]));
+    assert_ne!(seat.candidates(), [candidate]);
+    world.eventually("only ksync is left", || world.processes() == 1);
+}
+
+#[test]
+fn a_handler_that_runs_longer_than_the_session_leaves_the_lease_alone() {
+    let world = World::new("long-run");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=2));
+    let handler = world.handler("sleep 4");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --session-timeout 1s -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert_eq!((handler.runs().len(), consumer.log_of("warn")), (1, vec![]));
+}
+
+#[test]
+fn all_candidates_killed_at_once_go_on_where_the_offset_stands() {
+    let world = World::new("all-killed");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=5));
+    let (handler, gate) = (world.handler(""), world.gate());
+    let held_up = world.handler(&format!("await {gate}"));
+    let command = format!("-t {products} -n indexer --session-timeout 2s");
+    let mut consumers: Vec<_> = (0..2).map(|_| world.consume(&format!("{command} -- {handler}"))).collect();
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("the first are done", || seat.offset() == Some(5));
+    for consumer in &mut consumers {
+        consumer.kill();
+    }
+    world.kafka.produce(&products, ids(6..=10));
+    let mut killed = world.consume(&format!("{command} -- {held_up}"));
+    world.eventually("another one is at work", || held_up.runs().len() == 1);
+    killed.kill();
+    let mut last = world.consume(&format!("{command} -e -- {handler}"));
+    assert_eq!(last.wait(), End::Status(0));
+    assert_eq!(seat.offset(), Some(10));
+    let offsets: Vec<_> = handler.runs().iter().flat_map(|run| run.offsets()).collect();
+    assert_eq!(offsets, (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_outage_of_zookeeper_ends_the_work_until_it_is_back() {
+    let world = World::alone("outage");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.kafka.produce(&products, ids(1..=5));
+    world.eventually("the first are done", || seat.offset() == Some(5));
+    world.services.stop("zookeeper");
+    world.eventually("it no longer leads", || consumer.says(&["no longer leading: "]));
+    world.kafka.produce(&products, ids(6..=10));
+    world.for_a_while(Duration::from_secs(3), "no handler runs", || handler.payloads().len() == 5);
+    world.services.start_again("zookeeper");
+    world.eventually("all is done", || handler.payloads().len() == 10);
+    world.eventually("all is committed", || world.seat(&products, 0, "indexer").offset() == Some(10));
+}
+
+#[test]
+fn an_outage_of_kafka_ends_no_process_and_loses_nothing() {
+    let world = World::alone("broker-outage");
+    let products = world.topic_with_delay("products", 1);
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let mut delayer = world.delayer(&format!("-t {products} --delay 500ms"));
+    let announced = |range: std::ops::RangeInclusive<u32>| {
+        let lines: String = range.map(|id| format!("{{\"id\":{id}}}\n")).collect();
+        assert_eq!(world.stream_lines(&format!("- -t {products} --only delay"), lines).wait(), End::Status(0));
+    };
+    announced(1..=5);
+    world.eventually("the first are done", || handler.payloads().len() == 5);
+    world.services.stop("kafka");
+    world.eventually("it is told", || consumer.says(&["cannot reach Kafka at "]));
+    world.services.start_again("kafka");
+    announced(6..=10);
+    world.eventually("all is done", || handler.payloads().len() == 10);
+    assert!(consumer.is_running() && delayer.is_running());
+}

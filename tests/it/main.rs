@@ -1,0 +1,19 @@
+//! The programs and their edges against real Kafka, ZooKeeper, Postgres and MariaDB.
+
+#![allow(clippy::unwrap_used)] // In helpers of tests, too, which clippy.toml does not know as tests.
+
+mod support;
+
+mod command_lines;
+
+mod bad_input;
+mod consume;
+mod delayer;
+mod failover;
+mod gem;
+mod stream;
+mod wire;
+
+mod database;
+mod election;
+mod handler;

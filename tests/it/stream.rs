@@ -1,0 +1,274 @@
+//! ksync-stream: sources, actions, and the order of an action and its messages.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{End, Primary, World, block_on, primaries};
+
+/// `products` with ids 1 to 25; every third is old.
+fn products_of(primary: &Primary) {
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER, old INTEGER)"));
+    let rows: Vec<String> = (1..=25).map(|id| format!("({id}, 0, {})", i32::from(id % 3 == 0))).collect();
+    block_on(primary.execute(&format!("INSERT INTO products VALUES {}", rows.join(", "))));
+}
+
+fn lines(world: &World, topic: &str) -> Vec<String> {
+    world.kafka.records(topic).iter().map(|record| record.line()).collect()
+}
+
+/// The payloads in a delay topic, in their order.
+fn delayed(world: &World, topic: &str) -> Vec<String> {
+    let records = world.kafka.records(&format!("{topic}-delay"));
+    let payload = |value: &str| {
+        value.split_once("\"payload\": ").unwrap().1.rsplit_once(", \"created_at\"").unwrap().0.to_owned()
+    };
+    records.iter().map(|record| payload(record.value.as_ref().unwrap())).collect()
+}
+
+#[test]
+fn the_rows_of_a_table_or_of_a_part_of_it_or_of_a_query_are_announced() {
+    let world = World::new("rows");
+    for primary in block_on(primaries("stream_rows")) {
+        products_of(&primary);
+        for (source, ids) in [
+            ("--table products", (1..=25).collect::<Vec<_>>()),
+            ("--table products --where 'old = 1'", (1..=8).map(|n| 3 * n).collect()),
+            ("--query 'SELECT id FROM products WHERE price = 0 AND id < 4' --key id", vec![1, 2, 3]),
+            ("--table products --where 'id > 99'", vec![]),
+        ] {
+            let topic = world.topic(&format!("products-{:06x}", rand::random::<u32>()), 1);
+            let command = format!("-t {topic} --database {} {source} --chunk-size 10", primary.url);
+            assert_eq!(world.stream(&command).wait(), End::Status(0), "{primary:?}: {source}");
+            let expected: Vec<String> = ids.iter().map(|id| format!("{id}|{{\"id\":{id}}}")).collect();
+            assert_eq!(lines(&world, &topic), expected, "{primary:?}: {source}");
+        }
+    }
+}
+
+#[test]
+fn a_statement_changes_the_rows_between_their_delay_and_their_instant_messages() {
+    let world = World::new("sql");
+    for primary in block_on(primaries("stream_sql")) {
+        products_of(&primary);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let sql = "UPDATE products SET price = price + 1, old = 2 WHERE id IN (:keys)";
+        let source = format!("--database {} --table products --where 'old = 1'", primary.url);
+        let mut stream = world.stream(&format!("-t {topic} {source} --chunk-size 3 --sql '{sql}'"));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
+        let changed = block_on(primary.texts("SELECT id FROM products WHERE old = 2 AND price = 1 ORDER BY id"));
+        assert_eq!(changed, ["3", "6", "9", "12", "15", "18", "21", "24"], "{primary:?}");
+        let announced: Vec<String> = changed.iter().map(|id| format!("{{\"id\":{id}}}")).collect();
+        let instant: Vec<_> = world.kafka.records(&topic).into_iter().map(|record| record.value.unwrap()).collect();
+        assert_eq!((instant, delayed(&world, &topic)), (announced.clone(), announced), "{primary:?}");
+    }
+}
+
+#[test]
+fn a_statement_that_is_refused_changes_nothing_and_gives_no_instant_messages() {
+    let world = World::new("refused");
+    for primary in block_on(primaries("stream_refused")) {
+        products_of(&primary);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let sql = "UPDATE products SET price = 1 WHERE id IN (:keys) OR id > 0";
+        let source = format!("--database {} --table products", primary.url);
+        let mut stream = world.stream(&format!("-t {topic} {source} --chunk-size 10 --sql '{sql}'"));
+        assert_eq!(stream.wait(), End::Status(1), "{primary:?}");
+        assert!(
+            stream.says(&["error: ", "the statement touched 25 rows for 10 keys and was rolled back"]),
+            "{primary:?}"
+        );
+        let changed = block_on(primary.texts("SELECT id FROM products WHERE price = 1"));
+        assert_eq!(
+            (changed.len(), world.kafka.count(&topic), delayed(&world, &topic).len()),
+            (0, 0, 10),
+            "{primary:?}"
+        );
+    }
+}
+
+#[test]
+fn a_command_works_on_each_chunk_of_rows() {
+    let world = World::new("command-rows");
+    for primary in block_on(primaries("stream_command")) {
+        products_of(&primary);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let got = world.file("got");
+        let action = world.script(&format!("cat >> {}; echo $KSYNC_BATCH_COUNT >> {}", got.display(), got.display()));
+        let source = format!("--database {} --table products", primary.url);
+        let mut stream = world.stream(&format!("-t {topic} {source} --chunk-size 10 -- {action}"));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
+        let chunk = |ids: std::ops::RangeInclusive<u32>| {
+            let count = ids.clone().count();
+            ids.map(|id| format!("{{\"id\":{id}}}\n")).collect::<String>() + &format!("{count}\n")
+        };
+        let expected = chunk(1..=10) + &chunk(11..=20) + &chunk(21..=25);
+        assert_eq!(std::fs::read_to_string(&got).unwrap(), expected, "{primary:?}");
+        assert_eq!(world.kafka.count(&topic), 25);
+    }
+}
+
+#[test]
+fn only_delay_and_only_instant_send_only_these() {
+    let world = World::new("only");
+    let action = world.script("cat > /dev/null");
+    for (only, delay, instant) in [("delay", 2, 0), ("instant", 0, 2)] {
+        for action in [String::new(), format!("-- {action}")] {
+            let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+            let lines = "{\"id\":1}\n{\"id\":2}\n";
+            let mut stream = world.stream_lines(&format!("- -t {topic} --only {only} {action}"), lines);
+            assert_eq!(stream.wait(), End::Status(0), "{only} {action}");
+            let counts = (world.kafka.count(&format!("{topic}-delay")), world.kafka.count(&topic));
+            assert_eq!(counts, (delay, instant), "{only} {action}");
+        }
+    }
+}
+
+#[test]
+fn the_delay_messages_are_there_before_the_action_begins_and_the_instant_ones_not_before_its_end() {
+    let world = World::new("order");
+    let topic = world.topic_with_delay("products", 1);
+    let gate = world.gate();
+    let action = world.script(&format!("cat > /dev/null; touch {0}.begun; await {0}", gate));
+    let lines = "{\"id\":1}\n{\"id\":2}\n";
+    let mut stream = world.stream_lines(&format!("- -t {topic} -- {action}"), lines);
+    let begun = format!("{gate}.begun");
+    world.eventually("the action runs", || std::path::Path::new(&begun).exists());
+    assert_eq!(delayed(&world, &topic), [r#"{"id":1}"#, r#"{"id":2}"#]);
+    world.for_a_while(Duration::from_millis(300), "no instant message", || world.kafka.count(&topic) == 0);
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(0));
+    assert_eq!(world.kafka.count(&topic), 2);
+}
+
+#[test]
+fn a_failed_action_gives_no_instant_messages_and_its_status_is_told() {
+    let world = World::new("failed");
+    for (body, status, why) in [
+        ("exit 3", 1, "exit status 3"),
+        ("exit 75", 75, "exit status 75"),
+        ("exit 111", 75, "exit status 111"),
+        ("exit 78", 78, "exit status 78"),
+        ("kill -9 $$", 1, "signal 9 (SIGKILL)"),
+    ] {
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let action = world.script(&format!("cat > /dev/null\n{body}"));
+        let mut stream = world.stream_lines(&format!("- -t {topic} -- {action}"), "{\"id\":1}\n");
+        assert_eq!(stream.wait(), End::Status(status), "{body}");
+        let text = format!("the action failed: {why}; the delay messages of its chunk are sent");
+        assert_eq!(stream.log_of("error"), [text], "{body}");
+        assert_eq!((world.kafka.count(&topic), delayed(&world, &topic).len()), (0, 1), "{body}");
+    }
+}
+
+#[test]
+fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
+    let world = World::new("renewed");
+    let topic = world.topic_with_delay("products", 1);
+    let gate = world.gate();
+    let action = world.script(&format!("cat > /dev/null; await {gate}"));
+    let lines = "{\"id\":1}\n{\"id\":2}\n";
+    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 1s -- {action}"), lines);
+    world.eventually("they were sent three times", || world.kafka.count(&format!("{topic}-delay")) >= 6);
+    let made = world.kafka.records(&format!("{topic}-delay"));
+    let apart = made[2].timestamp_ms - made[0].timestamp_ms;
+    assert!((450..900).contains(&apart), "sent again after {apart} ms");
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(0));
+    assert!(stream.says(&["info: ", "the action is still at work: sending its 2 delay messages again"]));
+    let payloads: BTreeSet<String> = delayed(&world, &topic).into_iter().collect();
+    assert_eq!(payloads, BTreeSet::from([r#"{"id":1}"#.to_owned(), r#"{"id":2}"#.to_owned()]));
+    assert_eq!(world.kafka.count(&topic), 2);
+}
+
+#[test]
+fn sigterm_ends_after_the_chunk_with_status_75() {
+    let world = World::new("stream-term");
+    let topic = world.topic_with_delay("products", 1);
+    let gate = world.gate();
+    let begun = world.file("begun");
+    let action = world.script(&format!("cat >> {}; await {gate}", begun.display()));
+    let lines: String = (1..=6).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+    let mut stream = world.stream_lines(&format!("- -t {topic} --chunk-size 2 -- {action}"), lines);
+    world.eventually("the action runs", || begun.exists());
+    stream.signal(Signal::TERM);
+    world.eventually("the end was asked for", || stream.says(&["asked to end"]));
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(75));
+    assert_eq!(std::fs::read_to_string(&begun).unwrap(), "{\"id\":1}\n{\"id\":2}\n");
+    assert_eq!((world.kafka.count(&topic), delayed(&world, &topic).len()), (2, 2));
+}
+
+#[test]
+fn sigterm_ends_a_stream_that_waits_for_lines() {
+    let world = World::new("stream-idle");
+    let topic = world.topic("products", 1);
+    let mut stream = world.stream(&format!("- -t {topic}"));
+    stream.tell("{\"id\":1}\n");
+    world.eventually("the line is sent", || world.kafka.count(&topic) == 1);
+    stream.signal(Signal::TERM);
+    world.within(Duration::from_secs(2), "it has ended", || !stream.is_running());
+    assert_eq!(stream.wait(), End::Status(75));
+}
+
+#[test]
+fn a_stream_keeps_to_the_partitions_that_it_is_told() {
+    let world = World::new("partitions");
+    let topic = world.topic("products", 4);
+    let lines: String = (1..=40).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+    assert_eq!(world.stream_lines(&format!("- -t {topic} -p 0,2"), lines).wait(), End::Status(0));
+    let used: BTreeSet<i32> = world.kafka.records(&topic).iter().map(|record| record.partition).collect();
+    assert_eq!(used, BTreeSet::from([0, 2]));
+}
+
+#[test]
+fn a_composite_key_is_a_json_array_from_a_table_as_from_stdin() {
+    let world = World::new("composite");
+    for primary in block_on(primaries("stream_composite")) {
+        block_on(primary.execute("CREATE TABLE parts (a INTEGER, b VARCHAR(9), PRIMARY KEY (a, b))"));
+        block_on(primary.execute("INSERT INTO parts VALUES (1, 'x'), (2, 'y')"));
+        let (rows, stdin) = (
+            world.topic(&format!("rows-{:06x}", rand::random::<u32>()), 1),
+            world.topic(&format!("stdin-{:06x}", rand::random::<u32>()), 1),
+        );
+        let mut stream = world.stream(&format!("-t {rows} --database {} --table parts", primary.url));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
+        let payloads = "{\"a\":1,\"b\":\"x\"}\n{\"a\":2,\"b\":\"y\"}\n";
+        assert_eq!(world.stream_lines(&format!("- -t {stdin} --key a,b"), payloads).wait(), End::Status(0));
+        let expected = [r#"[1,"x"]|{"a":1,"b":"x"}"#, r#"[2,"y"]|{"a":2,"b":"y"}"#];
+        assert_eq!(
+            (lines(&world, &rows), lines(&world, &stdin)),
+            (expected.map(str::to_owned).to_vec(), lines(&world, &rows))
+        );
+    }
+}
+
+#[test]
+fn an_empty_source_is_no_error_and_an_empty_stdin_is_told() {
+    let world = World::new("empty");
+    let topic = world.topic("products", 1);
+    let mut stream = world.stream(&format!("- -t {topic}"));
+    assert_eq!(stream.wait(), End::Status(0));
+    assert_eq!(stream.log_of("warn"), ["there was no line on stdin"]);
+}
+
+#[test]
+fn what_a_killed_stream_has_changed_reaches_the_handler_by_its_delay_messages() {
+    let world = World::new("healed");
+    let topic = world.topic_with_delay("products", 1);
+    let gate = world.gate();
+    // Killed when its action has committed, and before it knows.
+    let action = world.script(&format!("cat > {gate}.committed; await {gate}"));
+    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 2s -- {action}"), "{\"id\":1}\n{\"id\":2}\n");
+    let committed = format!("{gate}.committed");
+    world.eventually("the action has committed", || {
+        std::fs::read_to_string(&committed).is_ok_and(|text| text.lines().count() == 2)
+    });
+    stream.kill();
+    assert_eq!(world.kafka.count(&topic), 0);
+    let handler = world.handler("");
+    let _delayer = world.delayer(&format!("-t {topic} --delay 2s"));
+    let _consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
+    world.eventually("the handler gets both", || handler.payloads() == [r#"{"id":1}"#, r#"{"id":2}"#]);
+}

@@ -1,0 +1,217 @@
+//! Kafka as a test sees it: past the code under test.
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfig};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::block_on;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A record to be written.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    pub partition: Option<i32>,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, String)>,
+    pub timestamp_ms: Option<i64>,
+}
+
+/// A record with a value and no key.
+pub fn value(value: impl AsRef<[u8]>) -> Message {
+    Message { value: Some(value.as_ref().to_vec()), ..Message::default() }
+}
+
+impl Message {
+    pub fn key(self, key: impl AsRef<[u8]>) -> Message {
+        Message { key: Some(key.as_ref().to_vec()), ..self }
+    }
+
+    pub fn to(self, partition: i32) -> Message {
+        Message { partition: Some(partition), ..self }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Message {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A record as it lies in a topic; what is not UTF-8 is escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<String>,
+    pub value: Option<String>,
+    pub headers: Vec<(String, String)>,
+    pub timestamp_ms: i64,
+}
+
+impl Record {
+    /// As `kcat -K'|'` shows it.
+    pub fn line(&self) -> String {
+        format!("{}|{}", self.key.as_deref().unwrap_or_default(), self.value.as_deref().unwrap_or("NULL"))
+    }
+}
+
+/// A broker, and what tests do with it.
+#[derive(Clone)]
+pub struct Kafka {
+    bootstrap: String,
+}
+
+impl Kafka {
+    pub fn at(bootstrap: &str) -> Kafka {
+        Kafka { bootstrap: bootstrap.to_owned() }
+    }
+
+    fn client<T: FromClientConfig>(&self) -> T {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", "tests")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "10")
+            .set("partitioner", "murmur2_random");
+        config.create().unwrap()
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client()
+    }
+
+    pub fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+        let admin = self.admin();
+        let made = block_on(admin.create_topics([&new], &options)).unwrap();
+        assert_eq!(made, [Ok(topic.to_owned())]);
+        while admin.inner().fetch_metadata(Some(topic), TIMEOUT).unwrap().topics()[0].partitions().len()
+            < partitions as usize
+        {
+            super::pause();
+        }
+    }
+
+    pub fn delete(&self, topic: &str) {
+        let deleted = block_on(self.admin().delete_topics(&[topic], &AdminOptions::new())).unwrap();
+        assert_eq!(deleted, [Ok(topic.to_owned())]);
+        while self.partitions(topic) > 0 {
+            super::pause();
+        }
+    }
+
+    pub fn add_partitions(&self, topic: &str, partitions: usize) {
+        let new = NewPartitions::new(topic, partitions);
+        let added = block_on(self.admin().create_partitions([&new], &AdminOptions::new())).unwrap();
+        assert_eq!(added, [Ok(topic.to_owned())]);
+    }
+
+    /// Deletes the records before `offset`.
+    pub fn delete_records(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        block_on(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+
+    pub fn partitions(&self, topic: &str) -> usize {
+        self.admin().inner().fetch_metadata(Some(topic), TIMEOUT).unwrap().topics()[0].partitions().len()
+    }
+
+    /// Returns when all are acknowledged; a topic's records lie in the order given.
+    pub fn produce(&self, topic: &str, messages: impl IntoIterator<Item = Message>) {
+        let producer: BaseProducer = self.client();
+        for message in messages {
+            let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
+                headers.insert(Header { key: name, value: Some(value) })
+            });
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+            record.partition = message.partition;
+            record.key = message.key.as_deref();
+            record.payload = message.value.as_deref();
+            record.timestamp = message.timestamp_ms;
+            record.headers = (!message.headers.is_empty()).then_some(headers);
+            while let Err((error, again)) = producer.send(record) {
+                assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull));
+                producer.poll(Duration::from_millis(10));
+                record = again;
+            }
+        }
+        producer.flush(TIMEOUT).unwrap();
+    }
+
+    /// Produces the messages in the background, spread over about `time`.
+    pub fn flow(&self, topic: &str, messages: Vec<Message>, time: Duration) -> JoinHandle<()> {
+        const SLICE: usize = 100;
+        let (kafka, topic) = (self.clone(), topic.to_owned());
+        std::thread::spawn(move || {
+            let (begun, slices) = (Instant::now(), messages.len().div_ceil(SLICE) as u32);
+            for (slice, number) in messages.chunks(SLICE).zip(1..) {
+                kafka.produce(&topic, slice.iter().cloned());
+                std::thread::sleep((time * number / slices).saturating_sub(begun.elapsed()));
+            }
+        })
+    }
+
+    /// All records that are in the topic now, by partition and offset.
+    pub fn records(&self, topic: &str) -> Vec<Record> {
+        let consumer: BaseConsumer = self.client();
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+        let (mut list, mut open) = (TopicPartitionList::new(), 0);
+        for partition in metadata.topics()[0].partitions() {
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT).unwrap();
+            if low < high {
+                list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
+                open += 1;
+            }
+        }
+        consumer.assign(&list).unwrap();
+        let mut records = vec![];
+        while open > 0 {
+            match consumer.poll(TIMEOUT).expect("the broker gives what it has") {
+                Ok(message) => records.push(Record {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    key: message.key().map(text),
+                    value: message.payload().map(text),
+                    headers: message.headers().map_or_else(Vec::new, |headers| {
+                        let pair = |header: Header<'_, &[u8]>| {
+                            (header.key.to_owned(), header.value.map(text).unwrap_or_default())
+                        };
+                        headers.iter().map(pair).collect()
+                    }),
+                    timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+                }),
+                Err(KafkaError::PartitionEOF(_)) => open -= 1,
+                Err(error) => panic!("cannot read {topic}: {error}"),
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// How many records were ever written to the topic.
+    pub fn count(&self, topic: &str) -> i64 {
+        let consumer: BaseConsumer = self.client();
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+        let partitions = metadata.topics()[0].partitions();
+        partitions.iter().map(|p| consumer.fetch_watermarks(topic, p.id(), TIMEOUT).unwrap().1).sum()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap_or_else(|_| bytes.escape_ascii().to_string())
+}

@@ -1,0 +1,79 @@
+//! The servers that tests run against: one set for all, or a set of its own for a test that harms it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+/// Running servers, in the folder that `scripts/services` keeps for them.
+pub struct Services {
+    dir: PathBuf,
+    variables: HashMap<String, String>,
+    is_own: bool,
+}
+
+impl Services {
+    /// The set that all tests share. Started once, left running: the next run of the tests finds it.
+    pub fn shared() -> Arc<Services> {
+        static SHARED: OnceLock<Arc<Services>> = OnceLock::new();
+        let start = || {
+            let dir = std::env::var_os("KSYNC_TEST_SERVICES_DIR")
+                .map_or_else(|| project().join("target/services-test"), PathBuf::from);
+            Arc::new(Services::up(dir, &["kafka", "zookeeper", "postgres", "mariadb"], false))
+        };
+        SHARED.get_or_init(start).clone()
+    }
+
+    /// One broker and one ZooKeeper that end with the value.
+    pub fn own(id: &str) -> Arc<Services> {
+        let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
+        Arc::new(Services::up(dir, &["kafka", "zookeeper"], true))
+    }
+
+    fn up(dir: PathBuf, servers: &[&str], is_own: bool) -> Services {
+        let mut services = Services { dir, variables: HashMap::new(), is_own };
+        services.call("up", servers);
+        for line in services.call("env", &[]).lines() {
+            let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
+            services.variables.insert(name.to_owned(), value.trim_matches('\'').to_owned());
+        }
+        services
+    }
+
+    /// Ends one of its own servers; what it has stored stays.
+    pub fn stop(&self, server: &str) {
+        assert!(self.is_own, "other tests use it, too");
+        self.call("down", &[server]);
+    }
+
+    /// Starts it again, at its old address.
+    pub fn start_again(&self, server: &str) {
+        self.call("up", &[server]);
+    }
+
+    /// A variable of `scripts/services env`.
+    pub fn get(&self, name: &str) -> &str {
+        let found = self.variables.get(name);
+        found.unwrap_or_else(|| panic!("scripts/services env does not tell {name} of {}", self.dir.display()))
+    }
+
+    fn call(&self, command: &str, arguments: &[&str]) -> String {
+        let mut script = Command::new(project().join("scripts/services"));
+        let output = script.arg(command).args(arguments).arg("--dir").arg(&self.dir).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/services {command} failed ({}): {said}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        if self.is_own {
+            self.call("down", &["--purge"]);
+        }
+    }
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

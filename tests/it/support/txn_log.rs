@@ -1,0 +1,122 @@
+//! ZooKeeper's own transaction log as a witness: who led a seat when, and who moved its offset.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+use super::{Seat, Services};
+
+/// One leader of a seat, with what it wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reign {
+    pub session: String,
+    /// The offsets that it wrote, its take-over the first.
+    pub offsets: Vec<i64>,
+}
+
+/// Goes through all transactions since `since`, and proves for each write of the seat's offset that the session which
+/// made it owned the first candidate then, that it was fenced by that candidate's node, and that neither the offset nor
+/// the term went back. Gives the leaders in their order.
+pub fn reigns(services: &Services, since: SystemTime, seat: &Seat) -> Vec<Reign> {
+    let (queue, offset) = (format!("{}/", seat.path("leader")), seat.path("offset"));
+    // By sequence number: the candidates, each with its session.
+    let mut candidates: BTreeMap<u64, (String, String)> = BTreeMap::new();
+    let mut reigns: Vec<Reign> = vec![];
+    let (mut highest, mut last_term) = (0, 0);
+    for txn in transactions(services, since) {
+        let Txn { session, kind, text } = &txn;
+        match kind.as_str() {
+            "create" | "create2" if text.starts_with(&queue) => {
+                let path = text.split(',').next().unwrap();
+                let sequence = path.rsplit_once('_').unwrap().1.parse().unwrap();
+                candidates.insert(sequence, (path.to_owned(), session.clone()));
+            }
+            "delete" | "deleteContainer" => candidates.retain(|_, (path, _)| path != text.trim_matches('\'')),
+            "closeSession" => candidates.retain(|_, (_, owner)| owner != session),
+            "setData" | "create" | "create2" => {
+                assert!(!text.starts_with(&offset), "the offset was written without a fence: {txn:?}");
+            }
+            "multi" if text.contains(&offset) => {
+                let first = candidates.first_key_value().map(|(_, first)| first);
+                let fence =
+                    text.split_once("check:").and_then(|(_, check)| check[check.find('/')?..].split('\0').next());
+                let (leader, owner) = first.unwrap_or_else(|| panic!("nobody leads: {txn:?}"));
+                assert_eq!((fence, session), (Some(leader.as_str()), owner), "not the leader's: {txn:?}");
+                if reigns.last().is_none_or(|reign| reign.session != *session) {
+                    reigns.push(Reign { session: session.clone(), offsets: vec![] });
+                }
+                if let Some(written) = written(text, &offset) {
+                    assert!(written >= highest, "the offset went back from {highest} to {written}: {txn:?}");
+                    highest = written;
+                    reigns.last_mut().unwrap().offsets.push(written);
+                }
+                if let Some((_, term)) = text.rsplit_once("\"term\":") {
+                    let term = term.split('}').next().unwrap().parse::<u64>().unwrap();
+                    assert!(term >= last_term, "the term went back from {last_term} to {term}: {txn:?}");
+                    last_term = term;
+                }
+            }
+            _ => {}
+        }
+    }
+    reigns
+}
+
+/// The number that a transaction of several operations writes to the node; `None` where it writes nothing there.
+fn written(text: &str, node: &str) -> Option<i64> {
+    let data = &text[text.find(node)? + node.len()..];
+    // Four bytes that tell the length, then the number, then a version, which may look like more digits.
+    let length = data.chars().nth(3)? as usize;
+    data.chars().skip(4).take(length).collect::<String>().parse().ok()
+}
+
+/// A transaction as ZooKeeper's own tool prints it.
+#[derive(Debug)]
+struct Txn {
+    session: String,
+    kind: String,
+    text: String,
+}
+
+fn transactions(services: &Services, since: SystemTime) -> Vec<Txn> {
+    let logs = Path::new(services.get("KSYNC_ZOOKEEPER_DATA")).join("version-2");
+    let mut files: Vec<_> = std::fs::read_dir(logs)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("log."))
+        .filter(|entry| entry.metadata().unwrap().modified().unwrap() >= since)
+        .map(|entry| entry.path())
+        .collect();
+    // log.ZXID, in hex, of its first transaction.
+    files.sort_by_key(|path| u64::from_str_radix(path.extension().unwrap().to_str().unwrap(), 16).unwrap());
+    files.iter().flat_map(|file| printed(services, file)).collect()
+}
+
+fn printed(services: &Services, file: &Path) -> Vec<Txn> {
+    let output = Command::new("java")
+        .args(["-Dfile.encoding=UTF-8", "-cp", services.get("KSYNC_ZOOKEEPER_CLASSPATH")])
+        .args(["org.apache.zookeeper.server.persistence.TxnLogToolkit", "-d"])
+        .arg(file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut txns: Vec<Txn> = vec![];
+    for line in String::from_utf8_lossy(&output.stdout).split('\n') {
+        // DATE session 0x.. cxid 0x.. zxid 0x.. KIND TEXT
+        let head = line.split_once(" session 0x").filter(|(_, rest)| rest.contains(" cxid 0x"));
+        let Some((_, rest)) = head else {
+            // Data with a line break in it.
+            if let Some(txn) = txns.last_mut() {
+                txn.text.push('\n');
+                txn.text.push_str(line);
+            }
+            continue;
+        };
+        let mut words = rest.splitn(7, ' ');
+        let session = words.next().unwrap().to_owned();
+        let kind = words.nth(4).unwrap_or_default().to_owned();
+        txns.push(Txn { session, kind, text: words.next().unwrap_or_default().to_owned() });
+    }
+    txns
+}
