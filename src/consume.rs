@@ -18,6 +18,7 @@ use crate::kafka;
 use crate::lead::{Checked, Done, End, Held, Work};
 use crate::record::Batch;
 use crate::shutdown::Shutdown;
+use crate::topic::Offset;
 
 /// How ksync-consume works on a partition.
 pub struct Consume {
@@ -38,19 +39,20 @@ impl Work for Consume {
         let partition = held.seat.partition.clone();
         let mut intake = Intake::new(&partition, records, (self.limits, self.on_invalid), held.until);
         let mut load = Load::new(&partition);
-        let mut handled = None;
+        let (mut handled, mut proven) = (None, None);
         loop {
             // The next handler is started beside the commit, and given its batch after it: so the time that both take is
             // spent once, and no more than one batch can come again.
             let (committed, going) = oneshot::channel();
             let (standing, next) = {
                 let mut committing = pin!(async {
-                    let standing = commit(handled.take(), held).await?;
+                    let standing = commit(handled.take(), proven, held).await?;
                     committed.send(()).ok(); // There may be no next batch.
                     Ok(standing)
                 });
-                let mut next = pin!(self.next(&mut intake, load, going, held, shutdown));
+                let mut next = pin!(self.next(&mut intake, (load, proven), going, held, shutdown));
                 tokio::select! {
+                    biased;
                     standing = &mut committing => match standing {
                         Ok(standing) => (Ok(standing), next.await),
                         // The next handler was given nothing yet.
@@ -63,15 +65,14 @@ impl Work for Consume {
                 Ok(standing) => held.standing = standing,
                 Err(end) => return end,
             }
-            let checked;
-            (load, checked) = match next {
-                Ok(next) => next,
+            (load, proven) = match next {
+                Ok((load, proven)) => (load, Some(proven)),
                 Err(end) => return end,
             };
-            handled = load.done().map(|done| (done, checked));
-            let is_last = held.until.is_some_and(|until| handled.is_some_and(|(done, _)| done.offset >= until));
+            handled = load.done();
+            let is_last = held.until.is_some_and(|until| handled.is_some_and(|done| done.offset >= until));
             if is_last || load.stop.is_some() {
-                match commit(handled, held).await {
+                match commit(handled, proven, held).await {
                     Ok(standing) => held.standing = standing,
                     Err(end) => return end,
                 }
@@ -85,10 +86,18 @@ impl Work for Consume {
     }
 }
 
+/// That the topic was still the same when all records before an offset had been fetched: whatever happens to it later,
+/// those records are its own.
+#[derive(Clone, Copy)]
+struct Proven {
+    topic: Checked,
+    before: Offset,
+}
+
 /// Commits what is done.
-async fn commit(handled: Option<(Done, Checked)>, held: &Held<'_>) -> Result<Standing, End> {
-    match handled {
-        Some((done, checked)) if done.offset > held.standing.offset => held.commit(checked, done).await,
+async fn commit(handled: Option<Done>, proven: Option<Proven>, held: &Held<'_>) -> Result<Standing, End> {
+    match (handled, proven) {
+        (Some(done), Some(proven)) if done.offset > held.standing.offset => held.commit(proven.topic, done).await,
         _ => Ok(held.standing),
     }
 }
@@ -98,11 +107,11 @@ impl Consume {
     async fn next(
         &self,
         intake: &mut Intake<'_>,
-        spare: Load,
+        (spare, proven): (Load, Option<Proven>),
         going: oneshot::Receiver<()>,
         held: &Held<'_>,
         shutdown: &Shutdown,
-    ) -> Result<(Load, Checked), End> {
+    ) -> Result<(Load, Proven), End> {
         tokio::select! {
             biased;
             why = held.lease.lost() => return Err(End::Lost(why)),
@@ -111,26 +120,32 @@ impl Consume {
             end = held.topic_changed() => return Err(end),
         }
         let load = intake.take(spare);
+        let fetched = intake.fetched();
         let work = async {
             if !load.batch.is_empty() {
                 let work = self.handle(&load.batch, going, held, shutdown);
                 tokio::select! {
+                    biased;
                     handled = work => handled?,
                     never = intake.fill_on() => never,
                 }
             }
             self.put_aside(&load, held).await
         };
-        // The topic's id is asked for after the batch was read, beside the handler: so it takes no time of its own. What
-        // the answer says must not end a handler in the middle of its work.
-        let check = async {
-            tokio::select! {
-                checked = held.check_topic() => Ok(checked),
-                why = held.lease.lost() => Ok(Err(End::Lost(why))),
+        // The topic's id is asked for after the batch was fetched, beside the handler: so it takes no time of its own. The
+        // answer counts for all that had been fetched by then, which often is more than one batch. What it says must not
+        // end a handler in the middle of its work.
+        let prove = async {
+            match proven {
+                Some(proven) if load.batch.next() <= Some(proven.before) => Ok(Ok(proven)),
+                _ => tokio::select! {
+                    checked = held.check_topic() => Ok(checked.map(|topic| Proven { topic, before: fetched })),
+                    why = held.lease.lost() => Ok(Err(End::Lost(why))),
+                },
             }
         };
-        let ((), checked) = tokio::try_join!(work, check)?;
-        Ok((load, checked?))
+        let ((), proven) = tokio::try_join!(work, prove)?;
+        Ok((load, proven?))
     }
 
     /// Has the handler work on the batch, however often that takes.

@@ -117,6 +117,11 @@ impl<'a> Intake<'a> {
         std::mem::replace(&mut self.load, spare)
     }
 
+    /// Whatever lies before it was fetched from the broker before this call.
+    pub fn fetched(&self) -> Offset {
+        self.records.fetched()
+    }
+
     async fn fill(&mut self) {
         while !self.is_closed() {
             self.fill_some().await;
@@ -132,9 +137,16 @@ impl<'a> Intake<'a> {
     }
 
     async fn fill_some(&mut self) {
+        match self.take_some() {
+            Taken::All => self.records.readable().await,
+            Taken::Some => tokio::task::yield_now().await,
+        }
+    }
+
+    fn take_some(&mut self) -> Taken {
         for _ in 0..TURN {
             if self.is_closed() {
-                return;
+                return Taken::Some;
             }
             match self.records.poll() {
                 Some(Event::Record(message)) => {
@@ -148,11 +160,17 @@ impl<'a> Intake<'a> {
                 }
                 Some(Event::OutOfLog) => self.load.stop = Some(Stop::OutOfLog),
                 Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.partition),
-                None => return self.records.readable().await,
+                None => return Taken::All,
             }
         }
-        tokio::task::yield_now().await;
+        Taken::Some
     }
+}
+
+/// How much was taken of what is there.
+enum Taken {
+    All,
+    Some,
 }
 
 fn add(load: &mut Load, message: &Message<'_>, on_invalid: OnInvalid) -> Option<Stop> {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use memchr::memchr2;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -182,7 +183,7 @@ fn checked_json(value: &[u8]) -> Result<&str> {
 fn write_without_breaks(out: &mut Vec<u8>, json: &[u8]) {
     let start = out.len();
     out.extend_from_slice(json);
-    if json.contains(&b'\n') || json.contains(&b'\r') {
+    if memchr2(b'\n', b'\r', json).is_some() {
         for byte in &mut out[start..] {
             if matches!(byte, b'\n' | b'\r') {
                 *byte = b' ';

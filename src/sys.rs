@@ -1,19 +1,20 @@
 //! The calls for which there is no safe function yet: the only `unsafe` of the crate.
 #![allow(unsafe_code)]
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings::*;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{IsError, KafkaError, KafkaResult};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::topic::{Topic, TopicId};
+
+mod records;
+
+pub use records::{Message, Records};
 
 /// What a broker says of each topic that it was asked for, by the topic's name.
 pub type TopicIds = HashMap<String, KafkaResult<TopicId>>;
@@ -86,37 +87,6 @@ unsafe fn read_topic_id(topic: *const rd_kafka_TopicDescription_t) -> KafkaResul
         let id = rd_kafka_TopicDescription_topic_id(topic);
         let (high, low) = (rd_kafka_Uuid_most_significant_bits(id), rd_kafka_Uuid_least_significant_bits(id));
         Ok(TopicId((u128::from(high as u64) << 64) | u128::from(low as u64)))
-    }
-}
-
-/// The leader epoch in which the record was written; `None` where the broker does not say.
-pub fn leader_epoch(message: &BorrowedMessage<'_>) -> Option<i32> {
-    // SAFETY: the message is borrowed, so the native one is alive.
-    match unsafe { rd_kafka_message_leader_epoch(message.ptr()) } {
-        -1 => None,
-        epoch => Some(epoch),
-    }
-}
-
-/// The record's headers in their order. A name that is not UTF-8 is made so, where rust-rdkafka's own way panics.
-pub fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(Cow<'a, str>, Option<&'a [u8]>)> {
-    let mut native = ptr::null_mut();
-    // SAFETY: the message is borrowed for 'a; its headers, and the names and values in them, live as long.
-    unsafe {
-        if rd_kafka_message_headers(message.ptr(), &mut native).is_error() {
-            return vec![];
-        }
-        let count = rd_kafka_header_cnt(native);
-        let mut headers = Vec::with_capacity(count);
-        for index in 0..count {
-            let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-            if rd_kafka_header_get_all(native, index, &mut name, &mut value, &mut size).is_error() {
-                break;
-            }
-            let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size));
-            headers.push((CStr::from_ptr(name).to_string_lossy(), value));
-        }
-        headers
     }
 }
 

@@ -92,7 +92,7 @@ impl Command {
     /// group gets TERM at once and KILL at that moment. After `--timeout` it has 5 s between the two, or less if
     /// `stop` says so. Where the handler ended before either, its exit status counts.
     ///
-    /// Dropping the future kills the group at once.
+    /// Dropping the future kills the group at once. Needs a runtime of several threads.
     pub async fn run(
         &self,
         input: Input<'_>,

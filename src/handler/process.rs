@@ -52,8 +52,9 @@ impl<'a> Process<'a> {
         command.stdin(reader).stdout(its_stdout).stderr(its_stderr);
         // Before the process is there, so that the signal of its end cannot come too early.
         let child_ended = unix::signal(SignalKind::child())?;
-        // posix_spawn holds its thread until the program is loaded, from a slow disk perhaps.
-        let group = task::spawn_blocking(|| Group::spawn(command, child_ended)).await.map_err(io::Error::other)??;
+        // posix_spawn holds its thread until the program is loaded, from a slow disk perhaps. To hand that to another thread
+        // would take as long as most spawns do.
+        let group = task::block_in_place(|| Group::spawn(command, child_ended))?;
         Ok(Process { group, stdin, stdout, stderr })
     }
 

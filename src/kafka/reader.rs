@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, anyhow, ensure};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::{Admin, ClientLog, Cluster, Headers, TopicIds};
 use crate::exit::Exit;
 use crate::record::Record;
-use crate::sys;
+use crate::sys::{self, Records};
 use crate::topic::{Offset, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +27,8 @@ impl ConsumerContext for ClientLog {}
 pub struct Reader {
     consumer: Arc<BaseConsumer<ClientLog>>,
     ids: TopicIds,
+    /// How many records are taken from librdkafka at once.
+    take: usize,
     // Ends the thread that serves the consumer's own queue.
     _alive: Arc<Alive>,
 }
@@ -78,7 +80,8 @@ impl Reader {
         // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.
         let asked = admin.clone();
         let ids = TopicIds::new(move |topics, timeout| asked.topic_ids(topics, timeout));
-        Ok(Reader { consumer, ids, _alive: Arc::new(Alive(alive)) })
+        let take = (4096 / partitions.max(1)).clamp(64, 4096);
+        Ok(Reader { consumer, ids, take, _alive: Arc::new(Alive(alive)) })
     }
 
     pub fn ids(&self) -> &TopicIds {
@@ -112,9 +115,11 @@ impl Reader {
     /// Begins to read at `from`. With the epoch that belongs to it a log that was truncated meanwhile is noticed:
     /// [`Partition::poll`] then gives [`Event::OutOfLog`].
     pub async fn partition(&self, partition: &TopicPartition, from: Offset, epoch: Option<i32>) -> Result<Partition> {
-        let name = partition.topic.as_str();
-        let queue = self.consumer.split_partition_queue(name, partition.partition);
+        let (name, number) = (partition.topic.as_str(), partition.partition);
+        let queue = self.consumer.split_partition_queue(name, number);
         let mut queue = queue.with_context(|| format!("cannot make a queue for {partition}"))?;
+        let records = Records::new(&self.consumer, (name, number), self.take);
+        let records = records.with_context(|| format!("cannot read the queue of {partition}"))?;
         let filled = Arc::new(Notify::new());
         let wake = filled.clone();
         queue.set_nonempty_callback(move || wake.notify_one());
@@ -123,11 +128,11 @@ impl Reader {
         assigned.with_context(|| format!("cannot assign {partition}"))?;
         let reading = Partition {
             partition: partition.clone(),
-            queue,
+            records,
+            _split: queue,
             consumer: self.consumer.clone(),
             filled,
             next: from,
-            has_read: false,
         };
         if let Some(epoch) = epoch {
             // Assigning alone does not check the epoch; seeking does.
@@ -162,11 +167,12 @@ fn list_of(partition: &TopicPartition, at: At) -> Result<TopicPartitionList> {
 /// One partition as it is read. Dropping it ends the reading.
 pub struct Partition {
     partition: TopicPartition,
-    queue: PartitionQueue<ClientLog>,
+    records: Records<ClientLog>,
+    // Calls back when there is something in the queue.
+    _split: PartitionQueue<ClientLog>,
     consumer: Arc<BaseConsumer<ClientLog>>,
     filled: Arc<Notify>,
     next: Offset,
-    has_read: bool,
 }
 
 /// What comes next in a partition.
@@ -183,28 +189,20 @@ pub enum Event<'a> {
 impl Partition {
     /// What is there already, without waiting; `None` where nothing is.
     pub fn poll(&mut self) -> Option<Event<'_>> {
-        loop {
-            match self.queue.poll(Duration::ZERO)? {
-                // Fetched for an earlier assignment of the same partition.
-                Ok(message) if message.offset() < self.next.0 => {}
-                Ok(message) => {
-                    self.next = Offset(message.offset() + 1);
-                    self.has_read = true;
-                    return Some(Event::Record(Message(message)));
-                }
-                Err(KafkaError::PartitionEOF(_)) => {
-                    // Before the first record the client's position may be one of an earlier assignment.
-                    if self.has_read {
-                        let position = position(&self.consumer, &self.partition);
-                        self.next = self.next.max(position.unwrap_or(self.next));
-                    }
-                    return Some(Event::End(self.next));
-                }
-                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                    return Some(Event::OutOfLog);
-                }
-                Err(error) => return Some(Event::Trouble(anyhow!(error))),
+        // What lies before was fetched for an earlier assignment of the same partition.
+        match self.records.poll(self.next.0)? {
+            Ok(message) => {
+                self.next = Offset(message.offset() + 1);
+                Some(Event::Record(Message(message)))
             }
+            Err(failure) => Some(match failure.code {
+                RDKafkaErrorCode::PartitionEOF => {
+                    self.next = self.next.max(Offset(failure.offset));
+                    Event::End(self.next)
+                }
+                RDKafkaErrorCode::AutoOffsetReset => Event::OutOfLog,
+                code => Event::Trouble(anyhow!("cannot read: {code}")),
+            }),
         }
     }
 
@@ -213,8 +211,13 @@ impl Partition {
         self.next
     }
 
+    /// Whatever lies before it was fetched from the broker before this call.
+    pub fn fetched(&self) -> Offset {
+        self.records.last_taken().map_or(self.next, |last| self.next.max(Offset(last + 1)))
+    }
+
     /// Returns when [`Partition::poll`] may have something; also now and then without a reason.
-    pub async fn readable(&self) {
+    pub async fn readable(&mut self) {
         drop(tokio::time::timeout(Duration::from_secs(1), self.filled.notified()).await);
     }
 
@@ -227,8 +230,9 @@ impl Partition {
         for element in sought.elements() {
             element.error().with_context(|| format!("cannot seek to {offset} in {}", self.partition))?;
         }
-        // What was fetched before the seek is outdated by its version; librdkafka does not hand it out any more.
-        (self.next, self.has_read) = (offset, false);
+        // What librdkafka fetched before the seek is outdated by its version: it does not hand it out any more.
+        self.records.forget();
+        self.next = offset;
         Ok(())
     }
 }
@@ -243,17 +247,8 @@ impl Drop for Partition {
     }
 }
 
-/// Past the last record, and past control records that no consumer sees.
-fn position(consumer: &BaseConsumer<ClientLog>, partition: &TopicPartition) -> Option<Offset> {
-    let positions = consumer.position().ok()?;
-    match positions.find_partition(partition.topic.as_str(), partition.partition)?.offset() {
-        At::Offset(offset) => Some(Offset(offset)),
-        _ => None,
-    }
-}
-
 /// A record as librdkafka holds it.
-pub struct Message<'a>(BorrowedMessage<'a>);
+pub struct Message<'a>(sys::Message<'a>);
 
 /// Whose clock gave a record its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,11 +270,11 @@ impl Message<'_> {
     }
 
     pub fn value(&self) -> Option<&[u8]> {
-        self.0.payload()
+        self.0.value()
     }
 
     pub fn leader_epoch(&self) -> Option<i32> {
-        sys::leader_epoch(&self.0)
+        self.0.leader_epoch()
     }
 
     pub fn timestamp(&self) -> Timestamp {
@@ -293,8 +288,8 @@ impl Message<'_> {
 
     /// A copy of the headers, to send them on; `None` where there are none.
     pub fn headers(&self) -> Option<Headers> {
-        let native = self.0.headers()?.detach();
-        let bytes = sys::headers(&self.0).iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
+        let native = self.0.copied_headers()?;
+        let bytes = self.0.headers().iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
         Some(Headers::copied(native, bytes))
     }
 
@@ -303,8 +298,8 @@ impl Message<'_> {
             offset: self.offset(),
             timestamp_ms: self.0.timestamp().to_millis(),
             key: self.0.key(),
-            headers: sys::headers(&self.0),
-            value: self.0.payload(),
+            headers: self.0.headers(),
+            value: self.0.value(),
             leader_epoch: self.leader_epoch(),
         }
     }

@@ -278,8 +278,11 @@ struct Reports(ClientLog);
 
 /// What [`Lane::send`] has counted for the record.
 fn weight(message: &BorrowedMessage<'_>) -> usize {
-    let headers =
-        sys::headers(message).iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum::<usize>();
+    let headers = sys::Message::from(message)
+        .headers()
+        .iter()
+        .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
+        .sum::<usize>();
     message.key_len() + message.payload_len() + headers
 }
 

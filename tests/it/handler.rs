@@ -81,7 +81,7 @@ async fn eventually_gone(pids: &str) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn exit_status_0_is_done_and_the_handler_got_each_byte_and_the_end() {
     let got = directory("bytes").join("got");
     let lines = "{\"offset\":42,\"payload\":{\"id\":7}}\n".repeat(100_000);
@@ -92,19 +92,19 @@ async fn exit_status_0_is_done_and_the_handler_got_each_byte_and_the_end() {
     assert_eq!(fs::read_to_string(&got).unwrap(), "");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn any_other_exit_status_is_a_failure_that_tells_it() {
     assert_eq!(end_of(&sh("cat >/dev/null; exit 3"), b"{}\n").await, "exit status 3");
     assert_eq!(end_of(&sh("exit 255"), b"{}\n").await, "exit status 255");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn death_by_a_signal_is_a_failure_that_names_it() {
     assert_eq!(end_of(&sh("kill -9 $$"), b"{}\n").await, "signal 9 (SIGKILL)");
     assert_eq!(end_of(&sh("kill -SEGV $$"), b"{}\n").await, "signal 11 (SIGSEGV)");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_timeout_ends_the_whole_group() {
     let pids = directory("timeout").join("pids");
     let script = format!("sleep 600 & echo \"$$\n$!\" > '{}'; wait", pids.display());
@@ -117,7 +117,7 @@ async fn a_timeout_ends_the_whole_group() {
     eventually_gone(&written(&pids).await).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_ignores_term_is_killed_at_the_deadline_of_the_stop() {
     let pids = directory("stop").join("pids");
     let stubborn = sh(&format!("trap '' TERM; sleep 600 & echo \"$$\n$!\" > '{}'; wait; sleep 600", pids.display()));
@@ -132,7 +132,7 @@ async fn a_handler_that_ignores_term_is_killed_at_the_deadline_of_the_stop() {
     eventually_gone(&written(&pids).await).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_handler_has_its_time_to_end_well_and_still_is_not_done() {
     let directory = directory("ends-well");
     let (ready, ended) = (directory.join("ready"), directory.join("ended"));
@@ -156,7 +156,7 @@ async fn a_stopped_handler_has_its_time_to_end_well_and_still_is_not_done() {
     assert!(start.elapsed() < MINUTE / 2, "it was over, but the run took {:?}", start.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_shortens_the_time_after_a_timeout() {
     let termed = directory("shortens").join("termed");
     let script = format!("trap 'echo TERM > \"{}\"' TERM; while :; do sleep 0.1; done", termed.display());
@@ -172,7 +172,7 @@ async fn a_stop_shortens_the_time_after_a_timeout() {
     assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_started_after_the_stop() {
     let started = directory("no-start").join("started");
     let touch = command(&["touch", started.to_str().unwrap()]);
@@ -181,7 +181,7 @@ async fn nothing_is_started_after_the_stop() {
     assert!(!started.exists());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_must_not_begin_is_given_nothing_and_killed() {
     let got = directory("no-leave").join("got");
     let reads = sh(&format!("cat > '{}'; sleep 600", got.display()));
@@ -190,7 +190,7 @@ async fn a_handler_that_must_not_begin_is_given_nothing_and_killed() {
     assert_eq!(fs::read_to_string(&got).unwrap_or_default(), "");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_megabytes_of_output_before_the_input_is_read_lock_nothing() {
     let loud = "import sys\n\
         for _ in range(100): sys.stdout.write('x' * (1 << 20)); sys.stderr.write('y\\n' * (1 << 10))\n\
@@ -198,7 +198,7 @@ async fn a_hundred_megabytes_of_output_before_the_input_is_read_lock_nothing() {
     assert_eq!(end_of(&python(loud), &b"abc\n".repeat(1_000_000)).await, "done");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_exit_status_counts_where_the_input_is_closed_early() {
     let lines = b"{}\n".repeat(1_000_000);
     assert_eq!(end_of(&sh("exec <&-; sleep 0.2; exit 0"), &lines).await, "done");
@@ -206,7 +206,7 @@ async fn the_exit_status_counts_where_the_input_is_closed_early() {
     assert_eq!(end_of(&sh("head -n 1 >/dev/null"), &lines).await, "done");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_closes_all_its_pipes_is_waited_for() {
     assert_eq!(end_of(&sh("exec <&- >&- 2>&-; sleep 0.5; exit 6"), &b"{}\n".repeat(1_000_000)).await, "exit status 6");
 }
@@ -229,7 +229,7 @@ fn a_command_that_cannot_be_executed_is_refused_with_what_to_look_at() {
     assert_eq!(refused("/tmp"), "cannot start '/tmp': is a directory");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_goes_away_later_is_a_failed_run() {
     let script = directory("goes-away").join("index.sh");
     fs::copy("/bin/true", &script).unwrap();
@@ -262,7 +262,7 @@ fn in_an_environment_of_its_own(test: &str, variables: &[(&str, &str)]) -> bool 
     false
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_environment_is_ours_without_our_secrets_and_with_the_batch() {
     let variables = [("KSYNC_PASSWORD", "s3cret"), ("KSYNC_BATCH_TERM", "0"), ("LANG", "C"), ("PATH", "/bin:/usr/bin")];
     if !in_an_environment_of_its_own("the_environment_is_ours_without_our_secrets_and_with_the_batch", &variables) {
@@ -298,7 +298,7 @@ async fn the_environment_is_ours_without_our_secrets_and_with_the_batch() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn arguments_are_passed_as_they_are_and_no_shell_sees_them() {
     let got = directory("arguments").join("got");
     let script = "import sys; open(sys.argv[1], 'w').write('\\n'.join(sys.argv[2:]))";
@@ -307,7 +307,7 @@ async fn arguments_are_passed_as_they_are_and_no_shell_sees_them() {
     assert_eq!(fs::read_to_string(&got).unwrap(), "$(id)\na b\n\n; rm -rf x");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn no_descriptor_but_the_three_is_open_in_the_handler() {
     let got = directory("descriptors").join("got");
     // As librdkafka does: without close-on-exec.
@@ -319,7 +319,7 @@ async fn no_descriptor_but_the_three_is_open_in_the_handler() {
     drop(leaked);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_pipe_ends_the_handler_as_from_a_shell_and_no_signal_is_blocked() {
     let status = directory("signals").join("status");
     let copy = command(&["cp", "/proc/self/status", status.to_str().unwrap()]);
@@ -334,7 +334,7 @@ async fn a_broken_pipe_ends_the_handler_as_from_a_shell_and_no_signal_is_blocked
     assert_eq!(mask("SigIgn:") & 1 << 12, 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_handler_leads_a_process_group_of_its_own() {
     let stat = directory("group").join("stat");
     let copy = command(&["cp", "/proc/self/stat", stat.to_str().unwrap()]);
@@ -344,7 +344,7 @@ async fn the_handler_leads_a_process_group_of_its_own() {
     assert_eq!(fields[0], fields[4]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_descendant_that_keeps_the_outputs_open_does_not_hold_the_run_and_is_killed() {
     let pids = directory("descendant").join("pids");
     let leaves_one = sh(&format!("sleep 600 & echo $! > '{}'; exit 0", pids.display()));
@@ -354,7 +354,7 @@ async fn a_descendant_that_keeps_the_outputs_open_does_not_hold_the_run_and_is_k
     eventually_gone(&written(&pids).await).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_descendant_with_a_group_of_its_own_does_not_hold_the_run() {
     let pids = directory("setsid").join("pids");
     let leaves_one = sh(&format!("setsid sh -c 'echo $$ > \"{}\"; yes' & exit 0", pids.display()));
@@ -365,7 +365,7 @@ async fn a_descendant_with_a_group_of_its_own_does_not_hold_the_run() {
     eventually_gone(&written(&pids).await).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_run_leaves_no_process() {
     let pids = directory("dropped").join("pids");
     let hangs = sh(&format!("trap '' TERM; sleep 600 & echo \"$$\n$!\" > '{}'; wait", pids.display()));
@@ -434,7 +434,7 @@ async fn logged(label: &str, script: &str) -> Vec<String> {
     logged.iter().filter(|line| line.contains(label)).cloned().collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn both_outputs_are_logged_line_by_line_to_the_last_one() {
     let lines = logged("logged/0", "echo one; printf 'two\\n\\033[31mthree\\n'; printf 'no line break'").await;
     let expected = ["one", "two", "\\u{1b}[31mthree", "no line break"];
@@ -442,7 +442,7 @@ async fn both_outputs_are_logged_line_by_line_to_the_last_one() {
     assert_eq!(logged("logged/1", "echo oops >&2").await, ["INFO logged/1: oops"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_line_without_end_is_logged_once_and_cut() {
     let script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next";
     let cut = format!("INFO logged/2: {} ... (cut)", "x".repeat(8192));
