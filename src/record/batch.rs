@@ -1,0 +1,323 @@
+//! Records of one partition, in their order, as the lines that one handler run gets.
+
+use std::ops::Range;
+
+use anyhow::Result;
+
+use super::line::{self, Order, Original};
+use super::{LastRecord, Record};
+use crate::topic::{Offset, TopicPartition};
+
+/// Records of one partition, in their order, as the lines that one handler run gets.
+#[derive(Debug)]
+pub struct Batch {
+    /// `{"topic":"products","partition":0,"offset":`, the same in each line.
+    head: Vec<u8>,
+    lines: Vec<u8>,
+    index: Vec<Entry>,
+    /// The values that cannot be read back from their lines, each with its record's index.
+    kept: Vec<(usize, Vec<u8>)>,
+    next: Option<Offset>,
+    last: Option<LastRecord>,
+    leader_epoch: Option<i32>,
+}
+
+/// One of the lines.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    offset: Offset,
+    end: usize,
+}
+
+impl Batch {
+    pub fn new(partition: &TopicPartition) -> Batch {
+        let head = format!("{{\"topic\":\"{}\",\"partition\":{},\"offset\":", partition.topic, partition.partition);
+        Batch {
+            head: head.into(),
+            lines: vec![],
+            index: vec![],
+            kept: vec![],
+            next: None,
+            last: None,
+            leader_epoch: None,
+        }
+    }
+
+    /// Adds the record's line and moves the batch's end past it.
+    ///
+    /// Fails, and adds nothing, where the value is not JSON.
+    pub fn push(&mut self, record: &Record<'_>) -> Result<()> {
+        let payload = line::payload(record.value)?;
+        let is_faithful = line::write(&mut self.lines, &self.head, record, payload)?;
+        if let Some(value) = record.value.filter(|_| !is_faithful) {
+            self.kept.push((self.index.len(), value.to_vec()));
+        }
+        self.index.push(Entry { offset: record.offset, end: self.lines.len() });
+        self.pass(record);
+        Ok(())
+    }
+
+    /// Moves the batch's end past a record that is no part of it: it went to the dead-letter topic.
+    pub fn pass(&mut self, record: &Record<'_>) {
+        self.last = Some(LastRecord::of(record));
+        self.leader_epoch = record.leader_epoch;
+        self.next = Some(record.offset.next());
+    }
+
+    /// Moves the batch's end to `offset`, past what a consumer never sees (control records, compacted ones).
+    pub fn pass_to(&mut self, offset: Offset) {
+        self.next = self.next.max(Some(offset));
+    }
+
+    /// The lines, each with its line break.
+    pub fn lines(&self) -> &[u8] {
+        &self.lines
+    }
+
+    /// The lines of some records that follow each other.
+    pub fn lines_of(&self, range: Range<usize>) -> &[u8] {
+        &self.lines[self.start(range.start)..self.start(range.end)]
+    }
+
+    /// The lines of a choice of records, in the order given.
+    pub fn gather(&self, indices: &[usize]) -> Vec<u8> {
+        indices.iter().map(|&index| self.line(index)).collect::<Vec<_>>().concat()
+    }
+
+    /// How many lines there are.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The offset of one of the lines.
+    pub fn offset(&self, index: usize) -> Offset {
+        self.index[index].offset
+    }
+
+    /// What orders a record. Reads its whole line.
+    pub fn order(&self, index: usize) -> Result<Order<'_>> {
+        line::order(self.line(index))
+    }
+
+    /// Key, value and headers as they lie in Kafka, byte for byte.
+    pub fn original(&self, index: usize) -> Result<Original> {
+        let mut original = line::original(self.line(index))?;
+        if let Ok(at) = self.kept.binary_search_by_key(&index, |(index, _)| *index) {
+            original.value = Some(self.kept[at].1.clone());
+        }
+        Ok(original)
+    }
+
+    /// The offsets of the first and the last line.
+    pub fn range(&self) -> Option<(Offset, Offset)> {
+        Some((self.index.first()?.offset, self.index.last()?.offset))
+    }
+
+    /// The offset to commit once the batch is done; `None` where it has not moved.
+    pub fn next(&self) -> Option<Offset> {
+        self.next
+    }
+
+    pub fn last(&self) -> Option<LastRecord> {
+        self.last
+    }
+
+    pub fn leader_epoch(&self) -> Option<i32> {
+        self.leader_epoch
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.lines.clear();
+        self.index.clear();
+        self.kept.clear();
+        (self.next, self.last, self.leader_epoch) = (None, None, None);
+    }
+
+    fn line(&self, index: usize) -> &[u8] {
+        self.lines_of(index..index + 1)
+    }
+
+    /// Where the line begins, or the last one ends.
+    fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.index[before].end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(offset: i64, value: Option<&[u8]>) -> Record<'_> {
+        Record {
+            offset: Offset(offset),
+            timestamp_ms: Some(1_700_000_000_000),
+            key: Some(b"7"),
+            headers: vec![],
+            value,
+            leader_epoch: Some(3),
+        }
+    }
+
+    fn batch() -> Batch {
+        Batch::new(&"products".parse::<crate::topic::Topic>().unwrap().partition(0))
+    }
+
+    fn line(record: &Record<'_>) -> String {
+        let mut batch = batch();
+        batch.push(record).unwrap();
+        String::from_utf8(batch.lines().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_record_becomes_the_line_of_the_design() {
+        let mut seven = record(42, Some(br#"{"id":7}"#));
+        seven.headers = vec![("k".into(), Some(b"v"))];
+        assert_eq!(
+            line(&seven),
+            concat!(
+                r#"{"topic":"products","partition":0,"offset":42,"ts":1700000000000,"key":"7","#,
+                r#""headers":[["k","v"]],"payload":{"id":7}}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn payload_bytes_stay_as_they_are_but_line_breaks() {
+        let value = b" {\n\"id\": 18446744073709551616, \"x\":1e400,\r\n\"id\" :0.10000000000000000555} ";
+        assert!(
+            line(&record(0, Some(value))).ends_with(
+                "\"payload\":{ \"id\": 18446744073709551616, \"x\":1e400,  \"id\" :0.10000000000000000555}}\n"
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_not_text_is_base64_and_a_tombstone_is_null() {
+        let mut odd = record(0, None);
+        odd.key = Some(b"\xff\x00");
+        odd.headers = vec![("a".into(), None), ("b".into(), Some(b"\xff"))];
+        odd.timestamp_ms = None;
+        assert_eq!(
+            line(&odd),
+            concat!(
+                r#"{"topic":"products","partition":0,"offset":0,"ts":null,"key_b64":"/wA=","#,
+                r#""headers":[["a",null],["b",{"b64":"/w=="}]],"payload":null}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_not_json_is_refused_and_leaves_the_batch_as_it_was() {
+        let mut batch = batch();
+        batch.push(&record(5, Some(b"1"))).unwrap();
+        let before = batch.lines().to_vec();
+        for value in [&b""[..], b"{", b"{}{}", b"\"\n\"", b"nul", b"\"\xff\""] {
+            let error = batch.push(&record(6, Some(value))).unwrap_err();
+            assert!(error.to_string().starts_with("it is "), "{error}");
+        }
+        assert_eq!((batch.lines(), batch.len(), batch.next()), (&before[..], 1, Some(Offset(6))));
+    }
+
+    #[test]
+    fn the_offset_to_commit_is_the_next_one_to_read() {
+        let mut batch = batch();
+        assert_eq!(batch.next(), None);
+        batch.push(&record(5, Some(b"1"))).unwrap();
+        batch.pass(&record(9, Some(b"{")));
+        assert_eq!((batch.range(), batch.next()), (Some((Offset(5), Offset(5))), Some(Offset(10))));
+        assert_eq!(batch.last().map(|last| last.offset), Some(Offset(9)));
+        batch.pass_to(Offset(17));
+        assert_eq!(batch.next(), Some(Offset(17)));
+    }
+
+    #[test]
+    fn lines_are_found_by_their_index() {
+        let mut batch = batch();
+        for (offset, value) in [(5, "1"), (8, "{\"id\":7}"), (9, "[]")] {
+            batch.push(&record(offset, Some(value.as_bytes()))).unwrap();
+        }
+        let lines: Vec<&[u8]> = batch.lines().split_inclusive(|byte| *byte == b'\n').collect();
+        assert_eq!([0, 1, 2].map(|index| batch.lines_of(index..index + 1)), lines[..]);
+        assert_eq!([0, 1, 2].map(|index| batch.offset(index)), [Offset(5), Offset(8), Offset(9)]);
+        assert_eq!((batch.lines_of(0..3), batch.lines_of(1..1)), (batch.lines(), &b""[..]));
+        assert_eq!(batch.gather(&[0, 2]), [lines[0], lines[2]].concat());
+    }
+
+    #[test]
+    fn a_record_is_read_back_byte_for_byte() {
+        fn b(bytes: &[u8]) -> Option<&[u8]> {
+            Some(bytes)
+        }
+        let values = [
+            None,
+            b(b"null"),
+            b(b" null"),
+            b(b"\"null\""),
+            b(b"{\"id\":18446744073709551616,\"id\":-0,\"x\":1e400,\"y\":0.10000000000000000555}"),
+            b(b"{\n  \"id\":\r\n 7\n}"),
+            b(b" \t{\"id\":7}\r\n"),
+            b("\"a\\\"\u{2028}ä\\ud800\\u0000\\n</script>\"".as_bytes()),
+            b(b"[[],{\"__proto__\":{},\"\":1}]"),
+        ];
+        let keys = [None, b(b""), b(b"null"), b(b"a\0\"\\\x1b[31m\n"), b(b"\xff\x00"), b("\u{2028}ä".as_bytes())];
+        let headers = [
+            vec![],
+            vec![
+                ("a".into(), None),
+                ("a".into(), b(b"")),
+                ("\n\"".into(), b(b"\xff\"")),
+                ("".into(), b(b"{\"b64\":1}")),
+            ],
+        ];
+        let mut batch = batch();
+        let mut expected = vec![];
+        for (offset, value) in (0..).zip(values) {
+            for key in keys {
+                for headers in &headers {
+                    batch.push(&Record { key, headers: headers.clone(), ..record(offset, value) }).unwrap();
+                    let headers = headers.iter().map(|(name, value)| (name.to_string(), value.map(<[u8]>::to_vec)));
+                    expected.push(Original {
+                        key: key.map(<[u8]>::to_vec),
+                        value: value.map(<[u8]>::to_vec),
+                        headers: headers.collect(),
+                    });
+                }
+            }
+        }
+        let got: Vec<Original> = (0..batch.len()).map(|index| batch.original(index).unwrap()).collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn the_key_orders_a_record_and_without_one_its_payload() {
+        let with_key = |key: &'static [u8], value: &'static [u8]| (Some(key), Some(value));
+        let records: [(Option<&[u8]>, Option<&[u8]>); 11] = [
+            with_key(b"7", b"1"),
+            with_key(b"7", b"[2]"),
+            (Some(b"7"), None),
+            with_key(b"8", b"1"),
+            with_key(b"/w==", b"1"),
+            with_key(b"\xff", b"1"),
+            with_key(b"", b"1"),
+            (None, Some(b"\"7\"")),
+            (None, Some(b" \"7\"\n")),
+            (None, None),
+            (None, Some(b"null")),
+        ];
+        let mut batch = batch();
+        for (key, value) in records {
+            batch.push(&Record { key, ..record(0, value) }).unwrap();
+        }
+        let orders: Vec<Order<'_>> = (0..batch.len()).map(|index| batch.order(index).unwrap()).collect();
+        let first_equal = |order| orders.iter().position(|other| other == order).unwrap();
+        // The last is told apart from a tombstone by nobody who sees its line.
+        assert_eq!(orders.iter().map(first_equal).collect::<Vec<_>>(), [0, 0, 0, 3, 4, 5, 6, 7, 7, 9, 9]);
+    }
+}
