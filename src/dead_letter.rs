@@ -8,6 +8,7 @@ use log::warn;
 use tokio::time::sleep;
 
 use crate::kafka::{Headers, Lane, Message, Outgoing, Writer};
+use crate::record::Original;
 use crate::topic::{Name, Offset, Topic, TopicPartition};
 
 /// How long to wait before a broker that did not take a record is asked again.
@@ -27,7 +28,17 @@ pub struct Letter {
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
     headers: Headers,
-    why: String,
+    reason: Reason,
+}
+
+/// Why a record is put aside.
+#[derive(Clone, Debug, Default)]
+pub struct Reason {
+    pub error: String,
+    /// How many runs of the handler have had it; 0 where none could be given it.
+    pub attempts: u32,
+    /// The last that the handler wrote to stderr when it failed.
+    pub stderr: Vec<u8>,
 }
 
 impl Letter {
@@ -37,8 +48,19 @@ impl Letter {
             key: message.key().map(<[u8]>::to_vec),
             value: message.value().map(<[u8]>::to_vec),
             headers: message.headers().unwrap_or_default(),
-            why,
+            reason: Reason { error: why, ..Reason::default() },
         }
+    }
+
+    /// A letter of a record that was read earlier.
+    pub fn of_original(offset: Offset, original: Original, reason: Reason) -> Letter {
+        let Original { key, value, headers } = original;
+        let headers = headers.iter().fold(Headers::default(), |all, (name, value)| all.with(name, value.as_deref()));
+        Letter { offset, key, value, headers, reason }
+    }
+
+    pub fn offset(&self) -> Offset {
+        self.offset
     }
 
     pub fn bytes(&self) -> usize {
@@ -55,7 +77,7 @@ impl DeadLetters {
         let topic = self.topics.get(&origin.topic).context("no dead-letter topic is known for this one")?;
         let mut lane = self.writer.lane();
         for letter in letters {
-            warn!("{origin}: the record at offset {} goes to {topic}: {}", letter.offset, letter.why);
+            warn!("{origin}: the record at offset {} goes to {topic}: {}", letter.offset, letter.reason.error);
         }
         loop {
             for letter in letters {
@@ -81,12 +103,19 @@ impl DeadLetters {
         topic: &Topic,
         letter: &Letter,
     ) -> Result<(), crate::kafka::Undelivered> {
-        let headers = (letter.headers.clone())
-            .with("ksync.topic", origin.topic.as_str())
-            .with("ksync.partition", &origin.partition.to_string())
-            .with("ksync.offset", &letter.offset.to_string())
-            .with("ksync.name", self.name.as_str())
-            .with("ksync.error", &letter.why);
+        let Reason { error, attempts, stderr } = &letter.reason;
+        let mut headers = (letter.headers.clone())
+            .with("ksync.topic", Some(origin.topic.as_str().as_bytes()))
+            .with("ksync.partition", Some(origin.partition.to_string().as_bytes()))
+            .with("ksync.offset", Some(letter.offset.to_string().as_bytes()))
+            .with("ksync.name", Some(self.name.as_str().as_bytes()))
+            .with("ksync.error", Some(error.as_bytes()));
+        if *attempts > 0 {
+            headers = headers.with("ksync.attempts", Some(attempts.to_string().as_bytes()));
+        }
+        if !stderr.is_empty() {
+            headers = headers.with("ksync.stderr", Some(stderr));
+        }
         let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
         lane.send(Outgoing { topic, partition: None, key, value, headers: Some(headers) }).await
     }

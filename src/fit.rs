@@ -14,6 +14,29 @@ pub struct Standing {
     /// `None` where only the offset is known: the gem or a person wrote it.
     pub topic_id: Option<TopicId>,
     pub leader_epoch: Option<i32>,
+    /// The last record that the operator had passed without being worked on.
+    pub skipped: Option<Offset>,
+}
+
+/// A record that the operator has passed without being worked on, `products/0@4711`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    pub partition: TopicPartition,
+    pub offset: Offset,
+}
+
+impl FromStr for Skip {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Skip> {
+        let parse = || {
+            let (partition, offset) = text.rsplit_once('@')?;
+            let (topic, partition) = partition.rsplit_once('/')?;
+            let partition = topic.parse::<crate::topic::Topic>().ok()?.partition(partition.parse().ok()?);
+            Some(Skip { partition, offset: Offset(offset.parse().ok().filter(|offset| *offset >= 0)?) })
+        };
+        parse().with_context(|| format!("'{text}' is not a record such as products/0@4711"))
+    }
 }
 
 /// The log of a partition, as its leader describes it.
@@ -94,9 +117,21 @@ mod tests {
 
     fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
         let products: crate::topic::Topic = "products".parse().unwrap();
-        let kept = Standing { offset: Offset(offset), topic_id: id, leader_epoch: None };
+        let kept = Standing { offset: Offset(offset), topic_id: id, leader_epoch: None, skipped: None };
         let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100) };
         fit(&products.partition(3), kept, log, accepted)
+    }
+
+    #[test]
+    fn a_record_to_skip_is_written_as_an_error_prints_it() {
+        let skip: Skip = "products/0@4711".parse().unwrap();
+        assert_eq!((skip.partition.to_string(), skip.offset), ("products/0".to_owned(), Offset(4711)));
+        for text in ["products@4711", "products/0", "products/0@-1", "products/0@x", "/0@1"] {
+            assert_eq!(
+                text.parse::<Skip>().unwrap_err().to_string(),
+                format!("'{text}' is not a record such as products/0@4711")
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use anyhow::{Error, anyhow};
-use log::debug;
+use log::{debug, warn};
 use tokio::time::{Instant, sleep_until};
 
 use crate::dead_letter::Letter;
@@ -40,6 +40,8 @@ pub struct Intake<'a> {
     limits: Limits,
     on_invalid: OnInvalid,
     until: Option<Offset>,
+    /// Records that the operator wants passed.
+    skips: Vec<Offset>,
     load: Load,
     first_at: Option<Instant>,
 }
@@ -50,6 +52,8 @@ pub struct Load {
     pub batch: Batch,
     /// Records for the dead-letter topic.
     pub letters: Vec<Letter>,
+    /// The last record that was passed because the operator wants it so.
+    skipped: Option<Offset>,
     /// Why nothing more can be read after this batch.
     pub stop: Option<Stop>,
 }
@@ -63,19 +67,42 @@ pub enum Stop {
 
 impl Load {
     pub fn new(partition: &TopicPartition) -> Load {
-        Load { batch: Batch::new(partition), letters: vec![], stop: None }
+        Load { batch: Batch::new(partition), letters: vec![], skipped: None, stop: None }
     }
 
     /// How far the partition is done once this is; `None` where there was nothing.
     pub fn done(&self) -> Option<Done> {
-        let Load { batch, .. } = self;
-        Some(Done { offset: batch.next()?, leader_epoch: batch.leader_epoch(), last: batch.last() })
+        let Load { batch, skipped, .. } = self;
+        let (leader_epoch, last) = (batch.leader_epoch(), batch.last());
+        Some(Done { offset: batch.next()?, leader_epoch, last, skipped: *skipped })
+    }
+
+    /// How far the partition is done if it is done up to one of the batch's records.
+    pub fn done_before(&self, index: usize) -> Option<Done> {
+        // The epoch of the record before is not known; with a wrong one the broker would see a truncated log.
+        let offset = self.batch.offset(index);
+        let skipped = self.skipped.filter(|skipped| *skipped < offset);
+        Some(Done { offset, leader_epoch: None, last: None, skipped })
+    }
+
+    fn skip(&mut self, partition: &TopicPartition, message: &Message<'_>) {
+        warn!("{partition}: the record at offset {} is passed without being worked on (--skip)", message.offset());
+        self.batch.pass(&message.record());
+        self.skipped = Some(message.offset());
+    }
+
+    /// Adds what was read after it.
+    pub fn append(&mut self, later: Load) {
+        self.batch.append(&later.batch);
+        self.letters.extend(later.letters);
+        self.skipped = later.skipped.or(self.skipped);
+        self.stop = later.stop;
     }
 
     fn clear(&mut self) {
         self.batch.clear();
         self.letters.clear();
-        self.stop = None;
+        (self.skipped, self.stop) = (None, None);
     }
 }
 
@@ -84,10 +111,10 @@ impl<'a> Intake<'a> {
         partition: &TopicPartition,
         records: &'a mut kafka::Partition,
         (limits, on_invalid): (Limits, OnInvalid),
-        until: Option<Offset>,
+        (until, skips): (Option<Offset>, Vec<Offset>),
     ) -> Intake<'a> {
         let (partition, load) = (partition.clone(), Load::new(partition));
-        Intake { partition, records, limits, on_invalid, until, load, first_at: None }
+        Intake { partition, records, limits, on_invalid, until, skips, load, first_at: None }
     }
 
     /// Reads until a batch is ready to be taken: full, or old enough. Cancelling loses nothing.
@@ -115,6 +142,12 @@ impl<'a> Intake<'a> {
         spare.clear();
         self.first_at = None;
         std::mem::replace(&mut self.load, spare)
+    }
+
+    /// Whether what is read next may belong to this batch, too.
+    pub fn has_room_beside(&self, load: &Load) -> bool {
+        load.batch.len() + self.load.batch.len() < self.limits.records
+            && load.batch.lines().len() + self.load.batch.lines().len() < self.limits.bytes
     }
 
     /// Whatever lies before it was fetched from the broker before this call.
@@ -151,7 +184,11 @@ impl<'a> Intake<'a> {
             match self.records.poll() {
                 Some(Event::Record(message)) => {
                     let load = &mut self.load;
-                    load.stop = add(load, &message, self.on_invalid);
+                    if self.skips.contains(&message.offset()) {
+                        load.skip(&self.partition, &message);
+                    } else {
+                        load.stop = add(load, &message, self.on_invalid);
+                    }
                     self.first_at.get_or_insert_with(Instant::now);
                 }
                 Some(Event::End(offset)) => {

@@ -55,6 +55,8 @@ pub enum End {
     Halted(Error),
     /// The log is not what it was, or a server has to be asked again: look at it anew.
     Again(Error),
+    /// The handler is not set up as it has to be, so no partition can go on: the process ends.
+    Misconfigured(Error),
     /// A bounded run met nothing but failures for its `--give-up`.
     GaveUp(Error),
 }
@@ -72,6 +74,10 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    pub fn partition(&self) -> &TopicPartition {
+        &self.seat.partition
+    }
+
     /// Whether the records that were read belong to the topic that there is now: to be asked after they were read, and
     /// before they are committed.
     ///
@@ -105,14 +111,15 @@ impl Held<'_> {
     /// Moves the offset, and says where the partition stands then, which is to be kept in `standing`. After an error
     /// nothing more can be committed under this lease.
     pub async fn commit(&self, checked: Checked, done: Done) -> Result<Standing, End> {
-        let Done { offset, leader_epoch, last } = done;
-        let position = Position { offset, topic_id: checked.0, leader_epoch, last };
+        let Done { offset, leader_epoch, last, skipped } = done;
+        let skipped = skipped.or(self.standing.skipped);
+        let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
         self.lease.commit(position).await.map_err(End::Lost)?;
         if let Some(mirror) = &self.mirror {
             mirror.note(&self.seat.partition, offset);
         }
         debug!("{}: committed offset {offset}", self.seat);
-        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch })
+        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch, skipped })
     }
 
     pub fn is_done(&self) -> bool {
@@ -130,6 +137,8 @@ pub struct Done {
     pub offset: Offset,
     pub leader_epoch: Option<i32>,
     pub last: Option<LastRecord>,
+    /// The last record among them that the operator had passed.
+    pub skipped: Option<Offset>,
 }
 
 /// A run that ends when what was there at its start is done.
@@ -171,11 +180,14 @@ impl Leading {
             }
         }
         let mut ends = vec![];
-        loop {
+        let failed = loop {
             tokio::select! {
                 end = tasks.join_next() => match end {
-                    Some(end) => ends.push(end.context("a partition's task broke off")??),
-                    None => break,
+                    Some(end) => match end.context("a partition's task broke off")? {
+                        Ok(end) => ends.push(end),
+                        Err(error) => break Some(error),
+                    },
+                    None => break None,
                 },
                 () = sleep(GROWTH), if leading.grows && !shutdown.is_requested() => {
                     for added in leading.added(&mut known).await {
@@ -187,12 +199,16 @@ impl Leading {
                     }
                 }
             }
-        }
+        };
+        tasks.shutdown().await;
         if let Some(mirror) = &leading.mirror {
             mirror.clone().close().await;
         }
         // Standbys have candidates too; without this they would stay until the session's end.
         leading.election.clone().close().await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         if leading.bounded.is_none() || ends.is_empty() {
             return Ok(Exit::Done);
         }
@@ -271,7 +287,7 @@ impl Leading {
                 return Ok(if self.bounded.is_some() { Exit::Again } else { Exit::Done });
             };
             let reign = Reign { leading: &self, seat: &seat, until, first_start };
-            if let Some(exit) = reign.run(lease, &*work, &shutdown).await {
+            if let Some(exit) = reign.run(lease, &*work, &shutdown).await? {
                 return Ok(exit);
             }
         }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::announce::{Announcer, Phases};
 use crate::database::{self, Database, Limit, Scan, Statement, Trouble};
 use crate::exit::Exit;
-use crate::handler::{Command, Failure, Input, Outcome};
+use crate::handler::{Command, Failed, Failure, Input, Outcome};
 use crate::message::{Change, key_of};
 use crate::progress::Progress;
 use crate::shutdown::Shutdown;
@@ -178,8 +178,8 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment };
     match command.run(input, ready(true), pending()).await {
-        Outcome::Done => Ok(()),
-        Outcome::Failed(failure) => {
+        Outcome::Done(_) => Ok(()),
+        Outcome::Failed(Failed { failure, .. }) => {
             let exit = match failure {
                 Failure::Exit(75 | 111) => Exit::Again,
                 Failure::Exit(77 | 78 | 126 | 127) | Failure::NotStarted { .. } => Exit::Misconfigured,

@@ -13,7 +13,7 @@ use ksync::exit::Exit;
 use ksync::lead::Bounded;
 use ksync::shutdown::Shutdown;
 use ksync::topic::Name;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// Hands the records of a topic to a command, batch by batch, as JSON lines on its stdin
 #[derive(Clone, Debug, Parser)]
@@ -78,9 +78,14 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         jobs: Semaphore::new(cli.handler.jobs()),
         limits: cli.handler.limits(share),
         on_invalid: leader.on_invalid.into(),
+        skips: cli.handler.skip.clone(),
+        rules: cli.handler.rules(leader.dead_letter.is_some()),
+        pauses: cli.handler.pauses(),
+        requires_result: cli.handler.require_result,
         dead_letters,
         give_up: cli.exit.then_some(cli.give_up),
         has_dead_lettered: has_dead_lettered.clone(),
+        worked: watch::Sender::new(None),
     };
     let ended = leading.run(consume, &shutdown).await?;
     let is_incomplete = cli.exit && has_dead_lettered.load(Ordering::Relaxed);

@@ -6,8 +6,10 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{duration, size};
+use crate::consume::{Breaker, Rules};
 use crate::exit::Exit;
-use crate::handler::Command;
+use crate::fit::Skip;
+use crate::handler::{Command, Environment, Pauses, Terms};
 use crate::intake::Limits;
 
 /// Which command works on the records, and how much it is given at once.
@@ -20,6 +22,49 @@ pub struct HandlerOptions {
     /// How long one run of the command may take
     #[arg(long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
+
+    /// Passes this record without working on it; as an error has printed it
+    #[arg(long, env = "KSYNC_SKIP", value_name = "TOPIC/PARTITION@OFFSET")]
+    pub skip: Vec<Skip>,
+
+    /// Lets the command end well without having read all of its input
+    #[arg(long, env = "KSYNC_ALLOW_UNREAD")]
+    pub allow_unread: bool,
+
+    /// Takes for done only what the command says is done, on KSYNC_RESULT_FD
+    #[arg(long, env = "KSYNC_REQUIRE_RESULT")]
+    pub require_result: bool,
+
+    /// Gives the command no environment but PATH, LANG, TZ and what is about its batch
+    #[arg(long, env = "KSYNC_CLEAN_ENV")]
+    pub clean_env: bool,
+
+    /// A variable that the command is given nevertheless
+    #[arg(long, env = "KSYNC_PASS_ENV", value_name = "NAME", requires = "clean_env", value_delimiter = ',')]
+    pub pass_env: Vec<String>,
+
+    /// How long to wait after the first failure; twice as long after each other one
+    #[arg(long, env = "KSYNC_RETRY_PAUSE", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub retry_pause: Duration,
+
+    /// How long to wait at most after a failure
+    #[arg(long, env = "KSYNC_RETRY_PAUSE_MAX", value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub retry_pause_max: Duration,
+
+    /// After so many failures a batch is cut in halves until its bad records stand alone
+    #[arg(long, env = "KSYNC_ISOLATE_AFTER", value_name = "N", default_value = "3",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub isolate_after: u32,
+
+    /// After so many bad records in a batch none is put aside, if there are more than --breaker-share of them
+    #[arg(long, env = "KSYNC_BREAKER_FAILURES", value_name = "N", default_value = "20",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub breaker_failures: u32,
+
+    /// Which part of a batch's judged records has to be bad for that, in percent
+    #[arg(long, env = "KSYNC_BREAKER_SHARE", value_name = "PERCENT", default_value = "25",
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub breaker_share: u32,
 
     /// How many records a batch may have
     #[arg(long, env = "KSYNC_BATCH_SIZE", value_name = "N", default_value = "1000",
@@ -42,7 +87,23 @@ pub struct HandlerOptions {
 impl HandlerOptions {
     /// Fails, before anything is read, where the command cannot be started.
     pub fn command(&self) -> Result<Command> {
-        Command::check(self.command.clone(), self.timeout).map_err(|error| Exit::Misconfigured.because(error))
+        let terms = Terms { timeout: self.timeout, allows_unread: self.allow_unread };
+        let environment = match self.clean_env {
+            true => Environment::Clean { passed: self.pass_env.clone() },
+            false => Environment::Ours,
+        };
+        let command = Command::check(self.command.clone(), terms, &environment);
+        command.map_err(|error| Exit::Misconfigured.because(error))
+    }
+
+    pub fn rules(&self, puts_aside: bool) -> Rules {
+        let breaker =
+            Breaker { failures: self.breaker_failures as usize, share: f64::from(self.breaker_share) / 100.0 };
+        Rules { isolate_after: self.isolate_after, breaker, puts_aside }
+    }
+
+    pub fn pauses(&self) -> Pauses {
+        Pauses { first: self.retry_pause, longest: self.retry_pause_max.max(self.retry_pause) }
     }
 
     pub fn jobs(&self) -> usize {

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::database::{self, Database, Dialect, Rows, Statement};
 use crate::exit::Exit;
-use crate::handler::Command;
+use crate::handler::{Command, Environment, Terms};
 use crate::progress::{Format, Progress};
 use crate::stream::{Action, Lines, Source, failure};
 
@@ -101,7 +101,8 @@ impl ActionOptions {
     /// What is to be done; seen without opening anything but the statement's file.
     pub fn action(&self, source: &SourceOptions) -> Result<Option<Action>> {
         if !self.command.is_empty() {
-            let command = Command::check(self.command.clone(), Duration::MAX)
+            let terms = Terms { timeout: Duration::MAX, allows_unread: false };
+            let command = Command::check(self.command.clone(), terms, &Environment::Ours)
                 .map_err(|error| Exit::Misconfigured.because(error))?;
             return Ok(Some(Action::Command(command)));
         }

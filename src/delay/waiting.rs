@@ -37,6 +37,7 @@ impl Waiting {
             offset: record.offset.next(),
             leader_epoch: record.leader_epoch,
             last: Some(LastRecord::of(&record)),
+            skipped: None,
         };
         let (key, headers) = (message.key().map(<[u8]>::to_vec), message.headers());
         match DelayMessage::parse(message.value()) {

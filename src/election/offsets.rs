@@ -21,6 +21,9 @@ pub struct Position {
     pub leader_epoch: Option<i32>,
     /// The record before `offset`, where one was read.
     pub last: Option<LastRecord>,
+    /// The last record that the operator had passed (`--skip`), for whoever looks for it later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Offset>,
 }
 
 /// A position as it is stored, with the term that wrote it.
@@ -118,8 +121,13 @@ mod tests {
 
     fn state() -> State {
         let last = LastRecord { offset: Offset(4710), ts: Some(1_700_000_000_123), crc32c: u32::MAX };
-        let position =
-            Position { offset: Offset(4711), topic_id: TopicId(0xab), leader_epoch: Some(3), last: Some(last) };
+        let position = Position {
+            offset: Offset(4711),
+            topic_id: TopicId(0xab),
+            leader_epoch: Some(3),
+            last: Some(last),
+            skipped: None,
+        };
         State::new(position, Term(12))
     }
 

@@ -1,15 +1,16 @@
 //! The user's command: what it is given, how it is run, what its end means.
 //!
-//! A batch is done when the command that was given it ends with exit status 0, and only then. Whatever else
-//! happens, that nobody started it, that it was killed, that it took too long, is a failure of the whole batch.
-//! What it writes to stdout and stderr goes to the log and means nothing.
+//! A batch is done when the command that was given it has read it all and ends with exit status 0, and only then. Whatever
+//! else happens, that nobody started it, that it was killed, that it took too long, is a failure of the whole batch; only on
+//! the result pipe can it say otherwise of single records. What it writes to stdout and stderr goes to the log and means nothing.
 
 mod backoff;
 mod outcome;
 mod process;
+mod report;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,15 +23,22 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::topic::{Name, Offset, TopicPartition};
 
-pub use backoff::Backoff;
-pub use outcome::{Failure, Outcome};
-use process::Process;
+pub use backoff::{Backoff, Pauses};
+pub use outcome::{Failed, Failure, Kind, Outcome};
+use process::{Process, Remains};
+pub use report::{Report, Said};
 
 /// What a handler that ran into `--timeout` gets between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long to go on reading the output of descendants that outlive the handler.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Where the handler can say what became of single records.
+const RESULT_FD: i32 = 3;
+
+/// What even `--clean-env` lets through.
+const ALWAYS_PASSED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
 /// Where programs are looked for when there is no PATH, as glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -39,10 +47,28 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Clone, Debug)]
 pub struct Command {
     argv: Vec<String>,
-    timeout: Duration,
+    terms: Terms,
     /// Where argv[0] was found. Being a path, it also lets std use posix_spawn with an environment of our own.
     program: PathBuf,
     environment: Vec<(OsString, OsString)>,
+}
+
+/// What holds for each run.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Whether it may end well with some of its input unread.
+    pub allows_unread: bool,
+}
+
+/// Which variables of our own environment the command gets.
+#[derive(Clone, Debug)]
+pub enum Environment {
+    /// All but `KSYNC_*`: our options and secrets stay ours.
+    Ours,
+    /// PATH, LANG and TZ, and those that are named.
+    Clean { passed: Vec<String> },
 }
 
 /// What one run is given.
@@ -74,14 +100,13 @@ pub struct Batch<'a> {
 impl Command {
     /// Finds the program, on PATH where its name has no slash, and fails where it cannot be executed.
     ///
-    /// Takes the environment as it is now, without any `KSYNC_*`: our options and secrets stay ours.
-    pub fn check(argv: Vec<String>, timeout: Duration) -> Result<Command> {
+    /// Takes the environment as it is now.
+    pub fn check(argv: Vec<String>, terms: Terms, environment: &Environment) -> Result<Command> {
         let name = argv.first().context("cannot start a command without a name")?;
         let program = find(name).with_context(|| format!("cannot start '{name}'"))?;
-        let ours = |variable: &OsString| variable.as_encoded_bytes().starts_with(b"KSYNC_");
-        let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| !ours(variable)).collect();
+        let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| environment.has(variable)).collect();
         environment.push(("PYTHONUNBUFFERED".into(), "1".into()));
-        Ok(Command { argv, timeout, program, environment })
+        Ok(Command { argv, terms, program, environment })
     }
 
     /// Runs the command once and returns when its process has ended and its group is gone.
@@ -107,9 +132,7 @@ impl Command {
         }
         let mut process = match Process::start(self.prepared(&input), &input).await {
             Ok(process) => process,
-            Err(cause) => {
-                return Outcome::Failed(Failure::NotStarted { program: self.argv[0].clone(), cause });
-            }
+            Err(cause) => return Failure::NotStarted { program: self.argv[0].clone(), cause }.into(),
         };
         let goes = tokio::select! {
             goes = go => goes,
@@ -125,7 +148,7 @@ impl Command {
             () = process.exit() => {
                 // Being late is no failure: a descendant that keeps an output open must not hold the run.
                 drop(timeout(LAST_WORDS, process.last_words()).await);
-                process.finish().await.into()
+                self.outcome(process.finish().await)
             }
             deadline = &mut stop => {
                 process.terminate(deadline, future::pending()).await;
@@ -133,12 +156,21 @@ impl Command {
                 drop(process.finish().await);
                 Outcome::Stopped
             }
-            () = sleep(self.timeout) => {
+            () = sleep(self.terms.timeout) => {
                 process.terminate(Instant::now() + GRACE, stop).await;
-                drop(process.finish().await);
-                Outcome::Failed(Failure::Timeout(self.timeout))
+                let Remains { report, stderr_tail, .. } = process.finish().await;
+                outcome(Err(Failure::Timeout(self.terms.timeout)), &report, stderr_tail)
             }
         }
+    }
+
+    fn outcome(&self, remains: Remains) -> Outcome {
+        let Remains { status, unread, report, stderr_tail } = remains;
+        let ended = match outcome::ended(status) {
+            Ok(()) if unread > 0 && !self.terms.allows_unread => Err(Failure::Unread(unread)),
+            ended => ended,
+        };
+        outcome(ended, &report, stderr_tail)
     }
 
     fn prepared(&self, input: &Input<'_>) -> std::process::Command {
@@ -152,8 +184,32 @@ impl Command {
     }
 }
 
+impl Environment {
+    fn has(&self, variable: &OsStr) -> bool {
+        match self {
+            Environment::Ours => !variable.as_encoded_bytes().starts_with(b"KSYNC_"),
+            Environment::Clean { passed } => {
+                ALWAYS_PASSED.iter().any(|name| variable == *name)
+                    || passed.iter().any(|name| variable == name.as_str())
+            }
+        }
+    }
+}
+
+/// What a run comes to that has ended so, by itself or by its time, and has said this of its records.
+fn outcome(ended: Result<(), Failure>, report: &[u8], stderr: Vec<u8>) -> Outcome {
+    match (ended, Report::parse(report)) {
+        (Ok(()), Ok(report)) => Outcome::Done(report),
+        (Ok(()), Err(why)) => {
+            Outcome::Failed(Failed { failure: Failure::Report(why), report: Report::default(), stderr })
+        }
+        // Why the run failed weighs more than that its report is broken.
+        (Err(failure), report) => Outcome::Failed(Failed { failure, report: report.unwrap_or_default(), stderr }),
+    }
+}
+
 impl Batch<'_> {
-    pub fn environment(&self) -> [(&'static str, String); 9] {
+    pub fn environment(&self) -> [(&'static str, String); 10] {
         [
             ("KSYNC_BATCH_TOPIC", self.source.topic.to_string()),
             ("KSYNC_BATCH_PARTITION", self.source.partition.to_string()),
@@ -164,6 +220,7 @@ impl Batch<'_> {
             ("KSYNC_BATCH_ATTEMPT", self.attempt.to_string()),
             ("KSYNC_BATCH_TERM", self.term.to_string()),
             ("KSYNC_BATCH_ID", self.id.to_owned()),
+            ("KSYNC_RESULT_FD", RESULT_FD.to_string()),
         ]
     }
 }

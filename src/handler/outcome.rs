@@ -6,14 +6,26 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
+use super::report::Report;
+
 #[derive(Debug)]
 pub enum Outcome {
-    /// Exit status 0: the whole batch is done.
-    Done,
-    /// Nothing of the batch counts as done.
-    Failed(Failure),
+    /// Exit status 0: the batch is done, but for what the report says.
+    Done(Report),
+    /// Nothing of the batch counts as done but what the report says.
+    Failed(Failed),
     /// The caller wanted the end before the handler came to its own; nothing counts as done.
     Stopped,
+}
+
+#[derive(Debug)]
+pub struct Failed {
+    pub failure: Failure,
+    pub report: Report,
+    /// The last of what it wrote there.
+    pub stderr: Vec<u8>,
 }
 
 /// Why a run does not count. Its text says it as a person reads it: `exit status 3`.
@@ -24,6 +36,10 @@ pub enum Failure {
     Signal(i32),
     /// It was ended by us after this time, whatever its exit status was then.
     Timeout(Duration),
+    /// It says done, and has left so many bytes of its input.
+    Unread(usize),
+    /// What it said of single records cannot be understood.
+    Report(anyhow::Error),
     NotStarted {
         program: String,
         cause: io::Error,
@@ -32,18 +48,49 @@ pub enum Failure {
     Unknown(io::Error),
 }
 
-impl From<io::Result<ExitStatus>> for Outcome {
-    fn from(end: io::Result<ExitStatus>) -> Outcome {
-        let status = match end {
-            Ok(status) => status,
-            Err(err) => return Outcome::Failed(Failure::Unknown(err)),
-        };
-        match (status.code(), status.signal()) {
-            (Some(0), _) => Outcome::Done,
-            (Some(code), _) => Outcome::Failed(Failure::Exit(code)),
-            (None, Some(signal)) => Outcome::Failed(Failure::Signal(signal)),
-            (None, None) => Outcome::Failed(Failure::Unknown(io::Error::other(status.to_string()))),
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Outcome {
+        Outcome::Failed(Failed { failure, report: Report::default(), stderr: vec![] })
+    }
+}
+
+/// What a failed run means for those who decide what to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The store is down, or the machine is out of something: try again later.
+    Temporary,
+    /// This data will never work.
+    Permanent,
+    /// The handler itself is not as it has to be; no data is at fault.
+    Misconfigured,
+    /// Anything else.
+    Failed,
+}
+
+impl Failure {
+    /// Statuses 65, 75, 77 and 78 mean what sysexits.h says, 100 and 111 what qmail made of them, 126 and 127 what shells do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Failure::Exit(75 | 111) => Kind::Temporary,
+            Failure::Exit(65 | 100) => Kind::Permanent,
+            Failure::Exit(77 | 78 | 126 | 127) => Kind::Misconfigured,
+            Failure::NotStarted { cause, .. } => match Errno::from_io_error(cause) {
+                Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => Kind::Temporary,
+                _ => Kind::Misconfigured,
+            },
+            _ => Kind::Failed,
         }
+    }
+}
+
+/// How a process ended by itself.
+pub(super) fn ended(end: io::Result<ExitStatus>) -> Result<(), Failure> {
+    let status = end.map_err(Failure::Unknown)?;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) => Err(Failure::Exit(code)),
+        (None, Some(signal)) => Err(Failure::Signal(signal)),
+        (None, None) => Err(Failure::Unknown(io::Error::other(status.to_string()))),
     }
 }
 
@@ -56,6 +103,10 @@ impl fmt::Display for Failure {
                 None => write!(f, "signal {signal}"),
             },
             Failure::Timeout(limit) => write!(f, "no end after {} (--timeout)", humantime::format_duration(*limit)),
+            Failure::Unread(bytes) => {
+                write!(f, "exit status 0 with {bytes} bytes of its input unread (--allow-unread lets that pass)")
+            }
+            Failure::Report(cause) => write!(f, "{cause:#}"),
             Failure::NotStarted { program, cause } => write!(f, "cannot start '{program}': {cause}"),
             Failure::Unknown(cause) => write!(f, "an unknown end: {cause}"),
         }
@@ -96,7 +147,9 @@ mod tests {
     #[test]
     fn a_failure_reads_as_a_person_says_it() {
         let missing = io::Error::from_raw_os_error(2);
+        let unread = "exit status 0 with 7 bytes of its input unread (--allow-unread lets that pass)";
         let texts = [
+            (Failure::Unread(7), unread),
             (Failure::Exit(3), "exit status 3"),
             (Failure::Signal(9), "signal 9 (SIGKILL)"),
             (Failure::Signal(35), "signal 35"),
@@ -108,6 +161,23 @@ mod tests {
         ];
         for (failure, text) in texts {
             assert_eq!(failure.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_exit_statuses_mean_what_the_design_says() {
+        let not_started =
+            |number| Failure::NotStarted { program: "x".into(), cause: io::Error::from_raw_os_error(number) };
+        let kinds = [
+            (Kind::Temporary, vec![Failure::Exit(75), Failure::Exit(111), not_started(11), not_started(24)]),
+            (Kind::Permanent, vec![Failure::Exit(65), Failure::Exit(100)]),
+            (Kind::Misconfigured, [77, 78, 126, 127].map(Failure::Exit).into_iter().chain([not_started(2)]).collect()),
+            (Kind::Failed, vec![Failure::Exit(1), Failure::Exit(255), Failure::Signal(9), Failure::Unread(1)]),
+        ];
+        for (kind, failures) in kinds {
+            for failure in failures {
+                assert_eq!(failure.kind(), kind, "{failure}");
+            }
         }
     }
 }

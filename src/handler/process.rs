@@ -99,14 +99,26 @@ impl<'a> Process<'a> {
         }
     }
 
-    /// Kills what is left of the group, and tells how the process itself ended.
-    pub(super) async fn finish(mut self) -> io::Result<ExitStatus> {
+    /// Kills what is left of the group, and tells what the process itself has left.
+    pub(super) async fn finish(mut self) -> Remains {
         self.group.signal(Signal::KILL);
         self.group.exit().await;
         self.stdout.log_rest();
         self.stderr.log_rest();
-        self.group.reap()
+        let unread = self.stdin.unwritten.len();
+        Remains { status: self.group.reap(), unread, report: vec![], stderr_tail: vec![] }
     }
+}
+
+/// What a process has left when it is over.
+pub(super) struct Remains {
+    pub status: io::Result<ExitStatus>,
+    /// How many bytes of its input it has not read.
+    pub unread: usize,
+    /// What it wrote to the result pipe.
+    pub report: Vec<u8>,
+    /// The end of what it wrote to stderr.
+    pub stderr_tail: Vec<u8>,
 }
 
 /// The process and those of its descendants that stayed in its group. Dropped, it is killed.

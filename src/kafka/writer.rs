@@ -132,9 +132,9 @@ impl Headers {
         Headers { native, bytes }
     }
 
-    pub fn with(self, name: &str, value: &str) -> Headers {
-        let native = self.native.insert(Header { key: name, value: Some(value) });
-        Headers { native, bytes: self.bytes + name.len() + value.len() }
+    pub fn with(self, name: &str, value: Option<&[u8]>) -> Headers {
+        let native = self.native.insert(Header { key: name, value });
+        Headers { native, bytes: self.bytes + name.len() + value.map_or(0, <[u8]>::len) }
     }
 }
 

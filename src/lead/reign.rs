@@ -35,8 +35,8 @@ pub(super) struct Reign<'a> {
 }
 
 impl Reign<'_> {
-    /// How the partition's run ended; `None`: queue again.
-    pub async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Option<Exit> {
+    /// How the partition's run ended; `None`: queue again. Fails where the process has to end.
+    pub async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Result<Option<Exit>> {
         let seat = self.seat;
         let mut standing = None;
         loop {
@@ -55,21 +55,25 @@ impl Reign<'_> {
             match end {
                 End::Done => {
                     lease.release().await;
-                    return Some(Exit::Done);
+                    return Ok(Some(Exit::Done));
                 }
                 End::Shutdown => {
                     lease.release().await;
                     info!("{seat}: handed over");
-                    return Some(if bounded { Exit::Again } else { Exit::Done });
+                    return Ok(Some(if bounded { Exit::Again } else { Exit::Done }));
                 }
                 End::Lost(why) => {
                     warn!("{seat}: no longer leading: {why}; queueing again");
-                    return None;
+                    return Ok(None);
+                }
+                End::Misconfigured(reason) => {
+                    lease.release().await;
+                    return Err(Exit::Misconfigured.because(reason.context(seat.to_string())));
                 }
                 End::GaveUp(reason) => {
                     error!("{seat}: gave up: {reason:#}");
                     lease.release().await;
-                    return Some(Exit::Again);
+                    return Ok(Some(Exit::Again));
                 }
                 End::Again(reason) => {
                     warn!("{seat}: {reason:#}; looking at it anew");
@@ -80,13 +84,13 @@ impl Reign<'_> {
                     error!("{seat}: halted{offset}: {reason:#}");
                     if bounded {
                         lease.release().await;
-                        return Some(Exit::Person);
+                        return Ok(Some(Exit::Person));
                     }
                     self.pause(HALT, &lease, shutdown).await;
                     if standing.is_none() {
                         // What is stored may have been mended meanwhile; only a new lease reads it again.
                         lease.release().await;
-                        return None;
+                        return Ok(None);
                     }
                 }
             }
@@ -114,10 +118,10 @@ impl Reign<'_> {
             () = shutdown.requested() => return Err(End::Shutdown),
             place = self.place(lease, standing) => place?,
         };
-        let Place { offset, topic_id, leader_epoch, is_new } = place;
+        let Place { offset, topic_id, leader_epoch, skipped, is_new } = place;
         if is_new {
             // The number is written before the first record is read: a crash must not move the beginning.
-            lease.commit(Position { offset, topic_id, leader_epoch, last: None }).await.map_err(End::Lost)?;
+            lease.commit(Position { offset, topic_id, leader_epoch, last: None, skipped }).await.map_err(End::Lost)?;
         }
         let partition = &self.seat.partition;
         let records = self.leading.reader.partition(partition, offset, leader_epoch).await.map_err(End::Again)?;
@@ -127,7 +131,7 @@ impl Reign<'_> {
         let held = Held {
             seat: self.seat.clone(),
             lease,
-            standing: Standing { offset, topic_id: Some(topic_id), leader_epoch },
+            standing: Standing { offset, topic_id: Some(topic_id), leader_epoch, skipped },
             until: self.until,
             topic_id,
             ids: self.leading.reader.ids().clone(),
@@ -150,13 +154,13 @@ impl Reign<'_> {
         let Some(kept) = kept else {
             let offset = self.first(log).await.map_err(End::Again)?;
             info!("{}: no offset is stored, beginning at {offset}", self.seat);
-            return Ok(Place { offset, topic_id, leader_epoch: None, is_new: true });
+            return Ok(Place { offset, topic_id, leader_epoch: None, skipped: None, is_new: true });
         };
         let log = fit::Log { topic_id, begin: log.begin, end: log.end };
         let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
         let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
         let leader_epoch = kept.leader_epoch.filter(|_| !moved);
-        Ok(Place { offset, topic_id, leader_epoch, is_new: moved })
+        Ok(Place { offset, topic_id, leader_epoch, skipped: kept.skipped, is_new: moved })
     }
 
     /// What the take-over found; `None` where no offset is stored.
@@ -177,8 +181,8 @@ impl Reign<'_> {
         }
         match &stored.state {
             StoredState::Kept(state) if state.position.offset == offset => {
-                let Position { topic_id, leader_epoch, .. } = state.position;
-                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch }));
+                let Position { topic_id, leader_epoch, skipped, .. } = state.position;
+                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch, skipped }));
             }
             StoredState::Kept(state) => warn!(
                 "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
@@ -187,7 +191,7 @@ impl Reign<'_> {
             StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
             StoredState::None => {}
         }
-        Ok(Some(Standing { offset, topic_id: None, leader_epoch: None }))
+        Ok(Some(Standing { offset, topic_id: None, leader_epoch: None, skipped: None }))
     }
 
     async fn first(&self, log: kafka::Log) -> Result<Offset> {
@@ -207,6 +211,7 @@ struct Place {
     offset: Offset,
     topic_id: TopicId,
     leader_epoch: Option<i32>,
+    skipped: Option<Offset>,
     /// Not what is stored: to be written first.
     is_new: bool,
 }

@@ -13,6 +13,7 @@ use crate::topic::{Offset, TopicPartition};
 pub struct Batch {
     /// `{"topic":"products","partition":0,"offset":`, the same in each line.
     head: Vec<u8>,
+    partition: TopicPartition,
     lines: Vec<u8>,
     index: Vec<Entry>,
     /// The values that cannot be read back from their lines, each with its record's index.
@@ -34,6 +35,7 @@ impl Batch {
         let head = format!("{{\"topic\":\"{}\",\"partition\":{},\"offset\":", partition.topic, partition.partition);
         Batch {
             head: head.into(),
+            partition: partition.clone(),
             lines: vec![],
             index: vec![],
             kept: vec![],
@@ -41,6 +43,10 @@ impl Batch {
             last: None,
             leader_epoch: None,
         }
+    }
+
+    pub fn partition(&self) -> &TopicPartition {
+        &self.partition
     }
 
     /// Adds the record's line and moves the batch's end past it.
@@ -98,6 +104,19 @@ impl Batch {
         self.index[index].offset
     }
 
+    /// The index of the line with this offset.
+    pub fn find(&self, offset: Offset) -> Option<usize> {
+        self.index.binary_search_by_key(&offset, |entry| entry.offset).ok()
+    }
+
+    /// The indices of the later records that have to be handled after this one: those with its key. Reads all their lines.
+    pub fn later_of_its_key(&self, index: usize) -> Vec<usize> {
+        let Ok(order) = self.order(index) else {
+            return vec![];
+        };
+        (index + 1..self.len()).filter(|later| self.order(*later).is_ok_and(|later| later == order)).collect()
+    }
+
     /// What orders a record. Reads its whole line.
     pub fn order(&self, index: usize) -> Result<Order<'_>> {
         line::order(self.line(index))
@@ -128,6 +147,17 @@ impl Batch {
 
     pub fn leader_epoch(&self) -> Option<i32> {
         self.leader_epoch
+    }
+
+    /// Adds the records of a batch that comes after this one.
+    pub fn append(&mut self, later: &Batch) {
+        let (lines, records) = (self.lines.len(), self.index.len());
+        self.lines.extend_from_slice(&later.lines);
+        self.index.extend(later.index.iter().map(|entry| Entry { end: lines + entry.end, ..*entry }));
+        self.kept.extend(later.kept.iter().map(|(index, value)| (records + index, value.clone())));
+        if later.next.is_some() {
+            (self.next, self.last, self.leader_epoch) = (later.next, later.last, later.leader_epoch);
+        }
     }
 
     /// Empties the batch and keeps its memory.

@@ -62,6 +62,7 @@ fn a_batch_is_the_lines_of_the_design_and_its_environment_tells_what_is_in_it() 
             "KSYNC_BATCH_PARTITION=1",
             &format!("KSYNC_BATCH_TERM={}", run.term),
             &format!("KSYNC_BATCH_TOPIC={products}"),
+            "KSYNC_RESULT_FD=3",
             "PYTHONUNBUFFERED=1",
         ])
     );

@@ -108,7 +108,7 @@ fn seat(partition: i32) -> Seat {
 
 fn at(offset: i64) -> Position {
     let last = LastRecord { offset: Offset(offset - 1), ts: Some(1_700_000_000_123), crc32c: 7 };
-    Position { offset: Offset(offset), topic_id: TopicId(0xab), leader_epoch: Some(3), last: Some(last) }
+    Position { offset: Offset(offset), topic_id: TopicId(0xab), leader_epoch: Some(3), last: Some(last), skipped: None }
 }
 
 fn assert_between<T: PartialOrd + Debug>(value: T, low: T, high: T) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
-use ksync::handler::{Batch, Command, Input, Outcome};
+use ksync::handler::{Batch, Command, Environment, Input, Outcome, Terms};
 use ksync::topic::{Offset, Topic};
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -23,7 +23,12 @@ fn directory(test: &str) -> PathBuf {
 }
 
 fn command(argv: &[&str]) -> Command {
-    Command::check(argv.iter().map(ToString::to_string).collect(), MINUTE).unwrap()
+    within(MINUTE, argv).unwrap()
+}
+
+fn within(timeout: Duration, argv: &[&str]) -> anyhow::Result<Command> {
+    let terms = Terms { timeout, allows_unread: false };
+    Command::check(argv.iter().map(ToString::to_string).collect(), terms, &Environment::Ours)
 }
 
 fn sh(script: &str) -> Command {
@@ -50,8 +55,8 @@ async fn end_of(command: &Command, lines: &[u8]) -> String {
 
 fn text(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Done => "done".to_owned(),
-        Outcome::Failed(failure) => failure.to_string(),
+        Outcome::Done(_) => "done".to_owned(),
+        Outcome::Failed(failed) => failed.failure.to_string(),
         Outcome::Stopped => "stopped".to_owned(),
     }
 }
@@ -108,7 +113,7 @@ async fn death_by_a_signal_is_a_failure_that_names_it() {
 async fn a_timeout_ends_the_whole_group() {
     let pids = directory("timeout").join("pids");
     let script = format!("sleep 600 & echo \"$$\n$!\" > '{}'; wait", pids.display());
-    let hangs = Command::check(vec!["sh".into(), "-c".into(), script], Duration::from_secs(1)).unwrap();
+    let hangs = within(Duration::from_secs(1), &["sh", "-c", &script]).unwrap();
     let start = Instant::now();
     // It reads nothing, and the pipe is full.
     let lines = b"{}\n".repeat(1_000_000);
@@ -160,7 +165,7 @@ async fn a_stopped_handler_has_its_time_to_end_well_and_still_is_not_done() {
 async fn a_stop_shortens_the_time_after_a_timeout() {
     let termed = directory("shortens").join("termed");
     let script = format!("trap 'echo TERM > \"{}\"' TERM; while :; do sleep 0.1; done", termed.display());
-    let stubborn = Command::check(vec!["sh".into(), "-c".into(), script], Duration::from_secs(1)).unwrap();
+    let stubborn = within(Duration::from_secs(1), &["sh", "-c", &script]).unwrap();
     let stopped = Mutex::new(None);
     let stop = async {
         written(&termed).await;
@@ -199,11 +204,20 @@ async fn a_hundred_megabytes_of_output_before_the_input_is_read_lock_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_exit_status_counts_where_the_input_is_closed_early() {
-    let lines = b"{}\n".repeat(1_000_000);
-    assert_eq!(end_of(&sh("exec <&-; sleep 0.2; exit 0"), &lines).await, "done");
-    assert_eq!(end_of(&sh("exec <&-; sleep 0.2; exit 4"), &lines).await, "exit status 4");
-    assert_eq!(end_of(&sh("head -n 1 >/dev/null"), &lines).await, "done");
+async fn an_input_that_is_not_read_to_its_end_is_a_failure_unless_that_is_allowed() {
+    let large = b"{}\n".repeat(1_000_000);
+    let lines = b"{}\n{}\n";
+    let unread =
+        |bytes: usize| format!("exit status 0 with {bytes} bytes of its input unread (--allow-unread lets that pass)");
+    assert_eq!(end_of(&sh("exit 0"), lines).await, unread(6));
+    assert_eq!(end_of(&sh("exec <&-; sleep 0.2; exit 0"), &large).await, unread(large.len()));
+    assert_eq!(end_of(&sh("read a"), lines).await, unread(3));
+    assert!(end_of(&sh("head -n 5 >/dev/null"), &large).await.starts_with("exit status 0 with "));
+    assert_eq!(end_of(&sh("exec <&-; sleep 0.2; exit 4"), &large).await, "exit status 4");
+
+    let terms = Terms { timeout: MINUTE, allows_unread: true };
+    let argv = ["sh", "-c", "head -n 5 >/dev/null"].map(ToString::to_string).to_vec();
+    assert_eq!(end_of(&Command::check(argv, terms, &Environment::Ours).unwrap(), &large).await, "done");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,7 +230,7 @@ fn a_command_that_cannot_be_executed_is_refused_with_what_to_look_at() {
     let script = directory("refused").join("index.py");
     let script = script.to_str().unwrap();
     fs::write(script, "#!/bin/sh\n").unwrap();
-    let refused = |name: &str| format!("{:#}", Command::check(vec![name.to_owned()], MINUTE).unwrap_err());
+    let refused = |name: &str| format!("{:#}", within(MINUTE, &[name]).unwrap_err());
     assert_eq!(refused(script), format!("cannot start '{script}': Permission denied (os error 13); is it executable?"));
     assert_eq!(
         refused("./no-such-file"),

@@ -17,3 +17,4 @@ mod wire;
 mod database;
 mod election;
 mod handler;
+mod isolation;

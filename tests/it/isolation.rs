@@ -1,0 +1,342 @@
+//! What becomes of records that a handler fails at: halving, the dead-letter topic, the breaker, results for single records.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
+
+use crate::consume::ids;
+use crate::support::{End, Handler, World, is_full, value};
+
+/// Fails where one of the lines of `bad` is in the batch: `"offset":17,`.
+fn fails_at(world: &World, offsets: impl IntoIterator<Item = i64>, status: u8) -> (Handler, std::path::PathBuf) {
+    let bad = world.file("bad");
+    write_bad(&bad, offsets);
+    let handler = format!("if grep -qFf '{}' \"$run\"; then echo 'it is bad' >&2; exit {status}; fi", bad.display());
+    (world.handler(&handler), bad)
+}
+
+fn write_bad(file: &std::path::Path, offsets: impl IntoIterator<Item = i64>) {
+    let lines: String = offsets.into_iter().map(|offset| format!("\"offset\":{offset},\n")).collect();
+    fs::write(file, lines).unwrap();
+}
+
+/// The origin's offset of each dead letter, in their order.
+fn letters(world: &World, dead: &str) -> Vec<i64> {
+    let offset = |(name, value): &(String, String)| (name == "ksync.offset").then(|| value.parse().unwrap());
+    world.kafka.records(dead).iter().map(|letter| letter.headers.iter().find_map(offset).unwrap()).collect()
+}
+
+/// The offsets that came to the end of a run, in the order of that.
+fn done(handler: &Handler) -> Vec<i64> {
+    let mut runs: Vec<_> = handler.runs().into_iter().filter(|run| run.done.is_some()).collect();
+    runs.sort_by_key(|run| run.done);
+    runs.iter().flat_map(|run| run.offsets()).collect()
+}
+
+fn random_offsets(count: usize, seed: u64) -> BTreeSet<i64> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut offsets = BTreeSet::new();
+    while offsets.len() < count {
+        offsets.insert(random.random_range(0..1000));
+    }
+    offsets
+}
+
+#[test]
+fn exactly_the_bad_among_a_thousand_are_put_aside_by_few_runs_and_the_others_are_done_once_and_in_order() {
+    let world = World::new("isolate");
+    for (bad, seed) in [(1, 1), (3, 2), (17, 3)] {
+        let products = world.topic(&format!("products{bad}"), 1);
+        let dead = world.topic(&format!("dead{bad}"), 1);
+        world.kafka.produce(&products, ids(1..=1000));
+        let offsets = random_offsets(bad, seed);
+        let (handler, _) = fails_at(&world, offsets.iter().copied(), 1);
+        let options = format!("--retry-pause 10ms --batch-wait 5s --dead-letter={dead}");
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(3));
+
+        assert_eq!(letters(&world, &dead), Vec::from_iter(offsets.iter().copied()));
+        assert_eq!(done(&handler), Vec::from_iter((0..1000).filter(|offset| !offsets.contains(offset))));
+        let more = handler.runs().len() - 3;
+        assert!(more as f64 <= bad as f64 * (1.0 + 1000_f64.log2()) + 1.0, "{more} more runs for {bad} bad records");
+        assert_eq!(world.seat(&products, 0, "indexer").offset(), Some(1000));
+    }
+}
+
+#[test]
+fn so_many_bad_records_that_the_breaker_opens_are_not_put_aside() {
+    let world = World::new("breaker");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, ids(1..=1000));
+    let offsets = random_offsets(500, 4);
+    let (handler, bad) = fails_at(&world, offsets.iter().copied(), 1);
+    let options = format!("--retry-pause 10ms --retry-pause-max 200ms --batch-wait 5s --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("the breaker opens", || consumer.says(&["error: ", "none is put aside until"]));
+    let first = *offsets.first().unwrap();
+    world.eventually("the first bad one alone is tried again and again", || {
+        let runs = handler.runs();
+        runs.iter().rev().take_while(|run| run.offsets() == [first]).count() >= 5
+    });
+    assert_eq!((world.kafka.count(&dead), seat.offset()), (0, Some(first)));
+
+    write_bad(&bad, [700]);
+    world.eventually("all is done once the fault is gone", || seat.offset() == Some(1000));
+    assert_eq!(letters(&world, &dead), [700]);
+    let all: BTreeSet<_> = done(&handler).into_iter().collect();
+    assert_eq!(all, BTreeSet::from_iter((0..1000).filter(|offset| *offset != 700)));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn a_dead_letter_has_its_own_key_value_and_headers_and_tells_what_happened() {
+    let world = World::new("letter");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    let odd = value("{\"id\":\n 18446744073709551616}").key(b"\xff\x00k").header("a", "b").header("a", "c");
+    world.kafka.produce(&products, [value("1"), odd, value("null"), value("3")]);
+    let (handler, _) = fails_at(&world, [1, 2], 7);
+    let options = format!("--retry-pause 10ms --batch-wait 1s --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(3));
+
+    let letters = world.kafka.records(&dead);
+    let whole: Vec<_> = letters.iter().map(|letter| (letter.key.as_deref(), letter.value.as_deref())).collect();
+    let odd = Some("{\"id\":\\n 18446744073709551616}");
+    assert_eq!(whole, [(Some("\\xff\\x00k"), odd), (None, Some("null"))]);
+    let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut added = vec![
+        of("ksync.topic", &products),
+        of("ksync.partition", "0"),
+        of("ksync.offset", "1"),
+        of("ksync.name", "indexer"),
+        of("ksync.error", "exit status 7"),
+    ];
+    let attempts = letters[0].headers.iter().position(|(name, _)| name == "ksync.attempts").unwrap();
+    let runs_of_1 = handler.runs().iter().filter(|run| run.offsets().contains(&1)).count();
+    added.push(of("ksync.attempts", &runs_of_1.to_string()));
+    added.push(of("ksync.stderr", "it is bad\\n"));
+    assert_eq!(attempts, 7);
+    assert_eq!(letters[0].headers, [vec![of("a", "b"), of("a", "c")], added].concat());
+}
+
+#[test]
+fn without_a_dead_letter_topic_the_partition_halts_at_the_record_and_the_others_go_on() {
+    let world = World::new("stay");
+    let products = world.topic("products", 2);
+    let key = |offset: u32| if offset.is_multiple_of(2) { "even" } else { "odd" };
+    let messages = (0..6).map(|offset| value(offset.to_string()).key(key(offset)).to(1));
+    world.kafka.produce(&products, messages);
+    let (handler, bad) = fails_at(&world, [2], 1);
+    let options = "--retry-pause 50ms --retry-pause-max 200ms --batch-wait 1s -j 1";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let (zero, one) = (world.seat(&products, 0, "indexer"), world.seat(&products, 1, "indexer"));
+    world.eventually("what lies before is committed", || one.offset() == Some(2));
+    world.eventually("an error is told for each attempt", || consumer.log_of("error").len() >= 3);
+    let told = format!(
+        "{products}/1 as indexer: halted at offset 2: the handler cannot work on the record at offset 2: exit status 1; mend \
+         it, or let --dead-letter put such records aside, or pass this one by --skip {products}/1@2; trying again in "
+    );
+    assert!(consumer.log_of("error").iter().all(|line| line.starts_with(&told)), "{:?}", consumer.log_of("error"));
+    assert_eq!(done(&handler), [0, 1, 3, 4, 5]);
+    world.kafka.produce(&products, ids(1..=3).map(|message| message.to(0)));
+    world.eventually("the other partition goes on", || zero.offset() == Some(3));
+
+    write_bad(&bad, [99]);
+    world.eventually("it goes on once the record works", || one.offset() == Some(6));
+    let of_one: Vec<_> = handler.runs().into_iter().filter(|run| run.partition == 1 && run.done.is_some()).collect();
+    let of_one: Vec<_> = of_one.iter().flat_map(|run| run.offsets()).collect();
+    assert_eq!(of_one, [0, 1, 3, 4, 5, 2, 4], "those of its key come again after it");
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn a_record_to_skip_is_passed_once_and_the_state_tells_it() {
+    let world = World::new("skip");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=4));
+    let (handler, _) = fails_at(&world, [2], 1);
+    let command = format!("-t {products} -n indexer -e --retry-pause 10ms --batch-wait 1s");
+    let mut halted = world.consume(&format!("{command} -- {handler}"));
+    assert_eq!(halted.wait(), End::Status(1));
+    let option = format!("--skip {products}/0@2");
+    assert!(halted.says(&["error: ", &option]), "{:?}", halted.log());
+
+    let after = world.handler("");
+    let mut skips = world.consume(&format!("{command} {option} -- {after}"));
+    assert_eq!(skips.wait(), End::Status(0));
+    assert_eq!(done(&after), [3]);
+    assert!(skips.says(&["warn: ", "the record at offset 2 is passed"]), "{:?}", skips.log());
+    let seat = world.seat(&products, 0, "indexer");
+    assert_eq!((seat.offset(), seat.state()["skipped"].as_i64()), (Some(4), Some(2)));
+}
+
+#[test]
+fn exit_65_isolates_at_once_and_the_record_needs_no_other_to_succeed() {
+    let world = World::new("permanent");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, ids(1..=1));
+    let (handler, _) = fails_at(&world, [0], 65);
+    let options = format!("--retry-pause 60s --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(3));
+    assert_eq!((letters(&world, &dead), handler.runs().len()), (vec![0], 1));
+}
+
+#[test]
+fn a_store_that_is_down_for_long_leaves_nothing_in_the_dead_letter_topic() {
+    let world = World::new("store-down");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    let down = if is_full() { Duration::from_secs(120) } else { Duration::from_secs(6) };
+    let records = if is_full() { 24_000 } else { 1200 };
+    let messages = ids(1..=records).collect();
+    let flow = world.kafka.flow(&products, messages, down);
+    let up = world.gate();
+    let handler = world.handler(&format!("[ -e {up} ] || exit 1"));
+    let options = format!("--retry-pause 20ms --retry-pause-max 500ms --batch-size 50 --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    flow.join().unwrap();
+    let seat = world.seat(&products, 0, "indexer");
+    assert_eq!(seat.offset().unwrap_or(0), 0);
+    up.open();
+    world.within(Duration::from_secs(60), "all is done", || seat.offset() == Some(i64::from(records)));
+    assert_eq!(world.kafka.count(&dead), 0);
+    assert_eq!(done(&handler), Vec::from_iter(0..i64::from(records)));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn a_lone_bad_record_does_not_hold_those_that_come_after_it() {
+    let world = World::new("lone");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, ids(1..=1));
+    let (handler, _) = fails_at(&world, [0], 1);
+    let options = format!("--retry-pause 20ms --retry-pause-max 60s --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    world.eventually("it has failed alone some times", || handler.runs().len() >= 5);
+    assert_eq!(world.kafka.count(&dead), 0, "the store was not seen working");
+    world.kafka.produce(&products, ids(2..=2));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("the next one shows that the store works", || seat.offset() == Some(2));
+    assert_eq!((letters(&world, &dead), done(&handler)), (vec![0], vec![1]));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn a_temporary_failure_counts_against_no_record() {
+    let world = World::new("temporary");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=8));
+    let handler = world.handler("[ $KSYNC_BATCH_ATTEMPT -gt 10 ] || exit 75");
+    let options = "--retry-pause 10ms --retry-pause-max 20ms --batch-wait 1s";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+    let counts: Vec<_> = handler.runs().iter().map(|run| (run.count, run.attempt)).collect();
+    assert_eq!(counts, Vec::from_iter((1..=11).map(|attempt| (8, attempt))));
+}
+
+#[test]
+fn a_misconfigured_handler_ends_the_process_before_its_first_success_and_never_after_it() {
+    let world = World::new("misconfigured");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=4));
+    let never = world.handler("exit 127");
+    let mut refused = world.consume(&format!("-t {products} -n refused -- {never}"));
+    assert_eq!(refused.wait(), End::Status(78));
+    assert!(refused.says(&["the handler ended with exit status 127 before it ever succeeded", "look at"]));
+    let seat = world.seat(&products, 0, "refused");
+    assert_eq!((seat.offset(), seat.candidates().len()), (Some(0), 0));
+
+    let swapped = world.gate();
+    let deployed = world.handler(&format!("[ $KSYNC_BATCH_FIRST_OFFSET -lt 2 ] || [ -e {swapped} ] || exit 127"));
+    let options = "--retry-pause 10ms --retry-pause-max 20ms --batch-size 2";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {deployed}"));
+    world.eventually("it fails again and again", || deployed.runs().len() > 10);
+    assert!(deployed.runs().iter().all(|run| run.count == 2), "nothing was isolated");
+    swapped.open();
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it goes on after the deploy", || seat.offset() == Some(4));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn records_that_the_handler_names_are_put_aside_without_any_halving() {
+    let world = World::new("named");
+    for (form, line, runs) in [
+        ("own", r#"{\"offset\":$1,\"status\":\"fail\",\"error\":\"no such index\",\"permanent\":true}"#, 1),
+        ("lambda", r#"{\"batchItemFailures\":[{\"itemIdentifier\":\"$1\"}]}"#, 3),
+    ] {
+        let (products, dead) = (world.topic(&format!("products-{form}"), 1), world.topic(&format!("dead-{form}"), 1));
+        world.kafka.produce(&products, ids(1..=100));
+        let handler = world.handler(&format!(
+            "tell() {{ echo \"{line}\" >&3; }}; for offset in 17 42; do if grep -q \"\\\"offset\\\":$offset,\" \"$run\"; then \
+             tell $offset; fi; done"
+        ));
+        let options = format!("--retry-pause 10ms --batch-wait 1s --dead-letter={dead}");
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(3));
+        let counts: Vec<_> = handler.runs().iter().map(|run| run.count).collect();
+        assert_eq!((letters(&world, &dead), counts.len()), (vec![17, 42], runs), "{form}: {counts:?}");
+    }
+}
+
+#[test]
+fn results_that_cannot_be_understood_fail_the_whole_batch() {
+    let world = World::new("results");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=3));
+    for (name, line, told) in [
+        ("unknown", r#"{\"offset\":99,\"status\":\"ok\"}"#, "the results name offset 99, which is not in the batch"),
+        ("broken", r#"{\"offset\":1,"#, "cannot read the result line '{\"offset\":1,'"),
+    ] {
+        let handler = world.handler(&format!("if [ $KSYNC_BATCH_ATTEMPT -eq 1 ]; then echo \"{line}\" >&3; fi"));
+        let options = "--retry-pause 10ms --batch-wait 1s";
+        let mut consumer = world.consume(&format!("-t {products} -n {name} -e {options} -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(0));
+        assert!(consumer.says(&["warn: ", told]), "{:?}", consumer.log());
+        let runs: Vec<_> = handler.runs().iter().map(|run| (run.count, run.attempt)).collect();
+        assert_eq!(runs, [(3, 1), (3, 2)]);
+    }
+}
+
+#[test]
+fn with_require_result_only_what_was_reported_done_is_done() {
+    let world = World::new("require");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=3));
+    let ok = r#"{\"offset\":$1,\"status\":\"ok\"}"#;
+    let all = "for offset in $(seq $KSYNC_BATCH_FIRST_OFFSET $KSYNC_BATCH_LAST_OFFSET); do tell $offset; done";
+    let handler = world.handler(&format!(
+        "tell() {{ echo \"{ok}\" >&3; }}; if [ $KSYNC_BATCH_COUNT -eq 3 ]; then tell 0; else {all}; fi"
+    ));
+    let options = "--require-result --retry-pause 10ms --batch-wait 1s";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+    let runs: Vec<_> = handler.runs().iter().map(|run| run.offsets()).collect();
+    assert_eq!(runs, [vec![0, 1, 2], vec![1, 2]]);
+}
+
+#[test]
+fn a_batch_that_was_not_read_to_its_end_is_not_committed() {
+    let world = World::new("unread");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=3));
+    let script = world.script("[ $KSYNC_BATCH_ATTEMPT -eq 1 ] || cat >/dev/null");
+    let options = "--retry-pause 10ms --batch-wait 1s";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {script}"));
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert!(consumer.says(&["warn: ", "exit status 0 with", "of its input unread"]), "{:?}", consumer.log());
+    let careless = world.script("exit 0");
+    let mut allowed = world.consume(&format!("-t {products} -n careless -e --allow-unread -- {careless}"));
+    assert_eq!(allowed.wait(), End::Status(0));
+    assert_eq!(world.seat(&products, 0, "careless").offset(), Some(3));
+}
