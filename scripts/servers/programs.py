@@ -87,11 +87,21 @@ TOOLS = {
     # The package mariadb-server would also start a server of its own.
     "mariadbd": ("mariadb-server-core", lambda: find("mariadbd")),
     "mariadb": ("mariadb-client-core", lambda: find("mariadb")),
+    "node": ("nodejs", lambda: find("node")),
+    # Debian's smallest perl is there without its modules.
+    "perl": ("perl", lambda: find("perl") and answers(["perl", "-MJSON::PP", "-e", "1"])),
+    "php": ("php-cli", lambda: find("php")),
+    "python3": ("python3", lambda: find("python3")),
+    "ruby": ("ruby", lambda: find("ruby") and answers(["ruby", "-rjson", "-e", "1"])),
 }
 
+# What runs the handlers in examples/.
+INTERPRETERS = ("node", "perl", "php", "python3", "ruby")
 
-def install(servers, yes):
-    tools = list(dict.fromkeys(tool for server in servers for tool in server.tools))
+
+def install(servers, yes, others=()):
+    """Installs what these servers need, and other tools."""
+    tools = list(dict.fromkeys([*(tool for server in servers for tool in server.tools), *others]))
     if missing := missing_packages(tools):
         install_packages(missing, yes)
         if still := missing_packages(tools):
