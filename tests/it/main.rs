@@ -16,5 +16,6 @@ mod wire;
 
 mod database;
 mod election;
+mod examples;
 mod handler;
 mod isolation;
