@@ -162,7 +162,7 @@ impl<'a> Intake<'a> {
     }
 
     fn is_closed(&self) -> bool {
-        let Load { batch, letters, stop } = &self.load;
+        let Load { batch, letters, stop, .. } = &self.load;
         stop.is_some()
             || batch.len() + letters.len() >= self.limits.records
             || batch.lines().len() + letters.iter().map(Letter::bytes).sum::<usize>() >= self.limits.bytes

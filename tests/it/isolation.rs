@@ -62,7 +62,8 @@ fn exactly_the_bad_among_a_thousand_are_put_aside_by_few_runs_and_the_others_are
         assert_eq!(letters(&world, &dead), Vec::from_iter(offsets.iter().copied()));
         assert_eq!(done(&handler), Vec::from_iter((0..1000).filter(|offset| !offsets.contains(offset))));
         let more = handler.runs().len() - 3;
-        assert!(more as f64 <= bad as f64 * (1.0 + 1000_f64.log2()) + 1.0, "{more} more runs for {bad} bad records");
+        let halvings = 10; // of a thousand, until one is left
+        assert!(more <= bad * (1 + halvings) + 1, "{more} more runs for {bad} bad records");
         assert_eq!(world.seat(&products, 0, "indexer").offset(), Some(1000));
     }
 }
@@ -107,7 +108,7 @@ fn a_dead_letter_has_its_own_key_value_and_headers_and_tells_what_happened() {
 
     let letters = world.kafka.records(&dead);
     let whole: Vec<_> = letters.iter().map(|letter| (letter.key.as_deref(), letter.value.as_deref())).collect();
-    let odd = Some("{\"id\":\\n 18446744073709551616}");
+    let odd = Some("{\"id\":\n 18446744073709551616}");
     assert_eq!(whole, [(Some("\\xff\\x00k"), odd), (None, Some("null"))]);
     let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let mut added = vec![
@@ -120,7 +121,7 @@ fn a_dead_letter_has_its_own_key_value_and_headers_and_tells_what_happened() {
     let attempts = letters[0].headers.iter().position(|(name, _)| name == "ksync.attempts").unwrap();
     let runs_of_1 = handler.runs().iter().filter(|run| run.offsets().contains(&1)).count();
     added.push(of("ksync.attempts", &runs_of_1.to_string()));
-    added.push(of("ksync.stderr", "it is bad\\n"));
+    added.push(of("ksync.stderr", "it is bad\n"));
     assert_eq!(attempts, 7);
     assert_eq!(letters[0].headers, [vec![of("a", "b"), of("a", "c")], added].concat());
 }
@@ -144,8 +145,8 @@ fn without_a_dead_letter_topic_the_partition_halts_at_the_record_and_the_others_
     );
     assert!(consumer.log_of("error").iter().all(|line| line.starts_with(&told)), "{:?}", consumer.log_of("error"));
     assert_eq!(done(&handler), [0, 1, 3, 4, 5]);
-    world.kafka.produce(&products, ids(1..=3).map(|message| message.to(0)));
-    world.eventually("the other partition goes on", || zero.offset() == Some(3));
+    world.kafka.produce(&products, ids(1..=2).map(|message| message.to(0)));
+    world.eventually("the other partition goes on", || zero.offset() == Some(2));
 
     write_bad(&bad, [99]);
     world.eventually("it goes on once the record works", || one.offset() == Some(6));
