@@ -327,23 +327,24 @@ mod tests {
 
     #[test]
     fn the_key_orders_a_record_and_without_one_its_payload() {
-        let with_key = |key: &'static [u8], value: &'static [u8]| (Some(key), Some(value));
-        let records: [(Option<&[u8]>, Option<&[u8]>); 11] = [
-            with_key(b"7", b"1"),
-            with_key(b"7", b"[2]"),
-            (Some(b"7"), None),
-            with_key(b"8", b"1"),
-            with_key(b"/w==", b"1"),
-            with_key(b"\xff", b"1"),
-            with_key(b"", b"1"),
-            (None, Some(b"\"7\"")),
-            (None, Some(b" \"7\"\n")),
-            (None, None),
-            (None, Some(b"null")),
-        ];
+        let one = Some(&b"1"[..]);
+        let keyed = |key: &'static [u8], value| Record { key: Some(key), ..record(0, value) };
+        let bare = |value| Record { key: None, ..record(0, value) };
         let mut batch = batch();
-        for (key, value) in records {
-            batch.push(&Record { key, ..record(0, value) }).unwrap();
+        for record in [
+            keyed(b"7", one),
+            keyed(b"7", Some(b"[2]")),
+            keyed(b"7", None),
+            keyed(b"8", one),
+            keyed(b"/w==", one),
+            keyed(b"\xff", one),
+            keyed(b"", one),
+            bare(Some(b"\"7\"")),
+            bare(Some(b" \"7\"\n")),
+            bare(None),
+            bare(Some(b"null")),
+        ] {
+            batch.push(&record).unwrap();
         }
         let orders: Vec<Order<'_>> = (0..batch.len()).map(|index| batch.order(index).unwrap()).collect();
         let first_equal = |order| orders.iter().position(|other| other == order).unwrap();
