@@ -23,12 +23,14 @@ use crate::topic::Topic;
 mod handler;
 mod leader;
 mod log_lines;
+mod on_invalid;
 mod rows;
 mod values;
 
 pub use handler::HandlerOptions;
-pub use leader::{LeaderOptions, OnInvalidOption};
+pub use leader::LeaderOptions;
 pub use log_lines::Logging;
+pub use on_invalid::{OnInvalidMessage, OnInvalidRecord};
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 

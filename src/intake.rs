@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::time::Duration;
 
-use anyhow::{Error, anyhow};
+use anyhow::{Context, Error, anyhow};
 use log::{debug, warn};
 use tokio::time::{Instant, sleep_until};
 
@@ -31,6 +31,8 @@ pub struct Limits {
 pub enum OnInvalid {
     Halt,
     DeadLetter,
+    /// Its bytes are given.
+    Raw,
 }
 
 /// Where batches come from.
@@ -213,16 +215,17 @@ enum Taken {
 fn add(load: &mut Load, message: &Message<'_>, on_invalid: OnInvalid) -> Option<Stop> {
     let record = message.record();
     let why = load.batch.push(&record).err()?;
+    let what = || format!("the value at offset {} cannot be given to the handler", record.offset);
     match on_invalid {
         OnInvalid::Halt => {
-            let what = format!("the value at offset {} cannot be given to the handler", record.offset);
             let mend = "mend its writer and let --on-invalid dead-letter put it aside";
-            return Some(Stop::Invalid(anyhow!("{what}: {why:#}; {mend}")));
+            Some(Stop::Invalid(anyhow!("{}: {why:#}; {mend}", what())))
         }
         OnInvalid::DeadLetter => {
             load.letters.push(Letter::of(message, format!("{why:#}")));
             load.batch.pass(&record);
+            None
         }
+        OnInvalid::Raw => load.batch.push_raw(&record).with_context(what).err().map(Stop::Invalid),
     }
-    None
 }

@@ -58,13 +58,14 @@ impl Tool for Cli {
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let Cli { kafka, leader, name, .. } = cli;
     let handler = cli.handler.command()?;
+    let on_invalid = cli.handler.on_invalid.into();
     let cluster = kafka.cluster()?;
     let bounded = cli.exit.then_some(Bounded { wait: cli.wait });
     let starting = async {
         let leading = leader.leading((&cluster, &kafka), &kafka.topic, &name, bounded).await?;
         let writer = leader.writer(&cluster)?;
         let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();
-        let dead_letters = leader.dead_letters(&writer, (&leading, &kafka), &origins).await?;
+        let dead_letters = leader.dead_letters(&writer, (&leading, &kafka), &origins, on_invalid).await?;
         anyhow::Ok((leading, dead_letters))
     };
     let (leading, dead_letters) = tokio::select! {
@@ -77,7 +78,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         handler,
         jobs: Semaphore::new(cli.handler.jobs()),
         limits: cli.handler.limits(share),
-        on_invalid: leader.on_invalid.into(),
+        on_invalid,
         skips: cli.handler.skip.clone(),
         rules: cli.handler.rules(leader.dead_letter.is_some()),
         pauses: cli.handler.pauses(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Parser;
-use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, Tool};
+use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
 use ksync::delay::Delay;
 use ksync::exit::Exit;
 use ksync::shutdown::Shutdown;
@@ -22,6 +22,10 @@ struct Cli {
     leader: LeaderOptions,
     #[command(flatten)]
     delay: DelayOption,
+
+    /// What to do with a message that is not a delay message
+    #[arg(long, env = "KSYNC_ON_INVALID", value_name = "POLICY", default_value = "halt")]
+    on_invalid: OnInvalidMessage,
     #[command(flatten)]
     common: Common,
 }
@@ -68,9 +72,9 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
     }
     leading.declare_delay(delay).await.map_err(|error| Exit::Misconfigured.because(error))?;
     let writer = leader.writer(&cluster)?;
-    let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics).await?;
+    let on_invalid = cli.on_invalid.into();
+    let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics, on_invalid).await?;
     let (election, reader) = (leading.election.clone(), leading.reader.clone());
-    let on_invalid = leader.on_invalid.into();
     let room = leader.memory / leading.batches();
     Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters, room }))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use super::{duration, size};
+use super::{OnInvalidRecord, duration, size};
 use crate::consume::{Breaker, Rules};
 use crate::exit::Exit;
 use crate::fit::Skip;
@@ -78,6 +78,10 @@ pub struct HandlerOptions {
     /// How long to wait for more records once one is there
     #[arg(long, env = "KSYNC_BATCH_WAIT", value_name = "DURATION", default_value = "50ms", value_parser = duration)]
     pub batch_wait: Duration,
+
+    /// What to do with a record whose value is not JSON
+    #[arg(long, env = "KSYNC_ON_INVALID", value_name = "POLICY", default_value = "halt")]
+    pub on_invalid: OnInvalidRecord,
 
     /// The command and its arguments; no shell is between
     #[arg(last = true, required = true, value_name = "COMMAND")]

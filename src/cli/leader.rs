@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::{KafkaOptions, duration, size, time};
 use crate::dead_letter::DeadLetters;
@@ -41,10 +41,6 @@ pub struct LeaderOptions {
     #[arg(long, env = "KSYNC_ACCEPT_LOSS", value_name = "LOSS")]
     pub accept_loss: Vec<AcceptLoss>,
 
-    /// What to do with a record whose value is not what it has to be
-    #[arg(long, env = "KSYNC_ON_INVALID", value_name = "POLICY", default_value = "halt")]
-    pub on_invalid: OnInvalidOption,
-
     /// Where records go that cannot be worked on [default: TOPIC-NAME-dead]
     #[arg(
         long, env = "KSYNC_DEAD_LETTER", value_name = "TOPIC", num_args = 0..=1, require_equals = true,
@@ -63,23 +59,6 @@ pub struct LeaderOptions {
     /// Memory for the records of all batches
     #[arg(long, env = "KSYNC_MEMORY", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     pub memory: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnInvalidOption {
-    /// The partition halts there; the others go on
-    Halt,
-    /// The record goes to the dead-letter topic
-    DeadLetter,
-}
-
-impl From<OnInvalidOption> for OnInvalid {
-    fn from(option: OnInvalidOption) -> OnInvalid {
-        match option {
-            OnInvalidOption::Halt => OnInvalid::Halt,
-            OnInvalidOption::DeadLetter => OnInvalid::DeadLetter,
-        }
-    }
 }
 
 fn first_start(text: &str) -> Result<FirstStart> {
@@ -139,8 +118,9 @@ impl LeaderOptions {
         writer: &Writer,
         (leading, kafka): (&Leading, &KafkaOptions),
         origins: &BTreeMap<Topic, Topic>,
+        on_invalid: OnInvalid,
     ) -> Result<Option<DeadLetters>> {
-        if self.dead_letter.is_none() && self.on_invalid == OnInvalidOption::Halt {
+        if self.dead_letter.is_none() && on_invalid != OnInvalid::DeadLetter {
             return Ok(None);
         }
         let mut topics = BTreeMap::new();

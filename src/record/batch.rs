@@ -58,8 +58,14 @@ impl Batch {
         if let Some(value) = record.value.filter(|_| !is_faithful) {
             self.kept.push((self.index.len(), value.to_vec()));
         }
-        self.index.push(Entry { offset: record.offset, end: self.lines.len() });
-        self.pass(record);
+        self.end_line(record);
+        Ok(())
+    }
+
+    /// Adds the record's line with the value's bytes, whatever they are, and moves the batch's end past it.
+    pub fn push_raw(&mut self, record: &Record<'_>) -> Result<()> {
+        line::write_raw(&mut self.lines, &self.head, record, record.value.unwrap_or_default())?;
+        self.end_line(record);
         Ok(())
     }
 
@@ -168,6 +174,11 @@ impl Batch {
         (self.next, self.last, self.leader_epoch) = (None, None, None);
     }
 
+    fn end_line(&mut self, record: &Record<'_>) {
+        self.index.push(Entry { offset: record.offset, end: self.lines.len() });
+        self.pass(record);
+    }
+
     fn line(&self, index: usize) -> &[u8] {
         self.lines_of(index..index + 1)
     }
@@ -241,6 +252,33 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn a_value_that_is_not_json_can_be_given_as_it_is() {
+        let values = [
+            &b""[..],
+            b" \t\n",
+            b"{",
+            b"{}{}",
+            b"\"\n\"",
+            b"nul",
+            b"NaN",
+            b"\"\xff\"",
+            b"\xef\xbb\xbf{}",
+            b"'7'",
+            b"01",
+        ];
+        let mut batch = batch();
+        for (offset, value) in (0..).zip(values) {
+            assert!(batch.push(&record(offset, Some(value))).is_err(), "{}", value.escape_ascii());
+            batch.push_raw(&record(offset, Some(value))).unwrap();
+        }
+        let first = r#"{"topic":"products","partition":0,"offset":0,"ts":1700000000000,"key":"7","headers":[],"payload_b64":""}"#;
+        assert_eq!(batch.lines_of(0..1), format!("{first}\n").as_bytes());
+        assert!(batch.lines_of(2..3).ends_with(b",\"payload_b64\":\"ew==\"}\n"));
+        let got = (0..batch.len()).map(|index| batch.original(index).unwrap().value);
+        assert_eq!(got.collect::<Vec<_>>(), values.map(|value| Some(value.to_vec())));
     }
 
     #[test]

@@ -39,6 +39,25 @@ pub fn payload(value: Option<&[u8]>) -> Result<&str> {
 
 /// Adds the record's line. Whether the value can be read back from it by [`original`].
 pub fn write(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>, payload: &str) -> Result<bool> {
+    write_up_to_payload(out, head, record)?;
+    out.extend_from_slice(b",\"payload\":");
+    let has_breaks = write_without_breaks(out, payload.as_bytes());
+    out.extend_from_slice(b"}\n");
+    // A text `null` looks as a tombstone does.
+    let is_as_it_was = record.value.is_none_or(|value| value.len() == payload.len() && value != b"null");
+    Ok(is_as_it_was && !has_breaks)
+}
+
+/// Adds the record's line with the value's bytes, whatever they are.
+pub fn write_raw(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>, value: &[u8]) -> Result<()> {
+    write_up_to_payload(out, head, record)?;
+    out.extend_from_slice(b",\"payload_b64\":");
+    serde_json::to_writer(&mut *out, &BASE64.encode(value))?;
+    out.extend_from_slice(b"}\n");
+    Ok(())
+}
+
+fn write_up_to_payload(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>) -> Result<()> {
     out.extend_from_slice(head);
     serde_json::to_writer(&mut *out, &record.offset)?;
     out.extend_from_slice(b",\"ts\":");
@@ -61,12 +80,8 @@ pub fn write(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>, payload: &str)
         }
         serde_json::to_writer(&mut *out, &(name, header_value(*value)))?;
     }
-    out.extend_from_slice(b"],\"payload\":");
-    let has_breaks = write_without_breaks(out, payload.as_bytes());
-    out.extend_from_slice(b"}\n");
-    // A text `null` looks as a tombstone does.
-    let is_as_it_was = record.value.is_none_or(|value| value.len() == payload.len() && value != b"null");
-    Ok(is_as_it_was && !has_breaks)
+    out.push(b']');
+    Ok(())
 }
 
 /// A header's value in a line: text, or `{"b64": ..}` where it is not UTF-8.
@@ -111,6 +126,8 @@ struct Members<'a> {
     headers: &'a RawValue,
     #[serde(borrow)]
     payload: Option<&'a RawValue>,
+    #[serde(borrow)]
+    payload_b64: Option<&'a RawValue>,
 }
 
 impl Members<'_> {
@@ -121,26 +138,29 @@ impl Members<'_> {
 
 /// What orders the record of a line that [`write`] made.
 pub fn order(line: &[u8]) -> Result<Order<'_>> {
-    let Members { key, key_b64, payload, .. } = Members::of(line)?;
-    let by = [("key", key), ("key_b64", key_b64), ("payload", payload)];
+    let Members { key, key_b64, payload, payload_b64, .. } = Members::of(line)?;
+    let by = [("key", key), ("key_b64", key_b64), ("payload", payload), ("payload_b64", payload_b64)];
     let found = by.into_iter().find_map(|(member, json)| Some(Order { member, json: json?.get() }));
     Ok(found.unwrap_or(Order { member: "payload", json: "null" }))
 }
 
 /// The record of a line that [`write`] made; with its value, where `write` said that it can be read back.
 pub fn original(line: &[u8]) -> Result<Original> {
-    let Members { key, key_b64, headers, payload } = Members::of(line)?;
-    let key = match (key, key_b64) {
-        (Some(text), _) => Some(serde_json::from_str::<String>(text.get())?.into_bytes()),
-        (None, Some(base64)) => Some(decoded(base64)?),
-        (None, None) => None,
+    let Members { key, key_b64, headers, payload, payload_b64 } = Members::of(line)?;
+    let key = match key {
+        Some(text) => Some(serde_json::from_str::<String>(text.get())?.into_bytes()),
+        None => key_b64.map(decoded).transpose()?,
+    };
+    let value = match payload {
+        Some(json) => Some(json.get().into()),
+        None => payload_b64.map(decoded).transpose()?,
     };
     let pairs: Vec<(String, Option<&RawValue>)> = serde_json::from_str(headers.get())?;
     let headers = pairs
         .into_iter()
         .map(|(name, value)| Ok((name, value.map(header_bytes).transpose()?)))
         .collect::<Result<_>>()?;
-    Ok(Original { key, value: payload.map(|payload| payload.get().into()), headers })
+    Ok(Original { key, value, headers })
 }
 
 fn header_bytes(json: &RawValue) -> Result<Vec<u8>> {
