@@ -16,7 +16,7 @@ use crate::topic::{Offset, TopicPartition};
 /// How many records are taken before other tasks get their turn.
 const TURN: usize = 256;
 
-/// When a batch is full.
+/// When a batch is full, and what of it is given.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub records: usize,
@@ -24,6 +24,8 @@ pub struct Limits {
     pub bytes: usize,
     /// How long to wait for more once one is there.
     pub wait: Duration,
+    /// Of records with the same key only the last is given.
+    pub coalesce: bool,
 }
 
 /// What to do with a record whose value is not what it has to be.
@@ -143,6 +145,9 @@ impl<'a> Intake<'a> {
     pub fn take(&mut self, mut spare: Load) -> Load {
         spare.clear();
         self.first_at = None;
+        if self.limits.coalesce {
+            self.load.batch.coalesce();
+        }
         std::mem::replace(&mut self.load, spare)
     }
 

@@ -79,6 +79,10 @@ pub struct HandlerOptions {
     #[arg(long, env = "KSYNC_BATCH_WAIT", value_name = "DURATION", default_value = "50ms", value_parser = duration)]
     pub batch_wait: Duration,
 
+    /// Gives only the last of a batch's records with the same key, or without a key with the same payload
+    #[arg(long, env = "KSYNC_COALESCE")]
+    pub coalesce: bool,
+
     /// What to do with a record whose value is not JSON
     #[arg(long, env = "KSYNC_ON_INVALID", value_name = "POLICY", default_value = "halt")]
     pub on_invalid: OnInvalidRecord,
@@ -117,6 +121,6 @@ impl HandlerOptions {
     /// When a batch is full, where one may have at most `share` bytes.
     pub fn limits(&self, share: usize) -> Limits {
         let bytes = self.batch_bytes.min(share);
-        Limits { records: self.batch_size as usize, bytes, wait: self.batch_wait }
+        Limits { records: self.batch_size as usize, bytes, wait: self.batch_wait, coalesce: self.coalesce }
     }
 }

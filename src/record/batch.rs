@@ -1,5 +1,6 @@
 //! Records of one partition, in their order, as the lines that one handler run gets.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use anyhow::Result;
@@ -135,6 +136,31 @@ impl Batch {
             original.value = Some(self.kept[at].1.clone());
         }
         Ok(original)
+    }
+
+    /// Of records that are ordered by the same only the last stays; the batch's end is what it was.
+    pub fn coalesce(&mut self) {
+        let mut later = HashSet::new();
+        // What could not be read would be no reason to drop it.
+        let is_last = |index: &usize| self.order(*index).map_or(true, |order| later.insert(order));
+        let mut stay: Vec<usize> = (0..self.len()).rev().filter(is_last).collect();
+        stay.reverse();
+        if stay.len() < self.len() {
+            self.retain(&stay);
+        }
+    }
+
+    fn retain(&mut self, stay: &[usize]) {
+        let mut end = 0;
+        for (to, &from) in stay.iter().enumerate() {
+            let line = self.start(from)..self.index[from].end;
+            self.lines.copy_within(line.clone(), end);
+            end += line.len();
+            self.index[to] = Entry { offset: self.index[from].offset, end };
+        }
+        self.lines.truncate(end);
+        self.index.truncate(stay.len());
+        self.kept.retain_mut(|(index, _)| stay.binary_search(index).map(|to| *index = to).is_ok());
     }
 
     /// The offsets of the first and the last line.
@@ -361,6 +387,40 @@ mod tests {
         }
         let got: Vec<Original> = (0..batch.len()).map(|index| batch.original(index).unwrap()).collect();
         assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn of_records_with_the_same_key_only_the_last_stays() {
+        let mut batch = batch();
+        let keyed = |offset, key: &'static str, value: Option<&'static str>| Record {
+            key: Some(key.as_bytes()),
+            ..record(offset, value.map(str::as_bytes))
+        };
+        let bare = |offset, value: &'static str| Record { key: None, ..record(offset, Some(value.as_bytes())) };
+        let records = [
+            keyed(1, "a", Some("1")),
+            bare(2, "[3]"),
+            keyed(3, "b", Some("null")),
+            keyed(4, "a", Some("{\n}")),
+            bare(6, "[2]"),
+            bare(7, "[3]"),
+            keyed(8, "c", Some("1")),
+            keyed(9, "c", None),
+        ];
+        for record in &records {
+            batch.push(record).unwrap();
+        }
+        let line = |index: usize| batch.lines_of(index..index + 1).to_vec();
+        let expected = [2, 3, 4, 5, 7].map(line);
+        batch.coalesce();
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|index| batch.lines_of(index..index + 1)),
+            expected.each_ref().map(Vec::as_slice)
+        );
+        assert_eq!(batch.lines(), expected.concat());
+        assert_eq!((batch.len(), batch.range(), batch.next()), (5, Some((Offset(3), Offset(9))), Some(Offset(10))));
+        let values = [0, 1, 2].map(|index| batch.original(index).unwrap().value);
+        assert_eq!(values, [Some(b"null".to_vec()), Some(b"{\n}".to_vec()), Some(b"[2]".to_vec())]);
     }
 
     #[test]
