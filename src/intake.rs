@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::dead_letter::Letter;
 use crate::kafka::{self, Event, Message};
 use crate::lead::Done;
-use crate::record::Batch;
+use crate::record::{Batch, Record};
 use crate::topic::{Offset, TopicPartition};
 
 /// How many records are taken before other tasks get their turn.
@@ -20,7 +20,7 @@ const TURN: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub records: usize,
-    /// Of lines; one record fits whatever its size.
+    /// Of lines and dead letters; a record that is larger goes alone.
     pub bytes: usize,
     /// How long to wait for more once one is there.
     pub wait: Duration,
@@ -48,6 +48,8 @@ pub struct Intake<'a> {
     skips: Vec<Offset>,
     load: Load,
     first_at: Option<Instant>,
+    /// The next record does not fit.
+    is_full: bool,
 }
 
 /// A batch, what is to be done besides before its offset is committed, and what comes after it.
@@ -103,8 +105,20 @@ impl Load {
         self.stop = later.stop;
     }
 
-    fn clear(&mut self) {
-        self.batch.clear();
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.letters.is_empty()
+    }
+
+    fn records(&self) -> usize {
+        self.batch.len() + self.letters.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.bytes() + self.letters.iter().map(Letter::bytes).sum::<usize>()
+    }
+
+    fn clear(&mut self, room: usize) {
+        self.batch.clear(room);
         self.letters.clear();
         (self.skipped, self.stop) = (None, None);
     }
@@ -118,7 +132,8 @@ impl<'a> Intake<'a> {
         (until, skips): (Option<Offset>, Vec<Offset>),
     ) -> Intake<'a> {
         let (partition, load) = (partition.clone(), Load::new(partition));
-        Intake { partition, records, limits, on_invalid, until, skips, load, first_at: None }
+        let (first_at, is_full) = (None, false);
+        Intake { partition, records, limits, on_invalid, until, skips, load, first_at, is_full }
     }
 
     /// Reads until a batch is ready to be taken: full, or old enough. Cancelling loses nothing.
@@ -143,8 +158,8 @@ impl<'a> Intake<'a> {
 
     /// Gives what was read, and goes on with an empty one.
     pub fn take(&mut self, mut spare: Load) -> Load {
-        spare.clear();
-        self.first_at = None;
+        spare.clear(self.limits.bytes);
+        (self.first_at, self.is_full) = (None, false);
         if self.limits.coalesce {
             self.load.batch.coalesce();
         }
@@ -153,8 +168,8 @@ impl<'a> Intake<'a> {
 
     /// Whether what is read next may belong to this batch, too.
     pub fn has_room_beside(&self, load: &Load) -> bool {
-        load.batch.len() + self.load.batch.len() < self.limits.records
-            && load.batch.lines().len() + self.load.batch.lines().len() < self.limits.bytes
+        load.records() + self.load.records() < self.limits.records
+            && load.bytes() + self.load.bytes() < self.limits.bytes
     }
 
     /// Whatever lies before it was fetched from the broker before this call.
@@ -169,10 +184,11 @@ impl<'a> Intake<'a> {
     }
 
     fn is_closed(&self) -> bool {
-        let Load { batch, letters, stop, .. } = &self.load;
+        let Load { batch, stop, .. } = &self.load;
         stop.is_some()
-            || batch.len() + letters.len() >= self.limits.records
-            || batch.lines().len() + letters.iter().map(Letter::bytes).sum::<usize>() >= self.limits.bytes
+            || self.is_full
+            || self.load.records() >= self.limits.records
+            || self.load.bytes() >= self.limits.bytes
             || self.until.is_some_and(|until| batch.next() >= Some(until))
     }
 
@@ -190,11 +206,12 @@ impl<'a> Intake<'a> {
             }
             match self.records.poll() {
                 Some(Event::Record(message)) => {
-                    let load = &mut self.load;
                     if self.skips.contains(&message.offset()) {
-                        load.skip(&self.partition, &message);
-                    } else {
-                        load.stop = add(load, &message, self.on_invalid);
+                        self.load.skip(&self.partition, &message);
+                    } else if !add(&mut self.load, &message, (self.on_invalid, self.limits.bytes)) {
+                        self.records.put_back();
+                        self.is_full = true;
+                        continue;
                     }
                     self.first_at.get_or_insert_with(Instant::now);
                 }
@@ -217,9 +234,26 @@ enum Taken {
     Some,
 }
 
-fn add(load: &mut Load, message: &Message<'_>, on_invalid: OnInvalid) -> Option<Stop> {
+/// Whether there was room for it.
+fn add(load: &mut Load, message: &Message<'_>, (on_invalid, room): (OnInvalid, usize)) -> bool {
     let record = message.record();
-    let why = load.batch.push(&record).err()?;
+    let is_first = load.is_empty();
+    // How long the line is shows only when it is written; but a large record is not to be copied for nothing.
+    let at_least = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+    if !is_first && load.bytes() + at_least > room {
+        return false;
+    }
+    let before = load.batch.mark();
+    load.stop = add_record(load, (message, &record), on_invalid);
+    if !is_first && load.bytes() > room {
+        load.batch.back_to(before);
+        return false;
+    }
+    true
+}
+
+fn add_record(load: &mut Load, (message, record): (&Message<'_>, &Record<'_>), on_invalid: OnInvalid) -> Option<Stop> {
+    let why = load.batch.push(record).err()?;
     let what = || format!("the value at offset {} cannot be given to the handler", record.offset);
     match on_invalid {
         OnInvalid::Halt => {
@@ -228,9 +262,9 @@ fn add(load: &mut Load, message: &Message<'_>, on_invalid: OnInvalid) -> Option<
         }
         OnInvalid::DeadLetter => {
             load.letters.push(Letter::of(message, format!("{why:#}")));
-            load.batch.pass(&record);
+            load.batch.pass(record);
             None
         }
-        OnInvalid::Raw => load.batch.push_raw(&record).with_context(what).err().map(Stop::Invalid),
+        OnInvalid::Raw => load.batch.push_raw(record).with_context(what).err().map(Stop::Invalid),
     }
 }

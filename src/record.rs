@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::topic::Offset;
 
-pub use batch::Batch;
+pub use batch::{Batch, Mark};
 pub use line::{Order, Original};
 
 /// A record as it lies in Kafka; borrowed, so that reading copies nothing.

@@ -71,7 +71,7 @@ pub struct HandlerOptions {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
 
-    /// How large a batch may be; one record fits whatever its size
+    /// How large a batch may be; a record that is larger goes alone
     #[arg(long, env = "KSYNC_BATCH_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
     pub batch_bytes: usize,
 

@@ -206,6 +206,12 @@ impl Partition {
         }
     }
 
+    /// Has [`Partition::poll`] give the record again that it gave last.
+    pub fn put_back(&mut self) {
+        self.next = Offset(self.next.0 - 1);
+        self.records.put_back();
+    }
+
     /// The offset of what comes next.
     pub fn position(&self) -> Offset {
         self.next

@@ -19,6 +19,18 @@ pub struct Batch {
     index: Vec<Entry>,
     /// The values that cannot be read back from their lines, each with its record's index.
     kept: Vec<(usize, Vec<u8>)>,
+    kept_bytes: usize,
+    next: Option<Offset>,
+    last: Option<LastRecord>,
+    leader_epoch: Option<i32>,
+}
+
+/// What a batch was at some time.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    len: usize,
+    kept: usize,
+    kept_bytes: usize,
     next: Option<Offset>,
     last: Option<LastRecord>,
     leader_epoch: Option<i32>,
@@ -40,6 +52,7 @@ impl Batch {
             lines: vec![],
             index: vec![],
             kept: vec![],
+            kept_bytes: 0,
             next: None,
             last: None,
             leader_epoch: None,
@@ -58,6 +71,7 @@ impl Batch {
         let is_faithful = line::write(&mut self.lines, &self.head, record, payload)?;
         if let Some(value) = record.value.filter(|_| !is_faithful) {
             self.kept.push((self.index.len(), value.to_vec()));
+            self.kept_bytes += value.len();
         }
         self.end_line(record);
         Ok(())
@@ -95,6 +109,11 @@ impl Batch {
     /// The lines of a choice of records, in the order given.
     pub fn gather(&self, indices: &[usize]) -> Vec<u8> {
         indices.iter().map(|&index| self.line(index)).collect::<Vec<_>>().concat()
+    }
+
+    /// How much memory the records take: the lines, and the values that are kept beside them.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() + self.kept_bytes
     }
 
     /// How many lines there are.
@@ -138,6 +157,21 @@ impl Batch {
         Ok(original)
     }
 
+    /// For [`Batch::back_to`].
+    pub fn mark(&self) -> Mark {
+        let (kept, kept_bytes) = (self.kept.len(), self.kept_bytes);
+        Mark { len: self.len(), kept, kept_bytes, next: self.next, last: self.last, leader_epoch: self.leader_epoch }
+    }
+
+    /// Takes away what was added since.
+    pub fn back_to(&mut self, mark: Mark) {
+        self.lines.truncate(self.start(mark.len));
+        self.index.truncate(mark.len);
+        self.kept.truncate(mark.kept);
+        self.kept_bytes = mark.kept_bytes;
+        (self.next, self.last, self.leader_epoch) = (mark.next, mark.last, mark.leader_epoch);
+    }
+
     /// Of records that are ordered by the same only the last stays; the batch's end is what it was.
     pub fn coalesce(&mut self) {
         let mut later = HashSet::new();
@@ -161,6 +195,7 @@ impl Batch {
         self.lines.truncate(end);
         self.index.truncate(stay.len());
         self.kept.retain_mut(|(index, _)| stay.binary_search(index).map(|to| *index = to).is_ok());
+        self.kept_bytes = self.kept.iter().map(|(_, value)| value.len()).sum();
     }
 
     /// The offsets of the first and the last line.
@@ -187,16 +222,21 @@ impl Batch {
         self.lines.extend_from_slice(&later.lines);
         self.index.extend(later.index.iter().map(|entry| Entry { end: lines + entry.end, ..*entry }));
         self.kept.extend(later.kept.iter().map(|(index, value)| (records + index, value.clone())));
+        self.kept_bytes += later.kept_bytes;
         if later.next.is_some() {
             (self.next, self.last, self.leader_epoch) = (later.next, later.last, later.leader_epoch);
         }
     }
 
-    /// Empties the batch and keeps its memory.
-    pub fn clear(&mut self) {
+    /// Empties the batch and keeps its memory, unless that is much more than `room`.
+    pub fn clear(&mut self, room: usize) {
         self.lines.clear();
+        if self.lines.capacity() / 2 > room {
+            self.lines = vec![];
+        }
         self.index.clear();
         self.kept.clear();
+        self.kept_bytes = 0;
         (self.next, self.last, self.leader_epoch) = (None, None, None);
     }
 
@@ -387,6 +427,17 @@ mod tests {
         }
         let got: Vec<Original> = (0..batch.len()).map(|index| batch.original(index).unwrap()).collect();
         assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn what_was_added_since_a_mark_can_be_taken_away() {
+        let mut batch = batch();
+        batch.push(&record(5, Some(b" 1"))).unwrap();
+        let (mark, before) = (batch.mark(), format!("{batch:?}"));
+        batch.push(&record(6, Some(b" 2"))).unwrap();
+        batch.pass(&record(7, None));
+        batch.back_to(mark);
+        assert_eq!(format!("{batch:?}"), before);
     }
 
     #[test]

@@ -62,6 +62,13 @@ impl<C: ConsumerContext> Records<C> {
         self.taken.back().map(|native| unsafe { native.0.as_ref() }.offset)
     }
 
+    /// What was given last will be given again.
+    pub fn put_back(&mut self) {
+        if let Some(given) = self.given.take() {
+            self.taken.push_front(given);
+        }
+    }
+
     /// Lets go what was taken and not yet given.
     pub fn forget(&mut self) {
         self.taken.clear();
