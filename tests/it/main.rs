@@ -11,6 +11,7 @@ mod consume;
 mod delayer;
 mod failover;
 mod gem;
+mod messages;
 mod stream;
 mod wire;
 

@@ -23,7 +23,7 @@ pub struct Message {
     pub partition: Option<i32>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
     pub timestamp_ms: Option<i64>,
 }
 
@@ -41,8 +41,8 @@ impl Message {
         Message { partition: Some(partition), ..self }
     }
 
-    pub fn header(mut self, name: &str, value: &str) -> Message {
-        self.headers.push((name.to_owned(), value.to_owned()));
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Message {
+        self.headers.push((name.to_owned(), Some(value.as_ref().to_vec())));
         self
     }
 }
@@ -84,6 +84,7 @@ impl Kafka {
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "10")
+            .set("message.max.bytes", "100000000")
             .set("partitioner", "murmur2_random");
         config.create().unwrap()
     }
@@ -136,7 +137,7 @@ impl Kafka {
         let producer: BaseProducer = self.client();
         for message in messages {
             let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
-                headers.insert(Header { key: name, value: Some(value) })
+                headers.insert(Header { key: name, value: value.as_ref() })
             });
             let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
             record.partition = message.partition;
