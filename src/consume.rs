@@ -96,7 +96,7 @@ impl Work for Consume {
                     Err(end) => end,
                 };
             }
-            next = if turn.is_finished() { Next::Batch(turn.load) } else { Next::Rest(turn) };
+            next = if turn.is_finished() { Next::Batch(turn.load) } else { Next::Rest(Box::new(turn)) };
         }
     }
 }
@@ -106,7 +106,7 @@ enum Next {
     /// A new batch, in the memory of this one.
     Batch(Load),
     /// A batch that was left for once.
-    Rest(Turn),
+    Rest(Box<Turn>),
 }
 
 /// That the topic was still the same when all records before an offset had been fetched: whatever happens to it later,
@@ -137,7 +137,7 @@ impl Consume {
         shutdown: &Shutdown,
     ) -> Result<(Turn, Proven), End> {
         let mut turn = match next {
-            Next::Rest(turn) => turn,
+            Next::Rest(turn) => *turn,
             Next::Batch(spare) => {
                 tokio::select! {
                     biased;

@@ -113,7 +113,8 @@ impl Load {
         self.batch.len() + self.letters.len()
     }
 
-    fn bytes(&self) -> usize {
+    /// How much memory its records take.
+    pub fn bytes(&self) -> usize {
         self.batch.bytes() + self.letters.iter().map(Letter::bytes).sum::<usize>()
     }
 
@@ -164,12 +165,6 @@ impl<'a> Intake<'a> {
             self.load.batch.coalesce();
         }
         std::mem::replace(&mut self.load, spare)
-    }
-
-    /// Whether what is read next may belong to this batch, too.
-    pub fn has_room_beside(&self, load: &Load) -> bool {
-        load.records() + self.load.records() < self.limits.records
-            && load.bytes() + self.load.bytes() < self.limits.bytes
     }
 
     /// Whatever lies before it was fetched from the broker before this call.

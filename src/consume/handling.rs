@@ -163,18 +163,25 @@ impl Handling<'_> {
             return Ok(false);
         }
         // A lone bad record must not hold those that come after it: what they do shows whether the store works.
-        let grows = turn.trial.waits_for_proof() && turn.load.stop.is_none();
+        let grows = turn.trial.waits_for_proof() && turn.load.stop.is_none() && self.may_grow(&turn.load);
         tokio::select! {
             () = sleep(pause) => Ok(false),
             why = self.held.lease.lost() => Err(End::Lost(why)),
             () = self.shutdown.requested() => Err(End::Shutdown),
-            () = intake.ready(), if grows && intake.has_room_beside(&turn.load) => {
+            () = intake.ready(), if grows => {
                 let more = intake.take(Load::new(self.held.partition()));
                 turn.trial.extend(more.batch.len());
                 turn.load.append(more);
                 Ok(true)
             }
         }
+    }
+
+    /// Whether another load may be added to it: as long as it is small, or has too few records for the breaker.
+    fn may_grow(&self, load: &Load) -> bool {
+        let (limits, records) = (self.consume.limits, load.batch.len());
+        let is_small = records * 2 <= limits.records || records <= self.consume.rules.breaker.failures;
+        is_small && (records == 1 || load.bytes() * 2 <= limits.bytes)
     }
 
     async fn run(

@@ -358,7 +358,7 @@ mod tests {
             self.runs.push(records.to_vec());
         }
 
-        fn to_the_end(&mut self) -> Vec<usize> {
+        fn run_to_end(&mut self) -> Vec<usize> {
             for _ in 0..100_000 {
                 if let Err(bad) = self.turn() {
                     return bad;
@@ -381,7 +381,7 @@ mod tests {
                 // Another batch has shown that the store works; else a lone record would wait for that.
                 world.turn().unwrap();
                 world.worked = Some(world.clock + Duration::from_micros(1));
-                assert_eq!(world.to_the_end(), Vec::from_iter(bad.iter().copied()));
+                assert_eq!(world.run_to_end(), Vec::from_iter(bad.iter().copied()));
                 let good: Vec<_> = (0..records).filter(|index| !bad.contains(index)).collect();
                 assert_eq!(world.done, good);
                 let depth = f64::from(u32::try_from(records).unwrap()).log2().ceil() as usize;
@@ -412,7 +412,7 @@ mod tests {
                 world.turn().unwrap();
             }
             world.works = true;
-            assert_eq!(world.to_the_end(), Vec::<usize>::new(), "{records} records, down for {runs_down} runs");
+            assert_eq!(world.run_to_end(), Vec::<usize>::new(), "{records} records, down for {runs_down} runs");
         }
     }
 
@@ -477,7 +477,7 @@ mod tests {
             assert_eq!(world.trial.next(world.worked), Step::Run { records: vec![1, 3, 5], pauses: true });
             world.ended(&[1, 3, 5], &named(false));
         }
-        assert_eq!((world.to_the_end(), world.runs.len()), (vec![1], 3));
+        assert_eq!((world.run_to_end(), world.runs.len()), (vec![1], 3));
 
         let mut world = World::new(6, [], RULES);
         world.ended(&[0, 1, 2, 3, 4, 5], &named(true));
