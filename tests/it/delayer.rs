@@ -26,7 +26,7 @@ fn nothing_is_sent_on_early_and_all_in_order_to_the_same_partition_as_it_was() {
             let payload = format!("{{ \"id\":{i}, \"round\" : {round} ,\"big\":18446744073709551616}}");
             let message = delay_message(&payload, now()).to(i % 3);
             let message = if i % 2 == 0 { message.key(i.to_string()) } else { message };
-            if i % 5 == 0 { message.header("a", &i.to_string()).header("a", "again") } else { message }
+            if i % 5 == 0 { message.header("a", i.to_string()).header("a", "again") } else { message }
         });
         world.kafka.produce(&delay_topic, messages);
         world.for_a_while(Duration::from_millis(300), "time passes", || true);

@@ -81,7 +81,8 @@ fn each_kind_of_value_that_is_not_json_halts_its_own_partition_behind_what_was_d
         })
         .collect();
     let mut errors = consumer.log_of("error");
-    (begins.sort(), errors.sort());
+    begins.sort();
+    errors.sort();
     assert_eq!(errors.len(), begins.len(), "{errors:?}");
     let other: Vec<_> = errors.iter().zip(&begins).filter(|(error, begin)| !error.starts_with(*begin)).collect();
     assert_eq!(other, []);
