@@ -52,38 +52,35 @@ impl Work for Consume {
         let partition = held.seat.partition.clone();
         let skips = self.skips.iter().filter(|skip| skip.partition == partition).map(|skip| skip.offset).collect();
         let mut intake = Intake::new(&partition, records, (self.limits, self.on_invalid), (held.until, skips));
-        let mut next = Next::Batch(Load::new(&partition));
+        let mut turn = Turn::before_the_first(&partition, self);
         let (mut handled, mut proven) = (None, None);
         loop {
             // The next handler is started beside the commit, and given its batch after it: so the time that both take is
             // spent once, and no more than one batch can come again.
             let (committed, going) = oneshot::channel();
-            let (standing, turn) = {
+            let (standing, next) = {
                 let mut committing = pin!(async {
                     let standing = commit(handled.take(), proven, held).await?;
                     committed.send(()).ok(); // There may be no next batch.
                     Ok(standing)
                 });
-                let mut working = pin!(self.next(&mut intake, (next, proven), going, held, shutdown));
+                let mut next = pin!(self.next(&mut intake, (turn, proven), going, held, shutdown));
                 tokio::select! {
                     biased;
                     standing = &mut committing => match standing {
-                        Ok(standing) => (Ok(standing), working.await),
+                        Ok(standing) => (Ok(standing), next.await),
                         // The next handler was given nothing yet.
                         Err(end) => return end,
                     },
-                    turn = &mut working => (committing.await, turn),
+                    next = &mut next => (committing.await, next),
                 }
             };
             match standing {
                 Ok(standing) => held.standing = standing,
                 Err(end) => return end,
             }
-            let turn = match turn {
-                Ok((turn, proof)) => {
-                    proven = Some(proof);
-                    turn
-                }
+            (turn, proven) = match next {
+                Ok((turn, proven)) => (turn, Some(proven)),
                 Err(end) => return end,
             };
             handled = turn.done();
@@ -96,17 +93,8 @@ impl Work for Consume {
                     Err(end) => end,
                 };
             }
-            next = if turn.is_finished() { Next::Batch(turn.load) } else { Next::Rest(Box::new(turn)) };
         }
     }
-}
-
-/// What to work on.
-enum Next {
-    /// A new batch, in the memory of this one.
-    Batch(Load),
-    /// A batch that was left for once.
-    Rest(Box<Turn>),
 }
 
 /// That the topic was still the same when all records before an offset had been fetched: whatever happens to it later,
@@ -126,29 +114,26 @@ async fn commit(handled: Option<Done>, proven: Option<Proven>, held: &Held<'_>) 
 }
 
 impl Consume {
-    /// Waits for a batch and has it done, by the handler once `going` says so or by the dead-letter topic, as far as that
-    /// can be.
+    /// Has the batch done, by the handler once `going` says so or by the dead-letter topic, as far as that can be; where it
+    /// is done, waits for the next one, in the memory of this one.
     async fn next(
         &self,
         intake: &mut Intake<'_>,
-        (next, proven): (Next, Option<Proven>),
+        (mut turn, proven): (Turn, Option<Proven>),
         going: oneshot::Receiver<()>,
         held: &Held<'_>,
         shutdown: &Shutdown,
     ) -> Result<(Turn, Proven), End> {
-        let mut turn = match next {
-            Next::Rest(turn) => *turn,
-            Next::Batch(spare) => {
-                tokio::select! {
-                    biased;
-                    why = held.lease.lost() => return Err(End::Lost(why)),
-                    () = shutdown.requested() => return Err(End::Shutdown),
-                    () = intake.ready() => {}
-                    end = held.topic_changed() => return Err(end),
-                }
-                Turn::new(intake.take(spare), self)
+        if turn.is_finished() {
+            tokio::select! {
+                biased;
+                why = held.lease.lost() => return Err(End::Lost(why)),
+                () = shutdown.requested() => return Err(End::Shutdown),
+                () = intake.ready() => {}
+                end = held.topic_changed() => return Err(end),
             }
-        };
+            turn = Turn::new(intake.take(turn.load), self);
+        }
         let (end, fetched) = (turn.load.batch.next(), intake.fetched());
         let work = async {
             Handling { consume: self, held, shutdown }.go_on(&mut turn, intake, going).await?;

@@ -17,6 +17,7 @@ use crate::intake::{Intake, Load};
 use crate::lead::{Done, End, Held};
 use crate::record::Batch;
 use crate::shutdown::Shutdown;
+use crate::topic::TopicPartition;
 
 /// A batch and what is known of its records.
 pub(super) struct Turn {
@@ -47,6 +48,11 @@ impl Turn {
             stays_before: None,
             is_finished: false,
         }
+    }
+
+    /// A batch of nothing, which is done.
+    pub fn before_the_first(partition: &TopicPartition, consume: &Consume) -> Turn {
+        Turn { is_finished: true, ..Turn::new(Load::new(partition), consume) }
     }
 
     /// How far the partition is done; `None` where it is no further than before.
