@@ -13,8 +13,10 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::topic::{Topic, TopicId};
 
 mod records;
+mod spawn;
 
 pub use records::{Message, Records};
+pub use spawn::{Place, Program};
 
 /// What a broker says of each topic that it was asked for, by the topic's name.
 pub type TopicIds = HashMap<String, KafkaResult<TopicId>>;
