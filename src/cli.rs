@@ -15,6 +15,7 @@ use log::{error, info};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Exit;
+use crate::handler as handlers;
 use crate::kafka::{Cluster, NewTopics, Property};
 use crate::shutdown::{Shutdown, Trigger};
 use crate::sys;
@@ -163,6 +164,10 @@ pub trait Tool: CommandFactory + FromArgMatches {
 
 /// Parses the command line, runs the tool until it ends or is told to, and gives its exit status.
 pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown) -> F) -> ExitCode {
+    if handlers::is_warden() {
+        // It has nobody to tell.
+        return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let tool = parse::<T>(std::env::args_os().collect());
     let common = tool.common().clone();
     let grace = tool.grace();

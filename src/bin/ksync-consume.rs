@@ -10,6 +10,7 @@ use clap::Parser;
 use ksync::cli::{self, Common, HandlerOptions, KafkaOptions, LeaderOptions, Tool, duration};
 use ksync::consume::Consume;
 use ksync::exit::Exit;
+use ksync::handler;
 use ksync::lead::Bounded;
 use ksync::shutdown::Shutdown;
 use ksync::topic::Name;
@@ -57,8 +58,9 @@ impl Tool for Cli {
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let Cli { kafka, leader, name, .. } = cli;
-    let handler = cli.handler.command()?;
+    let command = cli.handler.command()?;
     let on_invalid = cli.handler.on_invalid.into();
+    handler::leave_nothing_behind()?;
     let cluster = kafka.cluster()?;
     let bounded = cli.exit.then_some(Bounded { wait: cli.wait });
     let starting = async {
@@ -75,7 +77,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let has_dead_lettered = Arc::new(AtomicBool::new(false));
     let share = leader.memory / leading.batches();
     let consume = Consume {
-        handler,
+        handler: command,
         jobs: Semaphore::new(cli.handler.jobs()),
         limits: cli.handler.limits(share),
         on_invalid,

@@ -5,9 +5,14 @@
 //! the result pipe can it say otherwise of single records. What it writes to stdout and stderr goes to the log and means nothing.
 
 mod backoff;
+mod descendants;
+mod input;
 mod outcome;
+mod output;
 mod process;
 mod report;
+mod result_pipe;
+mod warden;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -21,12 +26,14 @@ use anyhow::{Context, Result, anyhow};
 use rustix::fs::{Access, access};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::sys::Program;
 use crate::topic::{Name, Offset, TopicPartition};
 
 pub use backoff::{Backoff, Pauses};
 pub use outcome::{Failed, Failure, Kind, Outcome};
 use process::{Process, Remains};
 pub use report::{Report, Said};
+use result_pipe::TooLong;
 
 /// What a handler that ran into `--timeout` gets between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -42,6 +49,9 @@ const ALWAYS_PASSED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
 /// Where programs are looked for when there is no PATH, as glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Python's output goes through a buffer of its own otherwise, and comes late.
+const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 
 /// The user's command, ready to be run any number of times, also at the same time.
 #[derive(Clone, Debug)]
@@ -78,7 +88,8 @@ pub struct Input<'a> {
     pub label: &'a str,
     /// For stdin, complete with line breaks.
     pub lines: &'a [u8],
-    /// On top of the environment that all runs have.
+    /// On top of the environment that all runs have. A `KSYNC_BATCH_ID` in it must be of this run alone: by that its
+    /// processes are found.
     pub environment: &'a [(&'a str, String)],
 }
 
@@ -105,7 +116,8 @@ impl Command {
         let name = argv.first().context("cannot start a command without a name")?;
         let program = find(name).with_context(|| format!("cannot start '{name}'"))?;
         let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| environment.has(variable)).collect();
-        environment.push(("PYTHONUNBUFFERED".into(), "1".into()));
+        environment.retain(|(variable, _)| variable != UNBUFFERED);
+        environment.push((UNBUFFERED.into(), "1".into()));
         Ok(Command { argv, terms, program, environment })
     }
 
@@ -130,7 +142,11 @@ impl Command {
             _ = &mut stop => return Outcome::Stopped,
             () = future::ready(()) => {}
         }
-        let mut process = match Process::start(self.prepared(&input), &input).await {
+        let started = match self.program(&input) {
+            Ok(program) => Process::start(&program, &input).await,
+            Err(err) => Err(err),
+        };
+        let mut process = match started {
             Ok(process) => process,
             Err(cause) => return Failure::NotStarted { program: self.argv[0].clone(), cause }.into(),
         };
@@ -159,7 +175,7 @@ impl Command {
             () = sleep(self.terms.timeout) => {
                 process.terminate(Instant::now() + GRACE, stop).await;
                 let Remains { report, stderr_tail, .. } = process.finish().await;
-                outcome(Err(Failure::Timeout(self.terms.timeout)), &report, stderr_tail)
+                outcome(Err(Failure::Timeout(self.terms.timeout)), report, stderr_tail)
             }
         }
     }
@@ -170,17 +186,15 @@ impl Command {
             Ok(()) if unread > 0 && !self.terms.allows_unread => Err(Failure::Unread(unread)),
             ended => ended,
         };
-        outcome(ended, &report, stderr_tail)
+        outcome(ended, report, stderr_tail)
     }
 
-    fn prepared(&self, input: &Input<'_>) -> std::process::Command {
-        use std::os::unix::process::CommandExt;
-
-        let mut command = std::process::Command::new(&self.program);
-        command.arg0(&self.argv[0]).args(&self.argv[1..]).process_group(0);
-        command.env_clear().envs(self.environment.iter().map(|(variable, value)| (variable, value)));
-        command.envs(input.environment.iter().map(|(variable, value)| (variable, value)));
-        command
+    fn program(&self, input: &Input<'_>) -> io::Result<Program> {
+        let is_given = |name: &OsStr| input.environment.iter().any(|(given, _)| name == *given);
+        let common = self.environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        let given = input.environment.iter().map(|(name, value)| (OsStr::new(*name), OsStr::new(value)));
+        let environment = common.filter(|(name, _)| !is_given(name)).chain(given);
+        Program::new(self.program.as_os_str(), self.argv.iter().map(OsStr::new), environment)
     }
 }
 
@@ -197,8 +211,9 @@ impl Environment {
 }
 
 /// What a run comes to that has ended so, by itself or by its time, and has said this of its records.
-fn outcome(ended: Result<(), Failure>, report: &[u8], stderr: Vec<u8>) -> Outcome {
-    match (ended, Report::parse(report)) {
+fn outcome(ended: Result<(), Failure>, report: Result<Vec<u8>, TooLong>, stderr: Vec<u8>) -> Outcome {
+    let report = report.map_err(anyhow::Error::from).and_then(|lines| Report::parse(&lines));
+    match (ended, report) {
         (Ok(()), Ok(report)) => Outcome::Done(report),
         (Ok(()), Err(why)) => {
             Outcome::Failed(Failed { failure: Failure::Report(why), report: Report::default(), stderr })
@@ -206,6 +221,24 @@ fn outcome(ended: Result<(), Failure>, report: &[u8], stderr: Vec<u8>) -> Outcom
         // Why the run failed weighs more than that its report is broken.
         (Err(failure), report) => Outcome::Failed(Failed { failure, report: report.unwrap_or_default(), stderr }),
     }
+}
+
+/// To be called once, by a program that begins with [`is_warden`], before it runs a command: from now on nothing of
+/// a run stays behind, however this process ends, and descendants that leave their group are killed, too. It must not
+/// start processes of its own any more, which would be taken for such descendants.
+pub fn leave_nothing_behind() -> Result<()> {
+    descendants::adopt().context("cannot become a subreaper")?;
+    warden::start().context("cannot start the warden of the handlers")
+}
+
+/// Whether this process was started by [`leave_nothing_behind`]: then all it does is [`keep_watch`].
+pub fn is_warden() -> bool {
+    warden::is_asked_for()
+}
+
+/// Returns when the process that this one belongs to has ended and nothing of its runs is left.
+pub fn keep_watch() -> Result<()> {
+    warden::keep_watch().context("cannot read what is to be watched")
 }
 
 impl Batch<'_> {
