@@ -322,14 +322,17 @@ async fn arguments_are_passed_as_they_are_and_no_shell_sees_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_descriptor_but_the_three_is_open_in_the_handler() {
+async fn no_descriptor_is_open_in_the_handler_but_the_three_and_that_of_its_report() {
     let got = directory("descriptors").join("got");
     // As librdkafka does: without close-on-exec.
     let leaked = rustix::io::dup(std::io::stderr()).unwrap();
-    let script = format!("import os; open('{}', 'w').write(str(os.listdir('/proc/self/fd')))", got.display());
-    assert_eq!(end_of(&python(&script), b"").await, "done");
-    // 3 is the directory itself, or the file.
-    assert_eq!(fs::read_to_string(&got).unwrap(), "['0', '1', '2', '3', '4']");
+    let script = "import os, sys\n\
+        is_open = lambda fd: os.path.exists('/proc/self/fd/%d' % fd)\n\
+        fds = [fd for fd in range(1024) if is_open(fd)]\n\
+        kinds = [os.readlink('/proc/self/fd/%d' % fd).split(':')[0] for fd in fds]\n\
+        open(sys.argv[1], 'w').write('%s %s' % (fds, kinds))";
+    assert_eq!(end_of(&command(&["python3", "-c", script, got.to_str().unwrap()]), b"").await, "done");
+    assert_eq!(fs::read_to_string(&got).unwrap(), "[0, 1, 2, 3] ['pipe', 'pipe', 'pipe', 'pipe']");
     drop(leaked);
 }
 
@@ -461,4 +464,15 @@ async fn a_line_without_end_is_logged_once_and_cut() {
     let script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next";
     let cut = format!("INFO logged/2: {} ... (cut)", "x".repeat(8192));
     assert_eq!(logged("logged/2", script).await, [cut.as_str(), "INFO logged/2: next"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_flood_a_thousand_lines_are_logged_and_the_amount_of_the_rest() {
+    let lines = logged("logged/3", "seq 5000; echo oops >&2; printf 'no line break'").await;
+    let stdout: Vec<_> = lines.iter().filter(|line| !line.contains("oops")).collect();
+    assert_eq!(stdout.len(), 1001);
+    assert_eq!((stdout[0].as_str(), stdout[999].as_str()), ("INFO logged/3: 1", "INFO logged/3: 1000"));
+    // 4,000 numbers of four digits, and what has no line break.
+    assert_eq!(stdout[1000], "INFO logged/3: 4001 more lines of stdout, 20013 bytes, are not logged");
+    assert!(lines.contains(&"INFO logged/3: oops".to_owned()), "the flood of one output hides nothing of the other");
 }

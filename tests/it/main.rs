@@ -20,3 +20,4 @@ mod election;
 mod examples;
 mod handler;
 mod isolation;
+mod processes;
