@@ -132,7 +132,7 @@ impl Trial {
         match self.first_bad() {
             Some(first) if !self.rules.puts_aside => alone(first, true),
             _ => match self.bad.iter().find(|(_, bad)| !bad.is_permanent && !bad.is_proven) {
-                Some((unproven, _)) => alone(*unproven, self.pauses || worked <= self.first_failure),
+                Some((unproven, _)) => alone(*unproven, self.pauses || worked < self.first_failure),
                 None => Step::Finished { bad: self.indices(State::Bad) },
             },
         }
@@ -225,7 +225,8 @@ impl Trial {
     }
 
     fn judge(&mut self, index: usize, is_permanent: bool, worked: Option<Instant>) {
-        let is_proven = worked > self.first_failure;
+        // Equal where the run that failed had successes, too.
+        let is_proven = worked >= self.first_failure;
         let bad = self.bad.entry(index).or_insert(Bad { is_permanent, is_proven });
         bad.is_permanent |= is_permanent;
         bad.is_proven |= is_proven;

@@ -249,10 +249,10 @@ async fn a_program_that_goes_away_later_is_a_failed_run() {
     fs::copy("/bin/true", &script).unwrap();
     let name = script.to_str().unwrap();
     let goes_away = command(&[name]);
-    assert_eq!(end_of(&goes_away, b"{}\n").await, "done");
+    assert_eq!(end_of(&goes_away, b"").await, "done");
     fs::remove_file(&script).unwrap();
     let failure = format!("cannot start '{name}': No such file or directory (os error 2)");
-    assert_eq!(end_of(&goes_away, b"{}\n").await, failure);
+    assert_eq!(end_of(&goes_away, b"").await, failure);
 }
 
 /// Where a test needs an environment of its own: runs it again, alone, in that one. True in that second run.
@@ -288,7 +288,7 @@ async fn the_environment_is_ours_without_our_secrets_and_with_the_batch() {
     let (first, last) = (Offset(42), Offset(48));
     let batch = Batch { source: &source, name: &name, count: 5, first, last, attempt: 2, term: 77, id: "b7" };
     let copy = command(&["cp", "/proc/self/environ", got.to_str().unwrap()]);
-    let input = Input { environment: &batch.environment(), ..input(b"{}\n") };
+    let input = Input { environment: &batch.environment(), ..input(b"") };
     assert_eq!(text(copy.run(input, go(), future::pending()).await), "done");
     let got = fs::read_to_string(&got).unwrap();
     let mut got: Vec<_> = got.split_terminator('\0').collect();
@@ -305,6 +305,7 @@ async fn the_environment_is_ours_without_our_secrets_and_with_the_batch() {
             "KSYNC_BATCH_PARTITION=3",
             "KSYNC_BATCH_TERM=77",
             "KSYNC_BATCH_TOPIC=products",
+            "KSYNC_RESULT_FD=3",
             "LANG=C",
             "PATH=/bin:/usr/bin",
             "PYTHONUNBUFFERED=1",
@@ -366,7 +367,7 @@ async fn a_descendant_that_keeps_the_outputs_open_does_not_hold_the_run_and_is_k
     let pids = directory("descendant").join("pids");
     let leaves_one = sh(&format!("sleep 600 & echo $! > '{}'; exit 0", pids.display()));
     let start = Instant::now();
-    assert_eq!(end_of(&leaves_one, b"{}\n").await, "done");
+    assert_eq!(end_of(&leaves_one, b"").await, "done");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     eventually_gone(&written(&pids).await).await;
 }
@@ -376,7 +377,7 @@ async fn a_descendant_with_a_group_of_its_own_does_not_hold_the_run() {
     let pids = directory("setsid").join("pids");
     let leaves_one = sh(&format!("setsid sh -c 'echo $$ > \"{}\"; yes' & exit 0", pids.display()));
     let start = Instant::now();
-    assert_eq!(end_of(&leaves_one, b"{}\n").await, "done");
+    assert_eq!(end_of(&leaves_one, b"").await, "done");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     // `yes` has nobody left who reads it.
     eventually_gone(&written(&pids).await).await;
