@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn members_of_a_later_release_are_passed_over() {
-        let json = serde_json::to_string(&state()).unwrap().replacen('{', r#"{"skipped":[4709],"#, 1);
+        let json = serde_json::to_string(&state()).unwrap().replacen('{', r#"{"noted":[4709],"#, 1);
         assert_eq!(StoredState::parse(json.as_bytes()), StoredState::Kept(state()));
     }
 
