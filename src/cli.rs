@@ -25,6 +25,7 @@ mod handler;
 mod leader;
 mod log_lines;
 mod on_invalid;
+mod redrive;
 mod rows;
 mod values;
 
@@ -32,6 +33,7 @@ pub use handler::HandlerOptions;
 pub use leader::LeaderOptions;
 pub use log_lines::Logging;
 pub use on_invalid::{OnInvalidMessage, OnInvalidRecord};
+pub use redrive::RedriveOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 

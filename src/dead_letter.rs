@@ -1,6 +1,8 @@
 //! Putting records aside that cannot be worked on: as they are, with what happened in added headers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -8,11 +10,21 @@ use log::warn;
 use tokio::time::sleep;
 
 use crate::kafka::{Headers, Lane, Message, Outgoing, Writer};
-use crate::record::Original;
+use crate::record::{Original, Record};
 use crate::topic::{Name, Offset, Topic, TopicPartition};
 
 /// How long to wait before a broker that did not take a record is asked again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The headers that are added behind a letter's own, in this order; the last two only where there is something to tell.
+const ADDED: [&str; 7] = [TOPIC, PARTITION, OFFSET, NAME, ERROR, ATTEMPTS, STDERR];
+const TOPIC: &str = "ksync.topic";
+const PARTITION: &str = "ksync.partition";
+const OFFSET: &str = "ksync.offset";
+const NAME: &str = "ksync.name";
+const ERROR: &str = "ksync.error";
+const ATTEMPTS: &str = "ksync.attempts";
+const STDERR: &str = "ksync.stderr";
 
 /// Where each topic's bad records go.
 pub struct DeadLetters {
@@ -29,6 +41,14 @@ pub struct Letter {
     value: Option<Vec<u8>>,
     headers: Headers,
     reason: Reason,
+}
+
+/// Where a dead letter comes from, by its added headers, and the headers that it had there.
+#[derive(Debug)]
+pub struct Origin {
+    pub partition: TopicPartition,
+    pub offset: Offset,
+    pub headers: Option<Headers>,
 }
 
 /// Why a record is put aside.
@@ -68,6 +88,33 @@ impl Letter {
     }
 }
 
+impl Origin {
+    /// Fails where the record has not the headers that every letter has: somebody else wrote it.
+    pub fn of(record: &Record<'_>) -> Result<Origin> {
+        // The last one: a letter that came to be a letter again has two.
+        let begin = record.headers.iter().rposition(|(name, _)| name == TOPIC);
+        let missing = || format!("it is no dead letter of ksync, for it has no header {TOPIC}");
+        let (before, added) = record.headers.split_at(begin.with_context(missing)?);
+        // What others have put behind ours is not ours either.
+        let own = before.iter().chain(added.iter().filter(|(name, _)| !ADDED.contains(&name.as_ref())));
+        let mut own = own.peekable();
+        let headers = own.peek().is_some().then(|| own.fold(Headers::default(), |all, (n, value)| all.with(n, *value)));
+        let topic: Topic = parsed(added, TOPIC)?;
+        Ok(Origin {
+            partition: topic.partition(parsed(added, PARTITION)?),
+            offset: Offset(parsed(added, OFFSET)?),
+            headers,
+        })
+    }
+}
+
+fn parsed<T: FromStr>(added: &[(Cow<'_, str>, Option<&[u8]>)], name: &str) -> Result<T> {
+    let text = added.iter().find(|(header, _)| header == name).and_then(|(_, value)| *value);
+    let text = text.with_context(|| format!("it is no dead letter of ksync, for it has no header {name}"))?;
+    let value = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    value.with_context(|| format!("its header {name} is '{}'", text.escape_ascii()))
+}
+
 impl DeadLetters {
     /// Returns when all letters are acknowledged; while no broker takes them it goes on trying. Cancelling may leave
     /// some of them written, which the next attempt writes again.
@@ -105,16 +152,16 @@ impl DeadLetters {
     ) -> Result<(), crate::kafka::Undelivered> {
         let Reason { error, attempts, stderr } = &letter.reason;
         let mut headers = (letter.headers.clone())
-            .with("ksync.topic", Some(origin.topic.as_str().as_bytes()))
-            .with("ksync.partition", Some(origin.partition.to_string().as_bytes()))
-            .with("ksync.offset", Some(letter.offset.to_string().as_bytes()))
-            .with("ksync.name", Some(self.name.as_str().as_bytes()))
-            .with("ksync.error", Some(error.as_bytes()));
+            .with(TOPIC, Some(origin.topic.as_str().as_bytes()))
+            .with(PARTITION, Some(origin.partition.to_string().as_bytes()))
+            .with(OFFSET, Some(letter.offset.to_string().as_bytes()))
+            .with(NAME, Some(self.name.as_str().as_bytes()))
+            .with(ERROR, Some(error.as_bytes()));
         if *attempts > 0 {
-            headers = headers.with("ksync.attempts", Some(attempts.to_string().as_bytes()));
+            headers = headers.with(ATTEMPTS, Some(attempts.to_string().as_bytes()));
         }
         if !stderr.is_empty() {
-            headers = headers.with("ksync.stderr", Some(stderr));
+            headers = headers.with(STDERR, Some(stderr));
         }
         let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
         lane.send(Outgoing { topic, partition: None, key, value, headers: Some(headers) }).await

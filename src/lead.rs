@@ -16,7 +16,7 @@ use crate::election::{Election, Lease, Lost, Position, Seat};
 use crate::exit::Exit;
 use crate::fit::{AcceptLoss, Standing};
 use crate::kafka::{self, Admin, Mirror, Reader};
-use crate::record::LastRecord;
+use crate::record::{LastRecord, Record};
 use crate::shutdown::Shutdown;
 use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
 
@@ -139,6 +139,14 @@ pub struct Done {
     pub last: Option<LastRecord>,
     /// The last record among them that the operator had passed.
     pub skipped: Option<Offset>,
+}
+
+impl Done {
+    /// All up to this record.
+    pub fn after(record: &Record<'_>) -> Done {
+        let (offset, leader_epoch) = (record.offset.next(), record.leader_epoch);
+        Done { offset, leader_epoch, last: Some(LastRecord::of(record)), skipped: None }
+    }
 }
 
 /// A run that ends when what was there at its start is done.

@@ -16,6 +16,7 @@ pub mod lead;
 pub mod message;
 pub mod progress;
 pub mod record;
+pub mod redrive;
 pub mod shutdown;
 pub mod stream;
 pub mod sys;

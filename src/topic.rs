@@ -66,6 +66,11 @@ impl Name {
     pub fn delayer() -> Name {
         Name("delayer".into())
     }
+
+    /// The name of everyone who sends dead letters back.
+    pub fn redrive() -> Name {
+        Name("redrive".into())
+    }
 }
 
 impl FromStr for Name {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use ksync::cli::{self, Common, HandlerOptions, KafkaOptions, LeaderOptions, Tool, duration};
+use ksync::cli::{self, Common, HandlerOptions, KafkaOptions, LeaderOptions, RedriveOptions, Tool, duration};
 use ksync::consume::Consume;
 use ksync::exit::Exit;
 use ksync::handler;
 use ksync::lead::Bounded;
+use ksync::redrive::Redrive;
 use ksync::shutdown::Shutdown;
 use ksync::topic::Name;
 use tokio::sync::{Semaphore, watch};
@@ -35,13 +36,15 @@ struct Cli {
     #[arg(short, long, env = "KSYNC_EXIT")]
     exit: bool,
 
-    /// How long to wait for a lease with --exit
+    /// How long to wait for a lease with --exit or --redrive
     #[arg(long, env = "KSYNC_WAIT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     wait: Duration,
 
-    /// With --exit: ends after so long without any success
+    /// With --exit or --redrive: ends after so long without any success
     #[arg(long, env = "KSYNC_GIVE_UP", value_name = "DURATION", default_value = "10m", value_parser = duration)]
     give_up: Duration,
+    #[command(flatten)]
+    redrive: RedriveOptions,
     #[command(flatten)]
     handler: HandlerOptions,
 }
@@ -57,6 +60,22 @@ impl Tool for Cli {
 }
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+    if cli.redrive.redrive { redrive(cli, shutdown).await } else { consume(cli, shutdown).await }
+}
+
+async fn redrive(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+    let bounded = Bounded { wait: cli.wait };
+    tokio::select! {
+        started = cli.redrive.start((&cli.kafka, &cli.leader), &cli.name, bounded) => {
+            let (leading, route) = started?;
+            let (skips, give_up, tally) = (cli.handler.skip, cli.give_up, Arc::default());
+            Redrive { route, skips, give_up, tally }.run(leading, &shutdown).await
+        }
+        () = shutdown.requested() => Ok(Exit::Again),
+    }
+}
+
+async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let Cli { kafka, leader, name, .. } = cli;
     let command = cli.handler.command()?;
     let on_invalid = cli.handler.on_invalid.into();

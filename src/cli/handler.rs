@@ -88,7 +88,7 @@ pub struct HandlerOptions {
     pub on_invalid: OnInvalidRecord,
 
     /// The command and its arguments; no shell is between
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "redrive", value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 

@@ -125,14 +125,19 @@ impl LeaderOptions {
         }
         let mut topics = BTreeMap::new();
         for (read, origin) in origins {
-            let topic = match self.dead_letter.as_deref() {
-                None | Some("") => origin.dead_letter(&leading.name)?,
-                Some(named) => named.parse().map_err(|error| Exit::Usage.because(error))?,
-            };
+            let topic = self.dead_letter_topic(origin, &leading.name)?;
             let patience = kafka.patience(leading.bounded.is_some());
             leading.admin.need(&topic, kafka.create_topics, patience).await?;
             topics.insert(read.clone(), topic);
         }
         Ok(Some(DeadLetters { writer: writer.clone(), topics, name: leading.name.clone() }))
+    }
+
+    /// Where the records of `origin` go that `name` cannot work on, if they go anywhere.
+    pub fn dead_letter_topic(&self, origin: &Topic, name: &Name) -> Result<Topic> {
+        match self.dead_letter.as_deref() {
+            None | Some("") => origin.dead_letter(name),
+            Some(named) => named.parse().map_err(|error| Exit::Usage.because(error)),
+        }
     }
 }

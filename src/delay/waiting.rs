@@ -10,7 +10,6 @@ use crate::dead_letter::Letter;
 use crate::kafka::{Headers, Message, Timestamp};
 use crate::lead::Done;
 use crate::message::{DelayMessage, wait};
-use crate::record::LastRecord;
 use crate::topic::Offset;
 
 /// How many messages are held at most, whatever their size.
@@ -33,12 +32,7 @@ impl Waiting {
     /// `at_most` is how long ago the partition was seen to end before it.
     pub fn of(message: &Message<'_>, delay: Duration, at_most: Option<Duration>) -> Waiting {
         let record = message.record();
-        let done = Done {
-            offset: record.offset.next(),
-            leader_epoch: record.leader_epoch,
-            last: Some(LastRecord::of(&record)),
-            skipped: None,
-        };
+        let done = Done::after(&record);
         let (key, headers) = (message.key().map(<[u8]>::to_vec), message.headers());
         match DelayMessage::parse(message.value()) {
             Ok(DelayMessage { payload, created_at }) => {

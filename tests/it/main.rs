@@ -12,6 +12,7 @@ mod delayer;
 mod failover;
 mod gem;
 mod messages;
+mod redrive;
 mod stream;
 mod wire;
 
