@@ -57,9 +57,10 @@ impl Turn {
 
     /// How far the partition is done; `None` where it is no further than before.
     pub fn done(&self) -> Option<Done> {
-        match self.stays_before.filter(|_| !self.is_finished) {
-            Some(index) => self.load.done_before(index),
-            None => self.load.done(),
+        match self.is_finished {
+            true => self.load.done(),
+            // Not where it stays: a record before that may have to come again.
+            false => self.load.done_before(self.trial.first_not_done()?),
         }
     }
 

@@ -282,6 +282,11 @@ impl Trial {
         self.first_bad().filter(|_| is_stuck)
     }
 
+    /// The first record that is not done: up to there the partition is.
+    pub fn first_not_done(&self) -> Option<usize> {
+        self.states.iter().position(|state| *state != State::Done)
+    }
+
     pub fn is_breaker_open(&self) -> bool {
         self.is_breaker_open
     }
@@ -402,6 +407,15 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(world.turn(), Ok(vec![1]));
         }
+    }
+
+    #[test]
+    fn a_record_that_comes_again_is_not_passed_because_a_later_one_opens_the_breaker() {
+        let mut world = World::new(40, [], RULES);
+        let named = |index| Named { index, is_permanent: index >= 10 };
+        let failed = [5].into_iter().chain(10..30).map(named).collect();
+        world.ended(&Vec::from_iter(0..40), &Ran::Done { failed });
+        assert_eq!((world.trial.stays_before(), world.trial.first_not_done()), (Some(10), Some(5)));
     }
 
     #[test]
