@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::dead_letter::DeadLetters;
 use crate::fit::{Skip, Standing};
-use crate::handler::{Command, Pauses};
+use crate::handler::{Handler, Pauses};
 use crate::intake::{Intake, Limits, Load, OnInvalid, Stop};
 use crate::kafka;
 use crate::lead::{Checked, Done, End, Held, Work};
@@ -20,13 +20,15 @@ use crate::topic::Offset;
 
 mod handling;
 mod trial;
+mod turn;
 
-use handling::{Handling, Turn};
+use handling::Handling;
 pub use trial::{Breaker, Rules};
+use turn::Turn;
 
 /// How ksync-consume works on a partition.
 pub struct Consume {
-    pub handler: Command,
+    pub handler: Arc<Handler>,
     /// One permit for each handler that may run at once.
     pub jobs: Semaphore,
     pub limits: Limits,
@@ -52,7 +54,7 @@ impl Work for Consume {
         let partition = held.seat.partition.clone();
         let skips = self.skips.iter().filter(|skip| skip.partition == partition).map(|skip| skip.offset).collect();
         let mut intake = Intake::new(&partition, records, (self.limits, self.on_invalid), (held.until, skips));
-        let mut turn = Turn::before_the_first(&partition, self);
+        let mut turn = Turn::before_the_first(&partition, self.rules, self.pauses);
         let (mut handled, mut proven) = (None, None);
         loop {
             // The next handler is started beside the commit, and given its batch after it: so the time that both take is
@@ -132,7 +134,7 @@ impl Consume {
                 () = intake.ready() => {}
                 end = held.topic_changed() => return Err(end),
             }
-            turn = Turn::new(intake.take(turn.load), self);
+            turn = Turn::new(intake.take(turn.load), self.rules, self.pauses);
         }
         let (end, fetched) = (turn.load.batch.next(), intake.fetched());
         let work = async {

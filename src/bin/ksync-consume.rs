@@ -77,9 +77,9 @@ async fn redrive(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
 
 async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let Cli { kafka, leader, name, .. } = cli;
-    let command = cli.handler.command()?;
     let on_invalid = cli.handler.on_invalid.into();
     handler::leave_nothing_behind()?;
+    let handler = Arc::new(cli.handler.handler(&name)?);
     let cluster = kafka.cluster()?;
     let bounded = cli.exit.then_some(Bounded { wait: cli.wait });
     let starting = async {
@@ -96,7 +96,7 @@ async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let has_dead_lettered = Arc::new(AtomicBool::new(false));
     let share = leader.memory / leading.batches();
     let consume = Consume {
-        handler: command,
+        handler: handler.clone(),
         jobs: Semaphore::new(cli.handler.jobs()),
         limits: cli.handler.limits(share),
         on_invalid,
@@ -109,7 +109,9 @@ async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         has_dead_lettered: has_dead_lettered.clone(),
         worked: watch::Sender::new(None),
     };
-    let ended = leading.run(consume, &shutdown).await?;
+    let ended = leading.run(consume, &shutdown).await;
+    handler.close().await;
+    let ended = ended?;
     let is_incomplete = cli.exit && has_dead_lettered.load(Ordering::Relaxed);
     Ok(if ended == Exit::Done && is_incomplete { Exit::DeadLettered } else { ended })
 }

@@ -9,13 +9,27 @@ use super::{OnInvalidRecord, duration, size};
 use crate::consume::{Breaker, Rules};
 use crate::exit::Exit;
 use crate::fit::Skip;
-use crate::handler::{Command, Environment, Pauses, Terms};
+use crate::handler::{Command, Environment, Handler, Pauses, Terms, WorkerTerms, Workers};
 use crate::intake::Limits;
+use crate::topic::Name;
 
 /// Which command works on the records, and how much it is given at once.
 #[derive(Args, Clone, Debug)]
 pub struct HandlerOptions {
-    /// How many commands may run at once [default: one for each core]
+    /// Hands all batches to processes that stay, as JSON lines, in place of one process for each batch
+    #[arg(long, env = "KSYNC_WORKER")]
+    pub worker: bool,
+
+    /// How long a worker may take until it is ready
+    #[arg(long, env = "KSYNC_START_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub start_timeout: Duration,
+
+    /// Replaces a worker after so many batches
+    #[arg(long, env = "KSYNC_RECYCLE_AFTER", value_name = "N", requires = "worker",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub recycle_after: Option<u64>,
+
+    /// How many commands may run at once [default: one for each core, of workers one]
     #[arg(short, long, env = "KSYNC_JOBS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
 
@@ -28,11 +42,11 @@ pub struct HandlerOptions {
     pub skip: Vec<Skip>,
 
     /// Lets the command end well without having read all of its input
-    #[arg(long, env = "KSYNC_ALLOW_UNREAD")]
+    #[arg(long, env = "KSYNC_ALLOW_UNREAD", conflicts_with = "worker")]
     pub allow_unread: bool,
 
     /// Takes for done only what the command says is done, on KSYNC_RESULT_FD
-    #[arg(long, env = "KSYNC_REQUIRE_RESULT")]
+    #[arg(long, env = "KSYNC_REQUIRE_RESULT", conflicts_with = "worker")]
     pub require_result: bool,
 
     /// Gives the command no environment but PATH, LANG, TZ and what is about its batch
@@ -94,14 +108,19 @@ pub struct HandlerOptions {
 
 impl HandlerOptions {
     /// Fails, before anything is read, where the command cannot be started.
-    pub fn command(&self) -> Result<Command> {
+    pub fn handler(&self, name: &Name) -> Result<Handler> {
         let terms = Terms { timeout: self.timeout, allows_unread: self.allow_unread };
         let environment = match self.clean_env {
             true => Environment::Clean { passed: self.pass_env.clone() },
             false => Environment::Ours,
         };
         let command = Command::check(self.command.clone(), terms, &environment);
-        command.map_err(|error| Exit::Misconfigured.because(error))
+        let command = command.map_err(|error| Exit::Misconfigured.because(error))?;
+        if !self.worker {
+            return Ok(Handler::Processes(command));
+        }
+        let terms = WorkerTerms { start_timeout: self.start_timeout, recycle_after: self.recycle_after };
+        Ok(Handler::Workers(Workers::new(command, name.clone(), terms)?))
     }
 
     pub fn rules(&self, puts_aside: bool) -> Rules {
@@ -115,6 +134,9 @@ impl HandlerOptions {
     }
 
     pub fn jobs(&self) -> usize {
+        if self.worker && self.jobs.is_none() {
+            return 1;
+        }
         self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
     }
 

@@ -30,9 +30,10 @@ const REAPED_EACH: Duration = Duration::from_secs(1);
 pub(super) struct Marker(pub String);
 
 impl Marker {
-    /// The batch's id, which has to be of one run alone.
+    /// The id of a batch, which has to be of one run alone, or that of a worker.
     pub fn of(environment: &[(&str, String)]) -> Option<Marker> {
-        let (name, id) = environment.iter().find(|(name, _)| *name == "KSYNC_BATCH_ID")?;
+        let is_id = |name: &str| name == "KSYNC_BATCH_ID" || name == "KSYNC_WORKER_ID";
+        let (name, id) = environment.iter().find(|(name, _)| is_id(name))?;
         let is_plain = id.len() < 200 && id.bytes().all(|byte| byte.is_ascii_graphic());
         is_plain.then(|| Marker(format!("{name}={id}")))
     }

@@ -11,26 +11,26 @@ use tokio::net::unix::pipe;
 const LARGEST_PIPE: usize = 1 << 20;
 const DEFAULT_PIPE: usize = 64 << 10;
 
-pub(super) struct Stdin<'a> {
-    /// `None` once everything is written.
+pub(super) struct Stdin {
+    /// `None` once it is closed.
     pipe: Option<pipe::Sender>,
-    unwritten: &'a [u8],
     /// The handler's end, kept to ask what is left in the pipe. With it no write is refused: a handler that closes its
     /// stdin is one that does not read.
     reader: PipeReader,
 }
 
-impl<'a> Stdin<'a> {
-    pub fn new(lines: &'a [u8]) -> io::Result<Stdin<'a>> {
+impl Stdin {
+    /// `expected` is how many bytes will be written in one go.
+    pub fn new(expected: usize) -> io::Result<Stdin> {
         let (reader, writer) = io::pipe()?;
-        let pipe = Some(Stdin::sender(writer, lines)?);
-        Ok(Stdin { pipe, unwritten: lines, reader })
+        let pipe = Some(Stdin::sender(writer, expected)?);
+        Ok(Stdin { pipe, reader })
     }
 
-    fn sender(writer: PipeWriter, lines: &[u8]) -> io::Result<pipe::Sender> {
-        if lines.len() > DEFAULT_PIPE {
+    fn sender(writer: PipeWriter, expected: usize) -> io::Result<pipe::Sender> {
+        if expected > DEFAULT_PIPE {
             // It fails where the user has too many pages in pipes; then it takes more turns.
-            fcntl_setpipe_size(&writer, lines.len().min(LARGEST_PIPE)).ok();
+            fcntl_setpipe_size(&writer, expected.min(LARGEST_PIPE)).ok();
         }
         ioctl_fionbio(&writer, true)?;
         pipe::Sender::from_owned_fd(OwnedFd::from(writer))
@@ -41,15 +41,13 @@ impl<'a> Stdin<'a> {
         self.reader.as_fd()
     }
 
-    /// Writes until all is written; where the handler does not read that is never. Cancelling loses nothing.
-    pub async fn feed(&mut self) {
-        while let Some(pipe) = &self.pipe {
-            if self.unwritten.is_empty() {
-                self.pipe = None;
-                return;
-            }
-            match pipe.writable().await.and_then(|()| pipe.try_write(self.unwritten)) {
-                Ok(written) => self.unwritten = &self.unwritten[written..],
+    /// Writes until nothing is left of the text; where the handler does not read that is never. Cancelling loses nothing.
+    pub async fn write(&mut self, unwritten: &mut &[u8]) {
+        while let Some(pipe) = &self.pipe
+            && !unwritten.is_empty()
+        {
+            match pipe.writable().await.and_then(|()| pipe.try_write(unwritten)) {
+                Ok(written) => *unwritten = &unwritten[written..],
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => continue,
                 // A pipe with a reader knows no other error; what is not written counts as not read.
                 Err(_) => self.pipe = None,
@@ -57,9 +55,14 @@ impl<'a> Stdin<'a> {
         }
     }
 
-    /// How many bytes nobody has read. What the handler has taken into a buffer of its own counts as read.
-    pub fn unread(&self) -> usize {
+    pub fn close(&mut self) {
+        self.pipe = None;
+    }
+
+    /// How many bytes of what was written nobody has read. What the handler has taken into a buffer of its own counts as
+    /// read.
+    pub fn in_pipe(&self) -> usize {
         let in_pipe = ioctl_fionread(&self.reader).expect("a pipe tells what is in it");
-        self.unwritten.len() + usize::try_from(in_pipe).expect("a pipe is smaller than the memory")
+        usize::try_from(in_pipe).expect("a pipe is smaller than the memory")
     }
 }

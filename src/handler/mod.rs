@@ -4,8 +4,10 @@
 //! else happens, that nobody started it, that it was killed, that it took too long, is a failure of the whole batch; only on
 //! the result pipe can it say otherwise of single records. What it writes to stdout and stderr goes to the log and means nothing.
 
+mod answers;
 mod backoff;
 mod descendants;
+mod group;
 mod input;
 mod outcome;
 mod output;
@@ -13,6 +15,8 @@ mod process;
 mod report;
 mod result_pipe;
 mod warden;
+mod worker;
+mod workers;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -34,6 +38,7 @@ pub use outcome::{Failed, Failure, Kind, Outcome};
 use process::{Process, Remains};
 pub use report::{Report, Said};
 use result_pipe::TooLong;
+pub use workers::{WorkerTerms, Workers};
 
 /// What a handler that ran into `--timeout` gets between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -61,6 +66,14 @@ pub struct Command {
     /// Where argv[0] was found. Being a path, it also lets std use posix_spawn with an environment of our own.
     program: PathBuf,
     environment: Vec<(OsString, OsString)>,
+}
+
+/// How batches are handed to the command.
+pub enum Handler {
+    /// A process for each.
+    Processes(Command),
+    /// By processes that stay.
+    Workers(Workers),
 }
 
 /// What holds for each run.
@@ -108,6 +121,33 @@ pub struct Batch<'a> {
     pub id: &'a str,
 }
 
+impl Handler {
+    /// Has the batch worked on, as [`Command::run`] does it.
+    pub async fn run(
+        &self,
+        batch: &Batch<'_>,
+        lines: &[u8],
+        go: impl Future<Output = bool>,
+        stop: impl Future<Output = Instant>,
+    ) -> Outcome {
+        match self {
+            Handler::Processes(command) => {
+                let (label, environment) = (batch.source.to_string(), batch.environment());
+                command.run(Input { label: &label, lines, environment: &environment }, go, stop).await
+            }
+            Handler::Workers(workers) => workers.run(batch, lines, go, stop).await,
+        }
+    }
+
+    /// Ends what waits for another batch.
+    pub async fn close(&self) {
+        match self {
+            Handler::Processes(_) => {}
+            Handler::Workers(workers) => workers.close().await,
+        }
+    }
+}
+
 impl Command {
     /// Finds the program, on PATH where its name has no slash, and fails where it cannot be executed.
     ///
@@ -142,10 +182,7 @@ impl Command {
             _ = &mut stop => return Outcome::Stopped,
             () = future::ready(()) => {}
         }
-        let started = match self.program(&input) {
-            Ok(program) => Process::start(&program, &input).await,
-            Err(err) => Err(err),
-        };
+        let started = self.program(input.environment).and_then(|program| Process::start(&program, &input));
         let mut process = match started {
             Ok(process) => process,
             Err(cause) => return Failure::NotStarted { program: self.argv[0].clone(), cause }.into(),
@@ -189,10 +226,11 @@ impl Command {
         outcome(ended, report, stderr_tail)
     }
 
-    fn program(&self, input: &Input<'_>) -> io::Result<Program> {
-        let is_given = |name: &OsStr| input.environment.iter().any(|(given, _)| name == *given);
+    /// It, with this on top of the environment that all have.
+    fn program(&self, environment: &[(&str, String)]) -> io::Result<Program> {
+        let is_given = |name: &OsStr| environment.iter().any(|(given, _)| name == *given);
         let common = self.environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
-        let given = input.environment.iter().map(|(name, value)| (OsStr::new(*name), OsStr::new(value)));
+        let given = environment.iter().map(|(name, value)| (OsStr::new(*name), OsStr::new(value)));
         let environment = common.filter(|(name, _)| !is_given(name)).chain(given);
         Program::new(self.program.as_os_str(), self.argv.iter().map(OsStr::new), environment)
     }

@@ -44,13 +44,34 @@ pub enum Failure {
         program: String,
         cause: io::Error,
     },
+    /// A worker was not ready for a batch, for this reason.
+    NotReady(Box<Failure>),
+    /// A worker has ended, or closed its stdout, without an answer.
+    Gone,
+    /// A worker has not answered within the time of an option.
+    Silent {
+        limit: Duration,
+        option: &'static str,
+    },
+    /// A worker did not keep to the protocol.
+    Protocol(String),
+    /// A worker says that it can work on no batch.
+    Fatal(String),
+    /// A worker wants the batch to come again after this time.
+    Backoff(Duration),
     /// It has ended, but the system does not say how.
     Unknown(io::Error),
 }
 
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Failed {
+        Failed { failure, report: Report::default(), stderr: vec![] }
+    }
+}
+
 impl From<Failure> for Outcome {
     fn from(failure: Failure) -> Outcome {
-        Outcome::Failed(Failed { failure, report: Report::default(), stderr: vec![] })
+        Outcome::Failed(failure.into())
     }
 }
 
@@ -78,7 +99,21 @@ impl Failure {
                 Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => Kind::Temporary,
                 _ => Kind::Misconfigured,
             },
+            Failure::NotReady(cause) => match cause.kind() {
+                Kind::Misconfigured => Kind::Misconfigured,
+                _ => Kind::Temporary,
+            },
+            Failure::Fatal(_) => Kind::Misconfigured,
+            Failure::Backoff(_) => Kind::Temporary,
             _ => Kind::Failed,
+        }
+    }
+
+    /// How long it wants us to wait.
+    pub fn pause(&self) -> Option<Duration> {
+        match self {
+            Failure::Backoff(pause) => Some(*pause),
+            _ => None,
         }
     }
 }
@@ -108,6 +143,16 @@ impl fmt::Display for Failure {
             }
             Failure::Report(cause) => write!(f, "{cause:#}"),
             Failure::NotStarted { program, cause } => write!(f, "cannot start '{program}': {cause}"),
+            Failure::NotReady(cause) => write!(f, "the worker was not ready: {cause}"),
+            Failure::Gone => f.write_str("the worker ended, or closed its stdout, without an answer"),
+            Failure::Silent { limit, option } => {
+                let limit = humantime::format_duration(*limit);
+                write!(f, "no answer within {limit} ({option}); does the worker flush its stdout after each line?")
+            }
+            Failure::Protocol(how) => write!(f, "the worker broke the protocol: {how}"),
+            Failure::Fatal(text) if text.is_empty() => f.write_str("a fatal error"),
+            Failure::Fatal(text) => write!(f, "a fatal error: {text}"),
+            Failure::Backoff(pause) => write!(f, "the worker wants {} of rest", humantime::format_duration(*pause)),
             Failure::Unknown(cause) => write!(f, "an unknown end: {cause}"),
         }
     }

@@ -27,20 +27,27 @@ const TAIL: usize = 4 << 10;
 const TARGET: &str = "handler";
 
 /// Our end of the handler's stdout or stderr.
-pub(super) struct Output<'a> {
-    label: &'a str,
-    name: &'static str,
+pub(super) struct Output {
     /// `None` once it has ended.
     pipe: Option<pipe::Receiver>,
     /// What is read and not yet logged.
     text: Vec<u8>,
     /// Whether what follows belongs to a line that is too long and was logged already.
     in_long_line: bool,
+    lines: Lines,
+    /// At least the last `TAIL` bytes.
+    tail: Vec<u8>,
+}
+
+/// The lines of an output in the log, as many as it can bear.
+pub(super) struct Lines {
+    /// Before each line: whose it is.
+    label: String,
+    /// What people call the output: `stdout`.
+    name: &'static str,
     /// At most `MOST_LINES`.
     logged: u32,
     unlogged: Unlogged,
-    /// At least the last `TAIL` bytes.
-    tail: Vec<u8>,
 }
 
 /// How much came after the last line that was logged.
@@ -51,14 +58,13 @@ struct Unlogged {
     ends_in_line: bool,
 }
 
-impl<'a> Output<'a> {
+impl Output {
     /// `name` is what people call it: `stdout`.
-    pub fn new(label: &'a str, name: &'static str) -> io::Result<(Output<'a>, PipeWriter)> {
+    pub fn new(label: &str, name: &'static str) -> io::Result<(Output, PipeWriter)> {
         let (reader, writer) = io::pipe()?;
         let pipe = Some(pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?);
         let (text, tail) = (Vec::new(), Vec::new());
-        let unlogged = Unlogged::default();
-        Ok((Output { label, name, pipe, text, in_long_line: false, logged: 0, unlogged, tail }, writer))
+        Ok((Output { pipe, text, in_long_line: false, lines: Lines::new(label, name), tail }, writer))
     }
 
     /// Logs line by line until the end of the output. Cancelling loses nothing.
@@ -83,14 +89,20 @@ impl<'a> Output<'a> {
         if !rest.is_empty() {
             self.log_line(&rest);
         }
-        if self.unlogged.bytes > 0 {
-            let Unlogged { bytes, line_breaks, ends_in_line } = self.unlogged;
-            let lines = line_breaks + u64::from(ends_in_line);
-            let (label, name) = (self.label, self.name);
-            info!(target: TARGET, "{label}: {lines} more lines of {name}, {bytes} bytes, are not logged");
-        }
+        self.lines.end();
+        self.take_tail()
+    }
+
+    /// From now on the output belongs to something else: its lines and its end are counted anew.
+    pub fn begin(&mut self, label: &str) {
+        self.lines.begin(label);
+        self.tail.clear();
+    }
+
+    /// The end of all that was written.
+    pub fn take_tail(&mut self) -> Vec<u8> {
         self.tail.drain(..self.tail.len().saturating_sub(TAIL));
-        self.tail
+        mem::take(&mut self.tail)
     }
 
     fn keep_tail(&mut self, known: usize) {
@@ -104,15 +116,15 @@ impl<'a> Output<'a> {
     fn log_lines(&mut self) {
         let mut text = mem::take(&mut self.text);
         let mut logged = 0;
-        while self.logged < MOST_LINES
+        while !self.lines.is_full()
             && let Some(length) = memchr(b'\n', &text[logged..])
         {
             self.log_line(&text[logged..logged + length]);
             self.in_long_line = false;
             logged += length + 1;
         }
-        if self.logged == MOST_LINES {
-            self.unlogged.add(&text[logged..]);
+        if self.lines.is_full() {
+            self.lines.pass(&text[logged..]);
             text.clear();
         } else {
             text.drain(..logged);
@@ -126,13 +138,52 @@ impl<'a> Output<'a> {
     }
 
     fn log_line(&mut self, line: &[u8]) {
-        if self.in_long_line {
+        if !self.in_long_line {
+            self.lines.log(line);
+        }
+    }
+}
+
+impl Lines {
+    pub fn new(label: &str, name: &'static str) -> Lines {
+        Lines { label: label.to_owned(), name, logged: 0, unlogged: Unlogged::default() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.logged == MOST_LINES
+    }
+
+    /// Logs the line, or counts it where there were too many.
+    pub fn log(&mut self, line: &[u8]) {
+        if self.is_full() {
+            self.unlogged.add(line);
+            self.unlogged.add(b"\n");
             return;
         }
         self.logged += 1;
         if log_enabled!(target: TARGET, Level::Info) {
             info!(target: TARGET, "{}: {}", self.label, printable(line));
         }
+    }
+
+    fn pass(&mut self, text: &[u8]) {
+        self.unlogged.add(text);
+    }
+
+    /// Tells how much was not logged.
+    pub fn end(&mut self) {
+        if self.unlogged.bytes > 0 {
+            let Unlogged { bytes, line_breaks, ends_in_line } = self.unlogged;
+            let lines = line_breaks + u64::from(ends_in_line);
+            let Lines { label, name, .. } = self;
+            info!(target: TARGET, "{label}: {lines} more lines of {name}, {bytes} bytes, are not logged");
+        }
+    }
+
+    /// From now on the lines belong to something else.
+    pub fn begin(&mut self, label: &str) {
+        self.end();
+        *self = Lines::new(label, self.name);
     }
 }
 

@@ -1,34 +1,27 @@
-//! One process of the handler: its group, its pipes, its end, and what it leaves behind.
+//! One run of the handler as a process of its own: its pipes, its end, and what it leaves behind.
 
 use std::future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
-use std::thread;
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use tokio::signal::unix::{self, SignalKind};
-use tokio::task;
 use tokio::time::{Instant, sleep_until};
 
 use super::Input;
-use super::descendants::{self, Marker};
+use super::descendants::Marker;
+use super::group::Group;
 use super::input::Stdin;
 use super::output::Output;
 use super::result_pipe::{ResultPipe, TooLong};
-use super::warden::Guarded;
-use crate::sys::{Place, Program};
-
-/// Between two looks at what is left of a dropped run.
-const PAUSE: Duration = Duration::from_millis(5);
+use crate::sys::Program;
 
 /// A running handler. Dropped, it is killed with its whole group and the descendants that have left it.
 pub(super) struct Process<'a> {
     group: Group,
-    stdin: Stdin<'a>,
-    stdout: Output<'a>,
-    stderr: Output<'a>,
+    stdin: Stdin,
+    unwritten: &'a [u8],
+    stdout: Output,
+    stderr: Output,
     results: ResultPipe,
 }
 
@@ -45,26 +38,25 @@ pub(super) struct Remains {
 
 impl<'a> Process<'a> {
     /// Starts the program; it is fed by [`Process::exit`].
-    pub async fn start(program: &Program, input: &Input<'a>) -> io::Result<Process<'a>> {
-        let stdin = Stdin::new(input.lines)?;
+    pub fn start(program: &Program, input: &Input<'a>) -> io::Result<Process<'a>> {
+        let stdin = Stdin::new(input.lines.len())?;
         let (stdout, its_stdout) = Output::new(input.label, "stdout")?;
         let (stderr, its_stderr) = Output::new(input.label, "stderr")?;
         let (results, its_results) = ResultPipe::new()?;
         let descriptors = [stdin.its_end(), its_stdout.as_fd(), its_stderr.as_fd(), its_results.as_fd()];
-        // Before the process is there, so that the signal of its end cannot come too early.
-        let child_ended = unix::signal(SignalKind::child())?;
-        let marker = Marker::of(input.environment);
-        // posix_spawn holds its thread until the program is loaded, from a slow disk perhaps. To hand that to another thread
-        // would take as long as most spawns do.
-        let group = task::block_in_place(|| Group::start(program, &descriptors, marker, child_ended))?;
-        Ok(Process { group, stdin, stdout, stderr, results })
+        let group = Group::start(program, &descriptors, Marker::of(input.environment))?;
+        Ok(Process { group, stdin, unwritten: input.lines, stdout, stderr, results })
     }
 
     /// Returns when the process has ended; feeds it and logs what it writes meanwhile. Cancelling loses nothing.
     pub async fn exit(&mut self) {
-        let Process { group, stdin, stdout, stderr, results } = self;
+        let Process { group, stdin, unwritten, stdout, stderr, results } = self;
+        let feed = async {
+            stdin.write(unwritten).await;
+            stdin.close();
+        };
         let pipes = async {
-            tokio::join!(stdin.feed(), stdout.log(), stderr.log(), results.read());
+            tokio::join!(feed, stdout.log(), stderr.log(), results.read());
             // A process can close all its pipes and go on.
             future::pending().await
         };
@@ -104,89 +96,10 @@ impl<'a> Process<'a> {
     /// Kills what is left of the group and of the descendants that have left it. Returns when they are gone.
     pub async fn finish(self) -> Remains {
         // What a descendant would read from now on counts for nothing.
-        let unread = self.stdin.unread();
+        let unread = self.unwritten.len() + self.stdin.in_pipe();
         let status = self.group.end().await;
         self.stdout.end();
         Remains { status, unread, report: self.results.end(), stderr_tail: self.stderr.end() }
-    }
-}
-
-/// The process and its descendants, those that stayed in its group and those that did not. Dropped, they are killed.
-///
-/// Until the process is reaped its number names this group and no other, so that no signal hits a stranger.
-/// That is why it is neither tokio's Child, which reaps as soon as it can, nor std's, which may.
-struct Group {
-    pid: Pid,
-    marker: Option<Marker>,
-    child_ended: unix::Signal,
-    /// `None` once nothing is left.
-    guarded: Option<Guarded>,
-}
-
-impl Group {
-    fn start(
-        program: &Program,
-        descriptors: &[BorrowedFd<'_>],
-        marker: Option<Marker>,
-        child_ended: unix::Signal,
-    ) -> io::Result<Group> {
-        let guarded = Guarded::begin(marker.as_ref());
-        let pid = descendants::start(program, descriptors, Place::Group)?;
-        guarded.started(pid);
-        Ok(Group { pid, marker, child_ended, guarded: Some(guarded) })
-    }
-
-    /// Asks all to end that belong to it.
-    fn terminate(&self) {
-        self.signal(Signal::TERM);
-        if let Some(marker) = &self.marker {
-            descendants::signal_marked(&[marker], Some(self.pid), Signal::TERM);
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        // Not reaped yet, its group exists. EPERM, where all that is left runs as somebody else, cannot be helped.
-        kill_process_group(self.pid, signal).ok();
-    }
-
-    /// Returns when the process has ended, and leaves it to be reaped.
-    async fn exit(&mut self) {
-        while !descendants::has_ended(self.pid) {
-            self.child_ended.recv().await;
-            descendants::reap_orphans();
-        }
-    }
-
-    /// Kills all that is left, and tells how the process itself ended.
-    async fn end(mut self) -> io::Result<ExitStatus> {
-        self.signal(Signal::KILL);
-        self.exit().await;
-        while descendants::kill_orphans(self.pid, self.marker.as_ref()) {
-            self.child_ended.recv().await;
-        }
-        // The warden first: once it is reaped, its number may be another's.
-        drop(self.guarded.take());
-        descendants::reap(self.pid)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let Some(guarded) = self.guarded.take() else { return };
-        self.signal(Signal::KILL);
-        let (pid, marker) = (self.pid, self.marker.take());
-        // Even a killed process may take its time, in a disk's queue for one, and here nobody may wait for it.
-        let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
-            // An error means that somebody else has reaped it.
-            waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).ok();
-            while descendants::kill_orphans(pid, marker.as_ref()) {
-                thread::sleep(PAUSE);
-            }
-            drop(guarded);
-            descendants::reap(pid).ok();
-        });
-        // Without a thread it stays a zombie until we end.
-        drop(reaper);
     }
 }
 
@@ -198,7 +111,7 @@ mod tests {
     async fn remains(script: &str, lines: &[u8]) -> Remains {
         let program = Program::new("/bin/sh".as_ref(), ["sh", "-c", script].map(AsRef::as_ref), []).unwrap();
         let input = Input { label: "products/0", lines, environment: &[] };
-        let mut process = Process::start(&program, &input).await.unwrap();
+        let mut process = Process::start(&program, &input).unwrap();
         process.exit().await;
         process.last_words().await;
         process.finish().await

@@ -252,7 +252,7 @@ fn a_misconfigured_handler_ends_the_process_before_its_first_success_and_never_a
     let never = world.handler("exit 127");
     let mut refused = world.consume(&format!("-t {products} -n refused -- {never}"));
     assert_eq!(refused.wait(), End::Status(78));
-    assert!(refused.says(&["the handler ended with exit status 127 before it ever succeeded", "look at"]));
+    assert!(refused.says(&["the handler failed before it ever succeeded: exit status 127.", "look at"]));
     let seat = world.seat(&products, 0, "refused");
     assert_eq!((seat.offset(), seat.candidates().len()), (Some(0), 0));
 

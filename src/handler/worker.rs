@@ -1,0 +1,364 @@
+//! One worker: a process that is given batch after batch on its stdin, and answers each on its stdout.
+//!
+//! The lines that we write, besides those of the records: `hello`, then for each batch `batch` and, after its records,
+//! `end`; `cancel` where the batch is not ours any more, and `shutdown`. Each batch whose `end` was written gets one
+//! answer. A worker that does not keep to that is ended, and what it was given counts as failed.
+
+use std::future;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::answers::{self, Answer, Answers, FailedRecord};
+use super::descendants::Marker;
+use super::group::Group;
+use super::input::Stdin;
+use super::outcome::{self, Failed, Failure};
+use super::output::Output;
+use super::report::Report;
+use super::{Batch, GRACE, LAST_WORDS};
+use crate::sys::Program;
+
+/// How much of a batch is expected to be on its way at once, in bytes.
+const EXPECTED: usize = 256 << 10;
+
+/// A running worker. Dropped, it is killed with its descendants.
+pub(super) struct Worker {
+    group: Group,
+    /// When its process was seen to have ended.
+    ended: Option<Instant>,
+    stdin: Stdin,
+    answers: Answers,
+    stderr: Output,
+    /// How many batches it has been given.
+    pub batches: u64,
+}
+
+/// What a worker came to with a batch.
+pub(super) enum Worked {
+    /// It has answered, and can be given another one.
+    Answered(Result<Report, Failure>),
+    /// It is of no more use.
+    Broken(Failure),
+    /// The caller wanted the end.
+    Stopped {
+        /// Whether it can be given another batch.
+        is_free: bool,
+    },
+}
+
+impl Worker {
+    pub fn start(program: &Program, marker: Marker) -> io::Result<Worker> {
+        let stdin = Stdin::new(EXPECTED)?;
+        let (answers, its_stdout) = Answers::new("worker")?;
+        let (stderr, its_stderr) = Output::new("worker", "stderr")?;
+        let descriptors = [stdin.its_end(), its_stdout.as_fd(), its_stderr.as_fd()];
+        let group = Group::start(program, &descriptors, Some(marker))?;
+        Ok(Worker { group, ended: None, stdin, answers, stderr, batches: 0 })
+    }
+
+    /// Greets it, and returns when it is ready.
+    pub async fn get_ready(&mut self, name: &str, limit: Duration) -> Result<(), Failure> {
+        let hello = line(&json!({"type": "hello", "ksync": 1, "name": name}));
+        let mut out = Outgoing::new([&hello, b"", b""]);
+        match timeout(limit, self.next(&mut out)).await {
+            Ok(Ok(Answer::Ready {})) => Ok(()),
+            Ok(Ok(Answer::Fatal { error })) => Err(Failure::Fatal(error)),
+            Ok(Ok(_)) => Err(Failure::Protocol("it answered before it said that it is ready".to_owned())),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::Silent { limit, option: "--start-timeout" }),
+        }
+    }
+
+    /// Gives it a batch and waits for its answer, as long as `limit` since the last word of progress.
+    ///
+    /// `stop` resolves as that of [`super::Command::run`] does: then the batch is taken back.
+    pub async fn work(
+        &mut self,
+        (batch, lines): (&Batch<'_>, &[u8]),
+        limit: Duration,
+        stop: impl Future<Output = Instant>,
+    ) -> Worked {
+        let label = batch.source.to_string();
+        self.answers.begin(&label);
+        self.stderr.begin(&label);
+        self.batches += 1;
+        let (begin, end) = (begin(batch), line(&json!({"type": "end", "id": batch.id})));
+        let mut out = Outgoing::new([&begin, lines, &end]);
+        tokio::select! {
+            biased;
+            worked = self.hold(batch.id, &mut out, limit) => worked,
+            deadline = stop => Worked::Stopped { is_free: self.cancel(batch.id, &out, deadline).await },
+        }
+    }
+
+    async fn hold(&mut self, id: &str, out: &mut Outgoing<'_>, limit: Duration) -> Worked {
+        let mut deadline = Instant::now() + limit;
+        loop {
+            let Ok(answer) = timeout_at(deadline, self.next(out)).await else {
+                return Worked::Broken(Failure::Silent { limit, option: "--timeout" });
+            };
+            match answer {
+                Err(failure) => return Worked::Broken(failure),
+                Ok(Answer::Fatal { error }) => return Worked::Broken(Failure::Fatal(error)),
+                Ok(Answer::Progress { id: of }) if of == id => deadline = Instant::now() + limit,
+                Ok(Answer::Done { id: of, failed }) if of == id && out.is_written() => return self.done(failed),
+                Ok(Answer::Backoff { id: of, ms }) if of == id && out.is_written() => {
+                    return Worked::Answered(Err(Failure::Backoff(Duration::from_millis(ms))));
+                }
+                Ok(Answer::Done { id: of, .. } | Answer::Progress { id: of } | Answer::Backoff { id: of, .. }) => {
+                    return Worked::Broken(Failure::Protocol(match of == id {
+                        true => format!("it answered for batch {id} before it was given its end"),
+                        false => format!("it answered for batch {of} while it had batch {id}"),
+                    }));
+                }
+                Ok(Answer::Ready {}) => {
+                    return Worked::Broken(Failure::Protocol(format!("it said ready while it had batch {id}")));
+                }
+            }
+        }
+    }
+
+    /// It has said that the batch is done.
+    fn done(&mut self, failed: Vec<FailedRecord>) -> Worked {
+        // Whoever reads object by object may leave the line break behind the last one.
+        let unread = self.stdin.in_pipe();
+        if unread > 1 {
+            return Worked::Broken(Failure::Protocol(format!("it answered with {unread} bytes of the batch unread")));
+        }
+        match (answers::report(failed), self.misspoken()) {
+            (_, Some(failure)) => Worked::Broken(failure),
+            (Ok(report), None) => Worked::Answered(Ok(report)),
+            (Err(error), None) => Worked::Broken(Failure::Protocol(format!("{error:#}"))),
+        }
+    }
+
+    /// What it has said already, having no batch: so it is of no more use.
+    pub fn misspoken(&mut self) -> Option<Failure> {
+        self.answers.now().map(spoken_without_a_batch)
+    }
+
+    /// While it has no batch: returns, with the reason, when it is of no more use.
+    pub async fn idle(&mut self) -> Failure {
+        match self.next(&mut Outgoing::new([b"", b"", b""])).await {
+            Ok(answer) => spoken_without_a_batch(Ok(answer)),
+            Err(failure) => failure,
+        }
+    }
+
+    /// Takes the batch back. Where the worker goes on with it nevertheless, it is told to end after half of the time.
+    /// Whether it is free for another batch, by the deadline.
+    async fn cancel(&mut self, id: &str, out: &Outgoing<'_>, deadline: Instant) -> bool {
+        let now = Instant::now();
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        match timeout_at(half, self.take_back(id, out)).await {
+            Ok(is_free) => is_free,
+            Err(_) => {
+                self.terminate(deadline, future::pending()).await;
+                false
+            }
+        }
+    }
+
+    async fn take_back(&mut self, id: &str, out: &Outgoing<'_>) -> bool {
+        if !out.is_begun() {
+            return true;
+        }
+        let cancel = line(&json!({"type": "cancel", "id": id}));
+        let mut cancelled = Outgoing::new([out.rest_of_line(), &cancel, b""]);
+        if !out.is_written() {
+            // Of what it was not given to the end it need not say anything.
+            cancelled.write(&mut self.stdin).await;
+            return true;
+        }
+        loop {
+            match self.next(&mut cancelled).await {
+                Ok(Answer::Progress { .. }) => {}
+                Ok(Answer::Done { id: of, .. } | Answer::Backoff { id: of, .. }) => return of == id,
+                Ok(Answer::Ready {} | Answer::Fatal { .. }) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Tells it to end, and returns when it has.
+    pub async fn retire(mut self) {
+        let shutdown = line(&json!({"type": "shutdown"}));
+        let mut out = Outgoing::new([&shutdown, b"", b""]);
+        let gone = timeout(GRACE, async {
+            out.write(&mut self.stdin).await;
+            self.stdin.close();
+            self.gone().await;
+        });
+        if gone.await.is_err() {
+            self.terminate(Instant::now() + GRACE, future::pending()).await;
+        }
+        drop(self.end(Failure::Gone).await);
+    }
+
+    /// Asks it to end, and returns when it has, at the latest at the deadline or what `sooner` says. What is left then is
+    /// killed by [`Worker::end`].
+    pub async fn terminate(&mut self, deadline: Instant, sooner: impl Future<Output = Instant>) {
+        self.group.terminate();
+        let limit = async {
+            tokio::select! {
+                () = sleep_until(deadline) => {}
+                sooner = sooner => sleep_until(sooner.min(deadline)).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.gone() => {}
+            () = limit => {}
+        }
+    }
+
+    async fn gone(&mut self) {
+        // Whatever it says now means nothing.
+        while self.ended.is_none() {
+            if let Err(Failure::Gone) = self.next(&mut Outgoing::new([b"", b"", b""])).await {
+                self.group.exit().await;
+                self.ended = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Kills what is left of it. What the failure was, and what it wrote to stderr last.
+    pub async fn end(mut self, failure: Failure) -> Failed {
+        drop(timeout(LAST_WORDS, self.stderr.log()).await);
+        let status = self.group.end().await;
+        let failure = match (failure, self.ended) {
+            // It came to its end by itself.
+            (Failure::Gone, Some(_)) => outcome::ended(status).err().unwrap_or(Failure::Gone),
+            (failure, _) => failure,
+        };
+        Failed { failure, report: Report::default(), stderr: self.stderr.end() }
+    }
+
+    /// The next that it says, while it is given what is to be written. Cancelling loses nothing.
+    ///
+    /// Fails where it has ended, or has closed its stdout, or what it says cannot be read.
+    async fn next(&mut self, out: &mut Outgoing<'_>) -> Result<Answer, Failure> {
+        let Worker { group, ended, stdin, answers, stderr, .. } = self;
+        tokio::select! {
+            biased;
+            answer = async {
+                loop {
+                    let last_words = ended.map(|ended| ended + LAST_WORDS);
+                    tokio::select! {
+                        biased;
+                        answer = answers.next() => return answer,
+                        () = group.exit(), if ended.is_none() => *ended = Some(Instant::now()),
+                        // A descendant may keep its stdout open.
+                        () = sleep_until(last_words.unwrap_or_else(Instant::now)), if ended.is_some() => return None,
+                    }
+                }
+            } => match answer {
+                Some(Ok(answer)) => Ok(answer),
+                Some(Err(error)) => Err(Failure::Protocol(format!("{error:#}"))),
+                None => {
+                    // Most often a closed stdout is the beginning of the end.
+                    if ended.is_none() && timeout(LAST_WORDS, group.exit()).await.is_ok() {
+                        *ended = Some(Instant::now());
+                    }
+                    Err(Failure::Gone)
+                }
+            },
+            never = async {
+                tokio::join!(out.write(stdin), stderr.log());
+                future::pending().await
+            } => never,
+        }
+    }
+}
+
+fn spoken_without_a_batch(answer: anyhow::Result<Answer>) -> Failure {
+    match answer {
+        Ok(Answer::Fatal { error }) => Failure::Fatal(error),
+        Ok(Answer::Done { id, .. } | Answer::Progress { id } | Answer::Backoff { id, .. }) => {
+            Failure::Protocol(format!("it answered for batch {id}, which it did not have any more"))
+        }
+        Ok(Answer::Ready {}) => Failure::Protocol("it said ready twice".to_owned()),
+        Err(error) => Failure::Protocol(format!("{error:#}")),
+    }
+}
+
+/// What is being written to a worker.
+struct Outgoing<'a> {
+    whole: [&'a [u8]; 3],
+    rest: [&'a [u8]; 3],
+}
+
+impl<'a> Outgoing<'a> {
+    fn new(whole: [&'a [u8]; 3]) -> Outgoing<'a> {
+        Outgoing { whole, rest: whole }
+    }
+
+    /// Cancelling loses nothing.
+    async fn write(&mut self, stdin: &mut Stdin) {
+        for part in &mut self.rest {
+            stdin.write(part).await;
+        }
+    }
+
+    fn is_begun(&self) -> bool {
+        self.rest[0].len() < self.whole[0].len()
+    }
+
+    fn is_written(&self) -> bool {
+        self.rest.iter().all(|part| part.is_empty())
+    }
+
+    /// What is missing of the line in the middle of which it stopped.
+    fn rest_of_line(&self) -> &'a [u8] {
+        let mut parts = self.whole.iter().zip(&self.rest);
+        let Some((whole, rest)) = parts.find(|(_, rest)| !rest.is_empty()) else { return b"" };
+        let written = &whole[..whole.len() - rest.len()];
+        match written.last() {
+            None | Some(b'\n') => b"",
+            Some(_) => &rest[..memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1)],
+        }
+    }
+}
+
+fn begin(batch: &Batch<'_>) -> Vec<u8> {
+    let Batch { source, count, attempt, term, id, .. } = batch;
+    let (topic, partition) = (source.topic.to_string(), source.partition);
+    line(&json!({
+        "type": "batch", "id": id, "topic": topic, "partition": partition, "term": term, "count": count,
+        "attempt": attempt
+    }))
+}
+
+fn line(message: &serde_json::Value) -> Vec<u8> {
+    format!("{message}\n").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_begun_is_finished_before_the_batch_is_taken_back() {
+        let whole: [&[u8]; 3] = [b"batch\n", b"one\ntwo\n", b"end\n"];
+        let written = |count: usize| {
+            let mut out = Outgoing::new(whole);
+            for _ in 0..count {
+                let part = out.rest.iter_mut().find(|part| !part.is_empty()).unwrap();
+                *part = &part[1..];
+            }
+            out
+        };
+        let all = whole.concat();
+        for count in 0..=all.len() {
+            let out = written(count);
+            assert_eq!((out.is_begun(), out.is_written()), (count > 0, count == all.len()));
+            let is_at_break = count == 0 || all[count - 1] == b'\n';
+            let end =
+                if is_at_break { count } else { count + all[count..].iter().position(|b| *b == b'\n').unwrap() + 1 };
+            assert_eq!([&all[..count], out.rest_of_line()].concat(), all[..end]);
+        }
+    }
+}
