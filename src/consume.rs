@@ -7,22 +7,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use log::info;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
-use crate::dead_letter::DeadLetters;
+use crate::dead_letter::{DeadLetters, Letter};
 use crate::fit::{Skip, Standing};
 use crate::handler::{Handler, Pauses};
-use crate::intake::{Intake, Limits, Load, OnInvalid, Stop};
+use crate::intake::{Intake, Limits, OnInvalid, Stop};
 use crate::kafka;
 use crate::lead::{Checked, Done, End, Held, Work};
 use crate::shutdown::Shutdown;
 use crate::topic::Offset;
 
+mod by_key;
 mod handling;
 mod trial;
 mod turn;
+mod window;
 
-use handling::Handling;
+use by_key::ByKey;
+use handling::{Handling, Leave};
 pub use trial::{Breaker, Rules};
 use turn::Turn;
 
@@ -31,6 +34,8 @@ pub struct Consume {
     pub handler: Arc<Handler>,
     /// One permit for each handler that may run at once.
     pub jobs: Semaphore,
+    /// Among so many handlers a partition's records are split by their keys; `None`: they are one's at a time.
+    pub split: Option<usize>,
     pub limits: Limits,
     pub on_invalid: OnInvalid,
     /// Records to be passed without being worked on.
@@ -54,6 +59,11 @@ impl Work for Consume {
         let partition = held.seat.partition.clone();
         let skips = self.skips.iter().filter(|skip| skip.partition == partition).map(|skip| skip.offset).collect();
         let mut intake = Intake::new(&partition, records, (self.limits, self.on_invalid), (held.until, skips));
+        if let Some(handlers) = self.split {
+            let (standing, end) = ByKey::new((self, handlers), held, shutdown).work(&mut intake).await;
+            held.standing = standing;
+            return end;
+        }
         let mut turn = Turn::before_the_first(&partition, self.rules, self.pauses);
         let (mut handled, mut proven) = (None, None);
         loop {
@@ -110,8 +120,18 @@ struct Proven {
 /// Commits what is done.
 async fn commit(handled: Option<Done>, proven: Option<Proven>, held: &Held<'_>) -> Result<Standing, End> {
     match (handled, proven) {
-        (Some(done), Some(proven)) if done.offset > held.standing.offset => held.commit(proven.topic, done).await,
+        (Some(done), Some(proven)) if done.offset > held.standing.offset => {
+            held.commit(held.standing, proven.topic, done).await
+        }
         _ => Ok(held.standing),
+    }
+}
+
+/// Why nothing can be read after this.
+fn end_by(stop: &Stop) -> End {
+    match stop {
+        Stop::Invalid(why) => End::Halted(anyhow!("{why:#}")),
+        Stop::OutOfLog => End::Again(anyhow!("the offset is not in the log any more")),
     }
 }
 
@@ -138,8 +158,11 @@ impl Consume {
         }
         let (end, fetched) = (turn.load.batch.next(), intake.fetched());
         let work = async {
-            Handling { consume: self, held, shutdown }.go_on(&mut turn, intake, going).await?;
-            self.put_aside(&mut turn.load, held).await
+            let leave = Leave { going: Some(going), permit: None };
+            Handling { consume: self, held, shutdown }.go_on(&mut turn, Some(intake), leave).await?;
+            self.put_aside(&turn.load.letters, held).await?;
+            turn.load.letters.clear();
+            Ok(())
         };
         // The topic's id is asked for after the batch was fetched, beside the handler: so it takes no time of its own. The
         // answer counts for all that had been fetched by then, which often is more than one batch. What it says must not
@@ -170,14 +193,13 @@ impl Consume {
             return held.until.map(|_| End::Halted(turn.trouble()));
         }
         match &turn.load.stop {
-            Some(Stop::Invalid(why)) => Some(End::Halted(anyhow!("{why:#}"))),
-            Some(Stop::OutOfLog) => Some(End::Again(anyhow!("the offset is not in the log any more"))),
+            Some(stop) => Some(end_by(stop)),
             None => (held.until.is_some() && turn.done().map(|done| done.offset) >= held.until).then_some(End::Done),
         }
     }
 
-    async fn put_aside(&self, load: &mut Load, held: &Held<'_>) -> Result<(), End> {
-        if load.letters.is_empty() {
+    async fn put_aside(&self, letters: &[Letter], held: &Held<'_>) -> Result<(), End> {
+        if letters.is_empty() {
             return Ok(());
         }
         let origin = &held.seat.partition;
@@ -187,12 +209,15 @@ impl Consume {
         tokio::select! {
             biased;
             why = held.lease.lost() => return Err(End::Lost(why)),
-            put = dead_letters.put(origin, &load.letters) => put.map_err(End::Halted)?,
+            put = dead_letters.put(origin, letters) => put.map_err(End::Halted)?,
         }
         self.has_dead_lettered.store(true, Ordering::Relaxed);
-        info!("{origin}: {} records are in the dead-letter topic", load.letters.len());
-        load.letters.clear();
+        info!("{origin}: {} records are in the dead-letter topic", letters.len());
         Ok(())
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.jobs.acquire().await.expect("it is never closed")
     }
 
     fn worked(&self) -> Option<Instant> {

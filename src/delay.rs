@@ -254,7 +254,7 @@ impl Forwarder<'_, '_> {
             checked = self.held.check_topic() => checked?,
             why = self.held.lease.lost() => return Err(End::Lost(why)),
         };
-        self.held.standing = self.held.commit(checked, done).await?;
+        self.held.standing = self.held.commit(self.held.standing, checked, done).await?;
         self.flight.moved = Instant::now();
         Ok(())
     }

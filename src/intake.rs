@@ -73,7 +73,12 @@ pub enum Stop {
 
 impl Load {
     pub fn new(partition: &TopicPartition) -> Load {
-        Load { batch: Batch::new(partition), letters: vec![], skipped: None, stop: None }
+        Load::of(Batch::new(partition))
+    }
+
+    /// Nothing but this batch.
+    pub fn of(batch: Batch) -> Load {
+        Load { batch, letters: vec![], skipped: None, stop: None }
     }
 
     /// How far the partition is done once this is; `None` where there was nothing.
@@ -83,10 +88,11 @@ impl Load {
         Some(Done { offset: batch.next()?, leader_epoch, last, skipped: *skipped })
     }
 
-    /// How far the partition is done if it is done up to one of the batch's records.
+    /// How far the partition is done if it is done up to one of the batch's records, and none of the letters is put aside.
     pub fn done_before(&self, index: usize) -> Option<Done> {
         // The epoch of the record before is not known; with a wrong one the broker would see a truncated log.
         let offset = self.batch.offset(index);
+        let offset = self.letters.first().map_or(offset, |letter| letter.offset().min(offset));
         let skipped = self.skipped.filter(|skipped| *skipped < offset);
         Some(Done { offset, leader_epoch: None, last: None, skipped })
     }

@@ -108,11 +108,11 @@ impl Held<'_> {
         }
     }
 
-    /// Moves the offset, and says where the partition stands then, which is to be kept in `standing`. After an error
-    /// nothing more can be committed under this lease.
-    pub async fn commit(&self, checked: Checked, done: Done) -> Result<Standing, End> {
+    /// Moves the offset from where the partition stands, and says where it stands then. After an error nothing more can be
+    /// committed under this lease.
+    pub async fn commit(&self, from: Standing, checked: Checked, done: Done) -> Result<Standing, End> {
         let Done { offset, leader_epoch, last, skipped } = done;
-        let skipped = skipped.or(self.standing.skipped);
+        let skipped = skipped.or(from.skipped);
         let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
         self.lease.commit(position).await.map_err(End::Lost)?;
         if let Some(mirror) = &self.mirror {

@@ -153,7 +153,8 @@ impl<'l> Courier<'_, 'l> {
             return patience.wait(records.readable()).await;
         };
         let checked = patience.wait(self.held.check_topic()).await??;
-        self.held.standing = self.held.commit(checked, Done { skipped: round.skipped, ..done }).await?;
+        self.held.standing =
+            self.held.commit(self.held.standing, checked, Done { skipped: round.skipped, ..done }).await?;
         (self.worked, self.most) = (Instant::now(), (2 * self.most).min(MOST));
         self.redrive.tally.sent.fetch_add(round.sent, Ordering::Relaxed);
         self.redrive.tally.passed.fetch_add(round.passed, Ordering::Relaxed);

@@ -98,6 +98,7 @@ async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let consume = Consume {
         handler: handler.clone(),
         jobs: Semaphore::new(cli.handler.jobs()),
+        split: cli.handler.split(),
         limits: cli.handler.limits(share),
         on_invalid,
         skips: cli.handler.skip.clone(),

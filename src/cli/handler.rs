@@ -33,6 +33,10 @@ pub struct HandlerOptions {
     #[arg(short, long, env = "KSYNC_JOBS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
 
+    /// Splits the records of a partition by their keys among several commands at once
+    #[arg(long, env = "KSYNC_BY_KEY")]
+    pub by_key: bool,
+
     /// How long one run of the command may take
     #[arg(long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
@@ -140,8 +144,15 @@ impl HandlerOptions {
         self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
     }
 
-    /// When a batch is full, where one may have at most `share` bytes.
+    /// Among how many commands a partition's records are split.
+    pub fn split(&self) -> Option<usize> {
+        self.by_key.then(|| self.jobs())
+    }
+
+    /// When a batch is full, where one may have at most `share` bytes, and another one is read meanwhile.
     pub fn limits(&self, share: usize) -> Limits {
+        // Split by keys there are up to two at work, their parts at the handlers beside them, and one that is read.
+        let share = if self.by_key { share * 2 / 5 } else { share };
         let bytes = self.batch_bytes.min(share);
         Limits { records: self.batch_size as usize, bytes, wait: self.batch_wait, coalesce: self.coalesce }
     }

@@ -1,10 +1,11 @@
 //! Having a batch worked on by the handler, however often that takes and whatever it makes of it.
 
+use std::future;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use log::{debug, error, warn};
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::Consume;
@@ -14,6 +15,16 @@ use crate::handler::{self, Outcome};
 use crate::intake::{Intake, Load};
 use crate::lead::{End, Held};
 use crate::shutdown::Shutdown;
+use crate::topic::TopicPartition;
+
+/// What the first run begins with.
+#[derive(Default)]
+pub(super) struct Leave<'a> {
+    /// It is given its input once this says so.
+    pub going: Option<oneshot::Receiver<()>>,
+    /// Where it need not wait for one.
+    pub permit: Option<SemaphorePermit<'a>>,
+}
 
 /// One partition's batch at the handler.
 pub(super) struct Handling<'a> {
@@ -24,38 +35,38 @@ pub(super) struct Handling<'a> {
 
 impl Handling<'_> {
     /// Goes on until all of the batch is done, or to be put aside; or once until it is known that the partition has to
-    /// stay before one of its records, so that what lies before can be committed.
+    /// stay before one of its records, so that what lies before can be committed. Reads ahead meanwhile.
     ///
-    /// The first run is given its input once `going` says so.
+    /// Where nothing is read it also returns once when no records but bad ones are left, which wait for a success of others.
     pub async fn go_on(
         &self,
         turn: &mut Turn,
-        intake: &mut Intake<'_>,
-        going: oneshot::Receiver<()>,
+        mut intake: Option<&mut Intake<'_>>,
+        mut leave: Leave<'_>,
     ) -> Result<(), End> {
-        let mut going = Some(going);
         loop {
             let (records, pauses) = match turn.trial.next(self.consume.worked()) {
                 Step::Run { records, pauses } => (records, pauses),
-                Step::Finished { bad } => {
-                    turn.put_aside(&bad).map_err(End::Halted)?;
-                    return Ok(());
-                }
+                Step::Finished { bad } => return turn.put_aside(&bad).map_err(End::Halted),
             };
             let stays_before = turn.trial.stays_before();
             if std::mem::replace(&mut turn.stays_before, stays_before) != stays_before && stays_before.is_some() {
                 return Ok(());
             }
-            if self.wait(turn, intake, (&records, pauses)).await? {
+            let waits = intake.is_none() && turn.trial.waits_for_proof();
+            if std::mem::replace(&mut turn.waits, waits) != waits && waits {
+                return Ok(());
+            }
+            if self.wait(turn, intake.as_deref_mut(), (&records, pauses)).await? {
                 continue;
             }
             let attempt = turn.trial.runs(records[0]) + 1;
             let outcome = {
-                let run = self.run(turn, &records, attempt, going.take());
+                let run = self.run(turn, &records, attempt, std::mem::take(&mut leave));
                 tokio::select! {
                     biased;
                     outcome = run => outcome?,
-                    never = intake.fill_on() => never,
+                    never = read_on(intake.as_deref_mut()) => never,
                 }
             };
             self.take_in(turn, &records, outcome).await?;
@@ -66,7 +77,7 @@ impl Handling<'_> {
     async fn wait(
         &self,
         turn: &mut Turn,
-        intake: &mut Intake<'_>,
+        intake: Option<&mut Intake<'_>>,
         (records, pauses): (&[usize], bool),
     ) -> Result<bool, End> {
         let longest = self.consume.pauses.longest;
@@ -111,8 +122,7 @@ impl Handling<'_> {
             () = sleep(pause) => Ok(false),
             why = self.held.lease.lost() => Err(End::Lost(why)),
             () = self.shutdown.requested() => Err(End::Shutdown),
-            () = intake.ready(), if grows => {
-                let more = intake.take(Load::new(self.held.partition()));
+            more = next_load(intake.filter(|_| grows), self.held.partition()) => {
                 turn.trial.extend(more.batch.len());
                 turn.load.append(more);
                 Ok(true)
@@ -132,12 +142,15 @@ impl Handling<'_> {
         turn: &Turn,
         records: &[usize],
         attempt: u32,
-        going: Option<oneshot::Receiver<()>>,
+        Leave { going, permit }: Leave<'_>,
     ) -> Result<Outcome, End> {
-        let permit = tokio::select! {
-            permit = self.consume.jobs.acquire() => permit.context("no handler may run").map_err(End::Halted)?,
-            why = self.held.lease.lost() => return Err(End::Lost(why)),
-            () = self.shutdown.requested() => return Err(End::Shutdown),
+        let permit = match permit {
+            Some(permit) => permit,
+            None => tokio::select! {
+                permit = self.consume.permit() => permit,
+                why = self.held.lease.lost() => return Err(End::Lost(why)),
+                () = self.shutdown.requested() => return Err(End::Shutdown),
+            },
         };
         let (id, source) = (format!("{:016x}", rand::random::<u64>()), self.held.partition());
         let batch = &turn.load.batch;
@@ -186,5 +199,23 @@ impl Handling<'_> {
             self.consume.has_worked(now);
         }
         Ok(())
+    }
+}
+
+/// Reads ahead for as long as it is polled.
+async fn read_on<T>(intake: Option<&mut Intake<'_>>) -> T {
+    match intake {
+        Some(intake) => intake.fill_on().await,
+        None => future::pending().await,
+    }
+}
+
+async fn next_load(intake: Option<&mut Intake<'_>>, partition: &TopicPartition) -> Load {
+    match intake {
+        Some(intake) => {
+            intake.ready().await;
+            intake.take(Load::new(partition))
+        }
+        None => future::pending().await,
     }
 }

@@ -26,6 +26,13 @@ pub struct Breaker {
     pub share: f64,
 }
 
+impl Breaker {
+    /// Whether so many bad ones of so many that were judged are too many.
+    pub fn is_tripped(&self, bad: usize, judged: usize) -> bool {
+        bad >= self.failures && bad as f64 > self.share * judged as f64
+    }
+}
+
 /// How a run of the handler ended for its records, which are named by their index in the batch.
 #[derive(Clone, Debug)]
 pub enum Ran {
@@ -99,6 +106,8 @@ pub struct Trial {
     pauses: bool,
     is_breaker_open: bool,
     first_failure: Option<Instant>,
+    /// How many more were judged with these, elsewhere.
+    others: usize,
 }
 
 impl Trial {
@@ -115,6 +124,20 @@ impl Trial {
             pauses: false,
             is_breaker_open: false,
             first_failure: None,
+            others: 0,
+        }
+    }
+
+    /// Records that were judged bad together with so many others, in several trials, and are too many: with an open breaker.
+    pub fn of_the_bad(records: usize, others: usize, rules: Rules) -> Trial {
+        let bad = |index| (index, Bad { is_permanent: false, is_proven: true });
+        Trial {
+            states: vec![State::Bad; records],
+            bad: (0..records).map(bad).collect(),
+            is_isolating: true,
+            is_breaker_open: true,
+            others,
+            ..Trial::new(records, rules)
         }
     }
 
@@ -233,10 +256,7 @@ impl Trial {
         self.states[index] = State::Bad;
         self.suspects = None;
         let judged = self.states.iter().filter(|state| **state != State::Open).count();
-        let Breaker { failures, share } = self.rules.breaker;
-        if self.bad.len() >= failures && self.bad.len() as f64 > share * judged as f64 {
-            self.is_breaker_open = true;
-        }
+        self.is_breaker_open |= self.rules.breaker.is_tripped(self.bad.len(), self.others + judged);
     }
 
     fn done<'i>(&mut self, records: impl Iterator<Item = &'i usize>, later: &impl Fn(usize) -> Vec<usize>) {
@@ -282,9 +302,18 @@ impl Trial {
         self.first_bad().filter(|_| is_stuck)
     }
 
+    pub fn is_done(&self, index: usize) -> bool {
+        self.states[index] == State::Done
+    }
+
     /// The first record that is not done: up to there the partition is.
     pub fn first_not_done(&self) -> Option<usize> {
         self.states.iter().position(|state| *state != State::Done)
+    }
+
+    /// Those that stood alone and failed.
+    pub fn bad(&self) -> impl Iterator<Item = usize> {
+        self.bad.keys().copied()
     }
 
     pub fn is_breaker_open(&self) -> bool {

@@ -28,6 +28,8 @@ pub struct Turn {
     reasons: BTreeMap<usize, Reason>,
     /// The record that the partition stays before, and that its batch was left for once.
     pub stays_before: Option<usize>,
+    /// Whether nothing is left but bad records that wait for a success of others.
+    pub waits: bool,
     is_finished: bool,
 }
 
@@ -44,6 +46,7 @@ impl Turn {
             failed: None,
             reasons,
             stays_before: None,
+            waits: false,
             is_finished: false,
         }
     }

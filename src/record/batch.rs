@@ -1,6 +1,7 @@
 //! Records of one partition, in their order, as the lines that one handler run gets.
 
 use std::collections::HashSet;
+use std::hash::BuildHasher;
 use std::ops::Range;
 
 use anyhow::Result;
@@ -148,6 +149,13 @@ impl Batch {
         line::order(self.line(index))
     }
 
+    /// Of each record a number that is the same for all that have to be handled in their order. Reads all lines.
+    pub fn keys(&self, hasher: &impl BuildHasher) -> Vec<u64> {
+        // One that cannot be read is taken for one of its own.
+        let key = |index| self.order(index).map_or(index as u64, |order| hasher.hash_one(order));
+        (0..self.len()).map(key).collect()
+    }
+
     /// Key, value and headers as they lie in Kafka, byte for byte.
     pub fn original(&self, index: usize) -> Result<Original> {
         let mut original = line::original(self.line(index))?;
@@ -226,6 +234,19 @@ impl Batch {
         if later.next.is_some() {
             (self.next, self.last, self.leader_epoch) = (later.next, later.last, later.leader_epoch);
         }
+    }
+
+    /// Adds one of another batch's records, which come after those that are here.
+    pub fn add_of(&mut self, other: &Batch, index: usize) {
+        if let Ok(at) = other.kept.binary_search_by_key(&index, |(index, _)| *index) {
+            let value = &other.kept[at].1;
+            self.kept.push((self.index.len(), value.clone()));
+            self.kept_bytes += value.len();
+        }
+        self.lines.extend_from_slice(other.line(index));
+        let offset = other.offset(index);
+        self.index.push(Entry { offset, end: self.lines.len() });
+        self.pass_to(offset.next());
     }
 
     /// Empties the batch and keeps its memory, unless that is much more than `room`.

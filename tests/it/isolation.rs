@@ -12,20 +12,20 @@ use crate::consume::ids;
 use crate::support::{End, Handler, World, is_full, value};
 
 /// Fails where one of the lines of `bad` is in the batch: `"offset":17,`.
-fn fails_at(world: &World, offsets: impl IntoIterator<Item = i64>, status: u8) -> (Handler, std::path::PathBuf) {
+pub fn fails_at(world: &World, offsets: impl IntoIterator<Item = i64>, status: u8) -> (Handler, std::path::PathBuf) {
     let bad = world.file("bad");
     write_bad(&bad, offsets);
     let handler = format!("if grep -qFf '{}' \"$run\"; then echo 'it is bad' >&2; exit {status}; fi", bad.display());
     (world.handler(&handler), bad)
 }
 
-fn write_bad(file: &std::path::Path, offsets: impl IntoIterator<Item = i64>) {
+pub fn write_bad(file: &std::path::Path, offsets: impl IntoIterator<Item = i64>) {
     let lines: String = offsets.into_iter().map(|offset| format!("\"offset\":{offset},\n")).collect();
     fs::write(file, lines).unwrap();
 }
 
 /// The origin's offset of each dead letter, in their order.
-fn letters(world: &World, dead: &str) -> Vec<i64> {
+pub fn letters(world: &World, dead: &str) -> Vec<i64> {
     let offset = |(name, value): &(String, String)| (name == "ksync.offset").then(|| value.parse().unwrap());
     world.kafka.records(dead).iter().map(|letter| letter.headers.iter().find_map(offset).unwrap()).collect()
 }

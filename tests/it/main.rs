@@ -7,6 +7,7 @@ mod support;
 mod command_lines;
 
 mod bad_input;
+mod by_key;
 mod consume;
 mod delayer;
 mod failover;

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
 pub use self::database::{Primary, primaries};
-pub use self::handler::{Gate, Handler, payload};
+pub use self::handler::{Gate, Handler, Run, payload};
 pub use self::kafka::{Kafka, Message, value};
 pub use self::process::{End, Process};
 pub use self::services::Services;
