@@ -21,12 +21,18 @@ def ask(connection, request):
     return read_exactly(connection, size)
 
 
-def kafka_create_topic(port, topic, replicas):
-    """Creates a topic of one partition by CreateTopics version 2; fine if it exists."""
-    name = struct.pack(">h", len(topic)) + topic.encode()
+def string(text):
+    return struct.pack(">h", len(text)) + text.encode()
+
+
+def kafka_create_topic(port, topic, replicas, partitions=1, settings=()):
+    """Creates a topic by CreateTopics version 2, with pairs of names and values; fine if it exists."""
+    name = string(topic)
     # API key 19, version 2, correlation id, no client id; the arrays are assignments and configs.
     request = struct.pack(">hhih", 19, 2, 1, -1) + struct.pack(">i", 1) + name
-    request += struct.pack(">ihiii?", 1, replicas, 0, 0, 2000, False)
+    request += struct.pack(">ihii", partitions, replicas, 0, len(settings))
+    request += b"".join(string(key) + string(value) for key, value in settings)
+    request += struct.pack(">i?", 2000, False)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         answer = ask(connection, request)
     # Before the error: correlation id, throttle time, length of the array.
@@ -37,7 +43,7 @@ def kafka_create_topic(port, topic, replicas):
 
 def kafka_delete_topic(port, topic):
     """Deletes a topic by DeleteTopics version 1; fine if it does not exist."""
-    name = struct.pack(">h", len(topic)) + topic.encode()
+    name = string(topic)
     request = struct.pack(">hhih", 20, 1, 1, -1) + struct.pack(">i", 1) + name + struct.pack(">i", 5000)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         answer = ask(connection, request)
@@ -46,12 +52,12 @@ def kafka_delete_topic(port, topic):
     return error in (0, unknown_topic)
 
 
-def kafka_end_offset(connection, topic):
-    """The end of a topic's partition 0 by ListOffsets version 1; None while Kafka does not know it."""
-    name = struct.pack(">h", len(topic)) + topic.encode()
+def kafka_end_offset(connection, topic, partition=0):
+    """The end of a topic's partition by ListOffsets version 1; None while Kafka does not know it."""
+    name = string(topic)
     consumer, latest = -1, -1
     request = struct.pack(">hhihi", 2, 1, 1, -1, consumer) + struct.pack(">i", 1) + name
-    request += struct.pack(">iiq", 1, 0, latest)
+    request += struct.pack(">iiq", 1, partition, latest)
     answer = ask(connection, request)
     # Before the error: correlation id, length of the array, the name, length of the array, partition.
     error, _time, offset = struct.unpack_from(">hqq", answer, 16 + len(name))

@@ -1,5 +1,6 @@
 """Runs a program, or a pipe of programs, and measures what that takes."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -28,16 +29,20 @@ class Run:
     peak_kib: int
 
 
-def run(*commands, until=None):
-    """Runs a pipe of commands to its end; or until `until()`, which then counts as the end, and gives it a TERM."""
-    with tempfile.TemporaryFile("w+") as log:
-        begun, stdin, processes = time.monotonic(), subprocess.DEVNULL, []
+def run(*commands, until=None, stdin=subprocess.DEVNULL, log=None):
+    """Runs a pipe of commands to its end; or until `until()`, which then counts as the end, and gives it a TERM.
+
+    What the commands write to stderr goes to `log`, a file, if somebody wants to read it.
+    """
+    with contextlib.ExitStack() as files:
+        log = log or files.enter_context(tempfile.TemporaryFile("w+"))
+        begun, processes = time.monotonic(), []
         try:
             for command in commands:
                 stdout = subprocess.DEVNULL if command is commands[-1] else subprocess.PIPE
                 process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, env=ENVIRONMENT)
                 processes.append(process)
-                if stdin != subprocess.DEVNULL:
+                if len(processes) > 1:
                     stdin.close()  # else the process before would not see this one end
                 stdin = process.stdout
             return watch(processes, begun, until)
