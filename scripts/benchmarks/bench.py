@@ -22,11 +22,12 @@ NOISE = "".join(random.Random(7).choices("abcdefghijklmnopqrstuvwxyz     ", k=50
 
 
 class Bench:
-    def __init__(self, options, servers):
+    def __init__(self, options, servers, spawn):
         self.options = options
         self.kafka = servers["KSYNC_BOOTSTRAP_SERVER"]
         self.zookeeper = servers["KSYNC_ZOOKEEPER"]
         self.postgres = servers.get("KSYNC_TEST_POSTGRES")
+        self.spawn = spawn
         self.port = int(self.kafka.rpartition(":")[2])
         self.numbers = itertools.count(1)
         self.verdicts = []
@@ -87,6 +88,11 @@ class Bench:
                 kcat.stdin.write(f"{line}\n".encode())
         if kcat.returncode != 0 or sum(self.ends(topic, partitions)) != count:
             raise Failure(f"cannot fill {topic}")
+
+    def lines(self, topic, file):
+        """Writes what a handler gets of a topic to a file, to give it to another program."""
+        append = ["sh", "-c", 'cat >>"$0"', file]
+        run(self.consume(topic, append, "-e", "--batch-size", "10000"))
 
     def judge(self, text, figure, is_met):
         """Notes what was wanted, and whether it is so."""
