@@ -69,7 +69,10 @@ impl Reader {
             .set("fetch.max.bytes", (2 << 20).to_string())
             .set("fetch.queue.backoff.ms", "1")
             .set("queued.max.messages.kbytes", "256")
-            .set("queued.min.messages", "1000");
+            .set("queued.min.messages", "1000")
+            // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
+            // connection again and again, and no partition of the process gets on.
+            .set("receive.message.max.bytes", i32::MAX.to_string());
         let consumer: BaseConsumer<ClientLog> = config
             .create_with_context(cluster.log())
             .with_context(|| format!("cannot make a consumer for {cluster}"))

@@ -205,6 +205,30 @@ fn records_of_1_and_8_mib_arrive_and_one_larger_than_a_batch_goes_alone() {
 }
 
 #[test]
+fn a_record_of_100_mib_is_given_if_a_broker_takes_it() {
+    let world = World::new("huge");
+    for (compression, size) in [("lz4", 100 << 20), ("none", 99 << 20)] {
+        let products = format!("products-{compression}-{}", world.id);
+        world.kafka.create(&products, 1, &[("max.message.bytes", "125829120")]);
+        let values = ["1".to_owned(), format!("\"{}\"", "x".repeat(size - 2)), "2".to_owned()];
+        let kafka = world.kafka.with("compression.type", compression);
+        kafka.produce(&products, at_a_fixed_time(values.iter().map(value)));
+        assert_eq!(world.kafka.count(&products), 3);
+        let handler = world.handler("");
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(0), "{compression}");
+        let runs = handler.runs();
+        let batches: Vec<_> = runs.iter().map(|run| (run.first, run.last)).collect();
+        assert_eq!(batches, [(0, 0), (1, 1), (2, 2)]);
+        let lines: Vec<String> = runs.into_iter().flat_map(|run| run.lines).collect();
+        let expected: Vec<_> = (0..).zip(&values).map(|(offset, value)| line_of(&products, offset, value)).collect();
+        assert_same(&lines, &expected);
+        assert_eq!(consumer.log_of("warn"), Vec::<String>::new());
+        world.kafka.delete(&products);
+    }
+}
+
+#[test]
 fn a_batch_is_closed_before_the_record_that_would_make_it_too_large() {
     let world = World::new("bytes");
     let products = world.topic("products", 1);

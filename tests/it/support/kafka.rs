@@ -69,11 +69,19 @@ impl Record {
 #[derive(Clone)]
 pub struct Kafka {
     bootstrap: String,
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Kafka {
     pub fn at(bootstrap: &str) -> Kafka {
-        Kafka { bootstrap: bootstrap.to_owned() }
+        Kafka { bootstrap: bootstrap.to_owned(), settings: vec![] }
+    }
+
+    /// The same broker, by clients with this setting of librdkafka.
+    pub fn with(&self, name: &'static str, value: &'static str) -> Kafka {
+        let mut kafka = self.clone();
+        kafka.settings.push((name, value));
+        kafka
     }
 
     fn client<T: FromClientConfig>(&self) -> T {
@@ -84,8 +92,11 @@ impl Kafka {
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "10")
-            .set("message.max.bytes", "100000000")
+            .set("message.max.bytes", "200000000")
             .set("partitioner", "murmur2_random");
+        for (name, value) in &self.settings {
+            config.set(*name, *value);
+        }
         config.create().unwrap()
     }
 
@@ -94,7 +105,8 @@ impl Kafka {
     }
 
     pub fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        // Some tests write records with times long past, which the broker would delete at its next look.
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let admin = self.admin();
