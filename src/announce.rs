@@ -110,6 +110,7 @@ impl Announcer {
     }
 
     async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
+        let mut sent = Ok(());
         for change in changes {
             let value = change.delay_message(SystemTime::now());
             let message = Outgoing {
@@ -119,11 +120,13 @@ impl Announcer {
                 value: Some(&value),
                 headers: None,
             };
-            if self.lane.send(message).await.is_err() {
-                break; // Why, settled() tells.
+            sent = self.lane.send(message).await;
+            if sent.is_err() {
+                break;
             }
         }
-        self.lane.settled().await.map_err(|undelivered| failure(undelivered, &self.delay_topic))
+        // The lane does not know of a message that was not even queued.
+        self.lane.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
     }
 
     /// `None` leaves the choice to the producer: by key, or any partition.

@@ -127,12 +127,15 @@ impl DeadLetters {
             warn!("{origin}: the record at offset {} goes to {topic}: {}", letter.offset, letter.reason.error);
         }
         loop {
+            let mut sent = Ok(());
             for letter in letters {
-                if self.send(&mut lane, origin, topic, letter).await.is_err() {
-                    break; // Why, settled() tells.
+                sent = self.send(&mut lane, origin, topic, letter).await;
+                if sent.is_err() {
+                    break;
                 }
             }
-            match lane.settled().await {
+            // The lane does not know of a letter that was not even queued.
+            match lane.settled().await.and(sent) {
                 Ok(()) => return Ok(()),
                 Err(undelivered) if undelivered.is_transient() => {
                     warn!("{origin}: {undelivered}; writing to {topic} again");

@@ -229,6 +229,39 @@ fn a_record_of_100_mib_is_given_if_a_broker_takes_it() {
 }
 
 #[test]
+fn a_message_of_100_mib_is_refused_by_ksync_stream() {
+    let world = World::new("huge-stream");
+    let products = topic_of_large(&world, 120 << 20);
+    let huge = format!("\"{}\"", "x".repeat((100 << 20) - 2));
+    for (only, suffix) in [("instant", ""), ("delay", "-delay")] {
+        let mut stream = world.stream_lines(&format!("- -t {products} --only {only}"), &huge);
+        assert_eq!(stream.wait(), End::Status(1), "{only}");
+        let told =
+            format!("cannot write to topic {products}{suffix}: Kafka did not take the record: MessageSizeTooLarge");
+        assert!(stream.says(&["error: ", &told]), "{:?}", stream.log());
+        assert_eq!(world.kafka.count(&format!("{products}{suffix}")), 0);
+    }
+}
+
+#[test]
+fn a_bad_record_of_100_mib_that_cannot_be_put_aside_halts_its_partition() {
+    let world = World::new("huge-letter");
+    let products = topic_of_large(&world, 120 << 20);
+    let dead = world.topic("dead", 1);
+    let huge = format!("\"{}\"", "x".repeat((100 << 20) - 2));
+    world.kafka.with("compression.type", "lz4").produce(&products, [value("1"), value(huge), value("2")]);
+    let handler = world.handler("[ $KSYNC_BATCH_FIRST_OFFSET -ne 1 ] || exit 65");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --dead-letter={dead} -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(1), "{:?}", consumer.log());
+    let told =
+        format!("halted at offset 1: cannot write to {dead}: Kafka did not take the record: MessageSizeTooLarge");
+    assert!(consumer.says(&["error: ", &told]), "{:?}", consumer.log());
+    assert_eq!((world.seat(&products, 0, "indexer").offset(), world.kafka.count(&dead)), (Some(1), 0));
+    assert!(!consumer.says(&["are in the dead-letter topic"]));
+    world.kafka.delete(&products);
+}
+
+#[test]
 fn a_batch_is_closed_before_the_record_that_would_make_it_too_large() {
     let world = World::new("bytes");
     let products = world.topic("products", 1);
