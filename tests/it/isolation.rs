@@ -96,6 +96,38 @@ fn so_many_bad_records_that_the_breaker_opens_are_not_put_aside() {
 }
 
 #[test]
+fn an_open_breaker_commits_nothing_past_a_record_that_was_named_before_the_bad_ones() {
+    let world = World::new("named-before");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, ids(1..=40));
+    // Offsets 5 to 9 are to come again, the 20 after them will never work.
+    let line = r#"{\"offset\":$1,\"status\":\"fail\",\"error\":\"no\",\"permanent\":$2}"#;
+    let handler = world.handler(&format!(
+        "tell() {{ echo \"{line}\" >&3; }}\n\
+         for offset in $(seq 5 9); do ! grep -q \"\\\"offset\\\":$offset,\" \"$run\" || tell $offset false; done\n\
+         for offset in $(seq 10 29); do ! grep -q \"\\\"offset\\\":$offset,\" \"$run\" || tell $offset true; done"
+    ));
+    let options = "--session-timeout 1s --retry-pause 10ms --retry-pause-max 100ms --batch-wait 5s";
+    let command = format!("-t {products} -n indexer {options} --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("{command} -- {handler}"));
+    world.eventually("the breaker opens", || {
+        consumer.says(&["error: ", "none is put aside until the one at offset 10"])
+    });
+    world.eventually("the first bad one alone is tried again and again", || {
+        handler.runs().iter().skip(1).filter(|run| run.offsets() == [10]).count() >= 5
+    });
+    let seat = world.seat(&products, 0, "indexer");
+    assert_eq!((seat.offset(), world.kafka.count(&dead)), (Some(5), 0));
+    assert_eq!(handler.runs()[0].offsets(), Vec::from_iter(0..40));
+
+    consumer.kill();
+    let mended = world.handler("");
+    let mut next = world.consume(&format!("{command} -e -- {mended}"));
+    assert_eq!(next.wait(), End::Status(0));
+    assert_eq!((done(&mended), seat.offset()), (Vec::from_iter(5..40), Some(40)));
+}
+
+#[test]
 fn a_dead_letter_has_its_own_key_value_and_headers_and_tells_what_happened() {
     let world = World::new("letter");
     let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
@@ -153,6 +185,44 @@ fn without_a_dead_letter_topic_the_partition_halts_at_the_record_and_the_others_
     let of_one: Vec<_> = handler.runs().into_iter().filter(|run| run.partition == 1 && run.done.is_some()).collect();
     let of_one: Vec<_> = of_one.iter().flat_map(|run| run.offsets()).collect();
     assert_eq!(of_one, [0, 1, 3, 4, 5, 2, 4], "those of its key come again after it");
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_away() {
+    const HALTED: i32 = 17;
+    let world = World::new("one-of-64");
+    let products = world.topic("products", 64);
+    let to_each = |count: i32| (0..64 * count).map(|number| value("1").to(number % 64));
+    world.kafka.produce(&products, to_each(30));
+    let (bad, gate) = (world.file("bad"), world.gate());
+    fs::write(&bad, format!("\"partition\":{HALTED},\"offset\":3,\n")).unwrap();
+    let handler = world.handler(&format!(
+        "if grep -qFf {} \"$run\"; then exit 1; fi; ! grep -q '\"payload\":\"wait\"' \"$run\" || await {gate}",
+        bad.display()
+    ));
+    // Each pause is at least 1.6 s long after some failures.
+    let options = "-j 4 --batch-size 10 --retry-pause 100ms --retry-pause-max 2s";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let offsets = || -> Vec<_> { (0..64).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect() };
+    let all_but_the_halted = |others| -> Vec<_> { (0..64).map(|p| if p == HALTED { 3 } else { others }).collect() };
+    world.eventually("the others are at their end", || offsets() == all_but_the_halted(30));
+    let tries = || handler.runs().iter().filter(|run| run.partition == HALTED && run.offsets() == [3]).count();
+    world.eventually("it is tried again and again", || tries() >= 7);
+    let before = tries();
+    world.eventually("a long pause begins", || tries() > before);
+    world.kafka.produce(&products, (0..8).map(|partition| value("\"wait\"").to(partition)));
+    let at_work = || handler.runs().iter().filter(|run| run.partition < 8 && run.done.is_none()).count();
+    world.within(Duration::from_millis(1500), "meanwhile all four permits are there for others", || at_work() == 4);
+    gate.open();
+    world.kafka.produce(&products, to_each(1).filter(|message| message.partition >= Some(8)));
+    world.eventually("the others are at their end again", || offsets() == all_but_the_halted(31));
+    let before = tries();
+    world.eventually("it is still tried", || tries() > before);
+
+    write_bad(&bad, [99]);
+    world.eventually("it goes on once the record works", || offsets() == [31; 64]);
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
 }

@@ -22,4 +22,5 @@ mod election;
 mod examples;
 mod handler;
 mod isolation;
+mod isolation_killed;
 mod processes;

@@ -13,7 +13,7 @@ use crate::consume::ids;
 use crate::support::{End, Process, World, is_full};
 
 /// How long a handler may outlive a ksync that was killed.
-const SOON: Duration = Duration::from_millis(100);
+pub const SOON: Duration = Duration::from_millis(100);
 
 /// A descendant of a shell script that has left its group, its session and its parent; its number is a line of `pids`.
 fn daemon(pids: &Path) -> String {
@@ -36,7 +36,7 @@ fn exists(pid: i32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
-fn runs(pid: i32) -> bool {
+pub fn runs(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with(['Z', 'X']))
 }
@@ -233,6 +233,50 @@ fn the_warden_holds_nothing_heeds_no_signal_and_ends_with_ksync() {
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
     world.within(SOON, "it ends", || !runs(warden));
+}
+
+#[test]
+fn a_handler_killed_for_its_memory_fails_its_batch_which_comes_again() {
+    let world = World::new("out-of-memory");
+    // The kernel kills the process that holds the most: the handler's own, or one that it has started.
+    for (hit, told) in [("self", "signal 9 (SIGKILL)"), ("child", "exit status 137")] {
+        let products = world.topic(&format!("products-{hit}"), 1);
+        world.kafka.produce(&products, ids(1..=5));
+        let (pid, gate) = (world.file("pid"), world.gate());
+        let hog = world.script(&format!(
+            "held=$(head -c 33554432 /dev/zero | tr '\\0' x); echo $$ > {0}.part; mv {0}.part {0}; sleep 600",
+            pid.display()
+        ));
+        let hog = if hit == "self" { format!("exec {hog}") } else { hog };
+        let handler =
+            world.handler(&format!("if [ $KSYNC_BATCH_ATTEMPT -eq 1 ]; then {hog}; exit $?; fi; await {gate}"));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer --retry-pause 10ms -- {handler}"));
+        world.eventually("it holds much memory", || pid.exists());
+        let pid = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        assert!(memory(pid) >= 32 << 10, "{} KiB", memory(pid));
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        let failed = format!("the handler failed at offsets 0 to 4, attempt 1: {told}; trying again in ");
+        world.eventually("the failure is named", || consumer.says(&["warn: ", &failed]));
+        world.eventually("the batch comes again", || handler.runs().len() == 2);
+        let seat = world.seat(&products, 0, "indexer");
+        assert_eq!((seat.offset(), consumer.is_running()), (Some(0), true));
+
+        gate.open();
+        world.eventually("it is done", || seat.offset() == Some(5));
+        let runs = handler.runs();
+        let ended: Vec<_> = runs.iter().map(|run| (run.attempt, run.done.is_some())).collect();
+        assert_eq!((ended, &runs[0].lines), (vec![(1, false), (2, true)], &runs[1].lines));
+        consumer.signal(Signal::TERM);
+        assert_eq!(consumer.wait(), End::Status(0));
+        world.eventually("nothing is left", || world.processes() == 0);
+    }
+}
+
+/// How much a process holds now, in KiB.
+fn memory(pid: i32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim();
+    held.strip_suffix(" kB").unwrap().parse().unwrap()
 }
 
 #[test]

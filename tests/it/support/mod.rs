@@ -179,6 +179,15 @@ impl World {
         }
     }
 
+    /// Waits until it is so, with no pause between two looks: for a moment that is soon over.
+    pub fn spin(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < EVENTUALLY, "not so within {EVENTUALLY:?}: {what}");
+            std::thread::yield_now();
+        }
+    }
+
     /// Checks that it stays so for `time`.
     pub fn for_a_while(&self, time: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
         let begun = Instant::now();
