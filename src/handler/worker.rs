@@ -7,6 +7,7 @@
 use std::future;
 use std::io;
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::json;
@@ -73,13 +74,15 @@ impl Worker {
         }
     }
 
-    /// Gives it a batch and waits for its answer, as long as `limit` since the last word of progress.
+    /// Gives it a batch and waits for its answer, as long as `limit` since the last word of progress. The end of the batch
+    /// is kept back until `go` says true, so that reading it takes no time of its own; after false it is taken back.
     ///
-    /// `stop` resolves as that of [`super::Command::run`] does: then the batch is taken back.
+    /// `stop` resolves as that of [`super::Command::run`] does: then, too, the batch is taken back.
     pub async fn work(
         &mut self,
         (batch, lines): (&Batch<'_>, &[u8]),
         limit: Duration,
+        go: impl Future<Output = bool>,
         stop: impl Future<Output = Instant>,
     ) -> Worked {
         let label = batch.source.to_string();
@@ -87,7 +90,18 @@ impl Worker {
         self.stderr.begin(&label);
         self.batches += 1;
         let (begin, end) = (begin(batch), line(&json!({"type": "end", "id": batch.id})));
-        let mut out = Outgoing::new([&begin, lines, &end]);
+        let mut out = Outgoing::new([&begin, lines, b""]);
+        let mut stop = pin!(stop);
+        let deadline = tokio::select! {
+            biased;
+            goes = go => (!goes).then(|| Instant::now() + GRACE),
+            worked = self.hold(batch.id, &mut out, limit) => return worked,
+            deadline = &mut stop => Some(deadline),
+        };
+        if let Some(deadline) = deadline {
+            return Worked::Stopped { is_free: self.cancel(batch.id, &out, deadline).await };
+        }
+        out.finish_with(&end);
         tokio::select! {
             biased;
             worked = self.hold(batch.id, &mut out, limit) => worked,
@@ -105,8 +119,8 @@ impl Worker {
                 Err(failure) => return Worked::Broken(failure),
                 Ok(Answer::Fatal { error }) => return Worked::Broken(Failure::Fatal(error)),
                 Ok(Answer::Progress { id: of }) if of == id => deadline = Instant::now() + limit,
-                Ok(Answer::Done { id: of, failed }) if of == id && out.is_written() => return self.done(failed),
-                Ok(Answer::Backoff { id: of, ms }) if of == id && out.is_written() => {
+                Ok(Answer::Done { id: of, failed }) if of == id && out.is_given() => return self.done(failed),
+                Ok(Answer::Backoff { id: of, ms }) if of == id && out.is_given() => {
                     return Worked::Answered(Err(Failure::Backoff(Duration::from_millis(ms))));
                 }
                 Ok(Answer::Done { id: of, .. } | Answer::Progress { id: of } | Answer::Backoff { id: of, .. }) => {
@@ -169,7 +183,7 @@ impl Worker {
         }
         let cancel = line(&json!({"type": "cancel", "id": id}));
         let mut cancelled = Outgoing::new([out.rest_of_line(), &cancel, b""]);
-        if !out.is_written() {
+        if !out.is_given() {
             // Of what it was not given to the end it need not say anything.
             cancelled.write(&mut self.stdin).await;
             return true;
@@ -307,8 +321,14 @@ impl<'a> Outgoing<'a> {
         self.rest[0].len() < self.whole[0].len()
     }
 
-    fn is_written(&self) -> bool {
-        self.rest.iter().all(|part| part.is_empty())
+    /// What comes last.
+    fn finish_with(&mut self, end: &'a [u8]) {
+        (self.whole[2], self.rest[2]) = (end, end);
+    }
+
+    /// Whether it is written to its end.
+    fn is_given(&self) -> bool {
+        !self.whole[2].is_empty() && self.rest.iter().all(|part| part.is_empty())
     }
 
     /// What is missing of the line in the middle of which it stopped.
@@ -354,7 +374,7 @@ mod tests {
         let all = whole.concat();
         for count in 0..=all.len() {
             let out = written(count);
-            assert_eq!((out.is_begun(), out.is_written()), (count > 0, count == all.len()));
+            assert_eq!((out.is_begun(), out.is_given()), (count > 0, count == all.len()));
             let is_at_break = count == 0 || all[count - 1] == b'\n';
             let end =
                 if is_at_break { count } else { count + all[count..].iter().position(|b| *b == b'\n').unwrap() + 1 };

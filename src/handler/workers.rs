@@ -62,7 +62,7 @@ impl Workers {
         Ok(Workers { command, name, terms, idle: Mutex::new(vec![]), renewals })
     }
 
-    /// As [`Command::run`], by a worker. It is there before `go` is asked.
+    /// As [`Command::run`], by a worker. Its batch ends once `go` says true.
     pub(super) async fn run(
         &self,
         batch: &Batch<'_>,
@@ -80,15 +80,7 @@ impl Workers {
             Ok(hired) => hired,
             Err(failed) => return Outcome::Failed(failed),
         };
-        let goes = tokio::select! {
-            goes = go => goes,
-            _ = &mut stop => false,
-        };
-        if !goes {
-            self.keep(hired);
-            return Outcome::Stopped;
-        }
-        match hired.worker.work((batch, lines), self.command.terms.timeout, stop.as_mut()).await {
+        match hired.worker.work((batch, lines), self.command.terms.timeout, go, stop.as_mut()).await {
             Worked::Answered(answer) => {
                 self.keep(hired);
                 answer.map_or_else(Outcome::from, Outcome::Done)
