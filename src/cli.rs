@@ -170,6 +170,7 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
         // It has nobody to tell.
         return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    sys::give_back_large_blocks();
     let tool = parse::<T>(std::env::args_os().collect());
     let common = tool.common().clone();
     let grace = tool.grace();

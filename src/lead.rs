@@ -223,9 +223,10 @@ impl Leading {
         Ok([Exit::Person, Exit::Busy, Exit::Again].into_iter().find(|exit| ends.contains(exit)).unwrap_or(Exit::Done))
     }
 
-    /// How many batches there may be at once: each partition has one under way and one that is being read.
-    pub fn batches(&self) -> usize {
-        2 * self.topics.values().map(BTreeSet::len).sum::<usize>().max(1)
+    /// How much of the process's memory one batch may take: half of it is for what librdkafka holds, and each partition has
+    /// one batch under way and one that is being read.
+    pub fn share(&self, memory: usize) -> usize {
+        memory / 2 / (2 * self.topics.values().map(BTreeSet::len).sum::<usize>().max(1))
     }
 
     /// Makes known how long the delayer waits.

@@ -94,7 +94,7 @@ async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         () = shutdown.requested() => return Ok(if cli.exit { Exit::Again } else { Exit::Done }),
     };
     let has_dead_lettered = Arc::new(AtomicBool::new(false));
-    let share = leader.memory / leading.batches();
+    let share = leading.share(leader.memory);
     let consume = Consume {
         handler: handler.clone(),
         jobs: Semaphore::new(cli.handler.jobs()),

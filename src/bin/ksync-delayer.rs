@@ -75,7 +75,7 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
     let on_invalid = cli.on_invalid.into();
     let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics, on_invalid).await?;
     let (election, reader) = (leading.election.clone(), leading.reader.clone());
-    let room = leader.memory / leading.batches();
+    let room = leading.share(leader.memory);
     Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters, room }))
 }
 

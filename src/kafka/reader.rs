@@ -53,7 +53,11 @@ impl Reader {
     /// `group` is what librdkafka wants to assign partitions; nothing is ever committed to it by this client.
     /// `partitions` is how many will be read at once: what the client holds ahead is shared among them.
     pub fn open(cluster: &Cluster, admin: &Admin, group: &str, partitions: usize) -> Result<Reader> {
+        // An answer is held until all of its records are taken, also those of the slowest of its partitions. So the more
+        // there are, the less is read ahead for each, and the fewer share an answer.
         let fetch = ((1 << 20) / partitions.max(1)).clamp(32 << 10, 1 << 20);
+        let answer = (8 * fetch).clamp(256 << 10, 2 << 20);
+        let queued_kib = ((2 << 10) / partitions.max(1)).clamp(32, 256);
         let mut config = cluster.config();
         config
             .set("group.id", group)
@@ -64,11 +68,13 @@ impl Reader {
             .set("isolation.level", "read_committed")
             .set("check.crcs", "true")
             .set("fetch.wait.max.ms", "100")
-            // These five hold 64 partitions of tiny records in 53 MiB, and one at full speed (docs/design.md).
+            // Without it librdkafka would raise fetch.max.bytes to the default of this.
+            .set("message.max.bytes", answer.to_string())
+            // These five bound what is held ahead, and let one partition be read at full speed (docs/design.md).
             .set("fetch.message.max.bytes", fetch.to_string())
-            .set("fetch.max.bytes", (2 << 20).to_string())
+            .set("fetch.max.bytes", answer.to_string())
             .set("fetch.queue.backoff.ms", "1")
-            .set("queued.max.messages.kbytes", "256")
+            .set("queued.max.messages.kbytes", queued_kib.to_string())
             .set("queued.min.messages", "1000")
             // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
             // connection again and again, and no partition of the process gets on.
