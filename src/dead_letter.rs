@@ -83,6 +83,11 @@ impl Letter {
         self.offset
     }
 
+    /// Why it is put aside.
+    pub fn why(&self) -> &str {
+        &self.reason.error
+    }
+
     pub fn bytes(&self) -> usize {
         self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len)
     }

@@ -111,7 +111,56 @@ impl Load {
         self.stop = later.stop;
     }
 
-    fn is_empty(&self) -> bool {
+    /// Adds a record, or what is made of it by `on_invalid`. Whether there was room for it; for the first one there is.
+    pub fn add(
+        &mut self,
+        record: &Record<'_>,
+        letter: impl FnOnce(String) -> Letter,
+        (on_invalid, room): (OnInvalid, usize),
+    ) -> bool {
+        let is_first = self.is_empty();
+        // How long the line is shows only when it is written; but a large record is not to be copied for nothing.
+        let at_least = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+        if !is_first && self.bytes() + at_least > room {
+            return false;
+        }
+        let before = self.batch.mark();
+        self.stop = self.add_record(record, letter, on_invalid);
+        if !is_first && self.bytes() > room {
+            self.batch.back_to(before);
+            return false;
+        }
+        true
+    }
+
+    fn add_record(
+        &mut self,
+        record: &Record<'_>,
+        letter: impl FnOnce(String) -> Letter,
+        on_invalid: OnInvalid,
+    ) -> Option<Stop> {
+        let why = self.batch.push(record).err()?;
+        let what = || format!("the value at offset {} cannot be given to the handler", record.offset);
+        match on_invalid {
+            OnInvalid::Halt => {
+                let mend = "mend its writer and let --on-invalid dead-letter put it aside";
+                Some(Stop::Invalid(anyhow!("{}: {why:#}; {mend}", what())))
+            }
+            OnInvalid::DeadLetter => {
+                self.letters.push(letter(format!("{why:#}")));
+                self.batch.pass(record);
+                None
+            }
+            OnInvalid::Raw => self.batch.push_raw(record).with_context(what).err().map(Stop::Invalid),
+        }
+    }
+
+    /// Whether nothing more is to be added to it.
+    pub fn is_full(&self, limits: &Limits) -> bool {
+        self.stop.is_some() || self.records() >= limits.records || self.bytes() >= limits.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
         self.batch.is_empty() && self.letters.is_empty()
     }
 
@@ -185,12 +234,9 @@ impl<'a> Intake<'a> {
     }
 
     fn is_closed(&self) -> bool {
-        let Load { batch, stop, .. } = &self.load;
-        stop.is_some()
-            || self.is_full
-            || self.load.records() >= self.limits.records
-            || self.load.bytes() >= self.limits.bytes
-            || self.until.is_some_and(|until| batch.next() >= Some(until))
+        self.is_full
+            || self.load.is_full(&self.limits)
+            || self.until.is_some_and(|until| self.load.batch.next() >= Some(until))
     }
 
     async fn fill_some(&mut self) {
@@ -207,9 +253,10 @@ impl<'a> Intake<'a> {
             }
             match self.records.poll() {
                 Some(Event::Record(message)) => {
+                    let (letter, terms) = (|why| Letter::of(&message, why), (self.on_invalid, self.limits.bytes));
                     if self.skips.contains(&message.offset()) {
                         self.load.skip(&self.partition, &message);
-                    } else if !add(&mut self.load, &message, (self.on_invalid, self.limits.bytes)) {
+                    } else if !self.load.add(&message.record(), letter, terms) {
                         self.records.put_back();
                         self.is_full = true;
                         continue;
@@ -233,39 +280,4 @@ impl<'a> Intake<'a> {
 enum Taken {
     All,
     Some,
-}
-
-/// Whether there was room for it.
-fn add(load: &mut Load, message: &Message<'_>, (on_invalid, room): (OnInvalid, usize)) -> bool {
-    let record = message.record();
-    let is_first = load.is_empty();
-    // How long the line is shows only when it is written; but a large record is not to be copied for nothing.
-    let at_least = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
-    if !is_first && load.bytes() + at_least > room {
-        return false;
-    }
-    let before = load.batch.mark();
-    load.stop = add_record(load, (message, &record), on_invalid);
-    if !is_first && load.bytes() > room {
-        load.batch.back_to(before);
-        return false;
-    }
-    true
-}
-
-fn add_record(load: &mut Load, (message, record): (&Message<'_>, &Record<'_>), on_invalid: OnInvalid) -> Option<Stop> {
-    let why = load.batch.push(record).err()?;
-    let what = || format!("the value at offset {} cannot be given to the handler", record.offset);
-    match on_invalid {
-        OnInvalid::Halt => {
-            let mend = "mend its writer and let --on-invalid dead-letter put it aside";
-            Some(Stop::Invalid(anyhow!("{}: {why:#}; {mend}", what())))
-        }
-        OnInvalid::DeadLetter => {
-            load.letters.push(Letter::of(message, format!("{why:#}")));
-            load.batch.pass(record);
-            None
-        }
-        OnInvalid::Raw => load.batch.push_raw(record).with_context(what).err().map(Stop::Invalid),
-    }
 }

@@ -71,6 +71,11 @@ impl Name {
     pub fn redrive() -> Name {
         Name("redrive".into())
     }
+
+    /// The name of a handler that is tried out, where it is given no other.
+    pub fn replay() -> Name {
+        Name("replay".into())
+    }
 }
 
 impl FromStr for Name {

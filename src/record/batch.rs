@@ -85,6 +85,20 @@ impl Batch {
         Ok(())
     }
 
+    /// Adds a line that somebody has kept or written, as it is, and moves the batch's end past its record.
+    ///
+    /// Fails, and adds nothing, where no record can be read from it.
+    pub fn push_line(&mut self, offset: Offset, line: &[u8]) -> Result<()> {
+        line::original(line)?;
+        self.lines.extend_from_slice(line);
+        if !line.ends_with(b"\n") {
+            self.lines.push(b'\n');
+        }
+        self.index.push(Entry { offset, end: self.lines.len() });
+        self.pass_to(offset.next());
+        Ok(())
+    }
+
     /// Moves the batch's end past a record that is no part of it: it went to the dead-letter topic.
     pub fn pass(&mut self, record: &Record<'_>) {
         self.last = Some(LastRecord::of(record));

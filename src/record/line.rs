@@ -123,7 +123,7 @@ struct Members<'a> {
     #[serde(borrow)]
     key_b64: Option<&'a RawValue>,
     #[serde(borrow)]
-    headers: &'a RawValue,
+    headers: Option<&'a RawValue>,
     #[serde(borrow)]
     payload: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -155,7 +155,7 @@ pub fn original(line: &[u8]) -> Result<Original> {
         Some(json) => Some(json.get().into()),
         None => payload_b64.map(decoded).transpose()?,
     };
-    let pairs: Vec<(String, Option<&RawValue>)> = serde_json::from_str(headers.get())?;
+    let pairs: Vec<(String, Option<&RawValue>)> = serde_json::from_str(headers.map_or("[]", RawValue::get))?;
     let headers = pairs
         .into_iter()
         .map(|(name, value)| Ok((name, value.map(header_bytes).transpose()?)))
