@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
@@ -21,19 +22,23 @@ use crate::shutdown::{Shutdown, Trigger};
 use crate::sys;
 use crate::topic::Topic;
 
+mod bounded;
 mod handler;
 mod leader;
 mod log_lines;
 mod on_invalid;
 mod redrive;
+mod replay;
 mod rows;
 mod values;
 
+pub use bounded::BoundedOptions;
 pub use handler::HandlerOptions;
 pub use leader::LeaderOptions;
 pub use log_lines::Logging;
 pub use on_invalid::{OnInvalidMessage, OnInvalidRecord};
 pub use redrive::RedriveOptions;
+pub use replay::ReplayOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 
@@ -47,8 +52,15 @@ const CONFIG_FILE: &str = "/etc/ksync.conf";
 #[derive(Args, Clone, Debug)]
 pub struct KafkaOptions {
     /// Brokers to begin with
-    #[arg(short, long, env = "KSYNC_BOOTSTRAP_SERVER", value_name = "HOST:PORT,..", help_heading = "Kafka")]
-    pub bootstrap_server: String,
+    #[arg(
+        short,
+        long,
+        env = "KSYNC_BOOTSTRAP_SERVER",
+        value_name = "HOST:PORT,..",
+        required = true,
+        help_heading = "Kafka"
+    )]
+    pub bootstrap_server: Option<String>,
 
     /// Topic to work on; the name of its delay topic ends in -delay
     #[arg(
@@ -95,7 +107,8 @@ impl KafkaOptions {
             }
         }
         properties.extend(self.property.iter().cloned());
-        Ok(Cluster { bootstrap: self.bootstrap_server.clone(), properties })
+        let bootstrap = self.bootstrap_server.clone().expect("it is required of all that use a server");
+        Ok(Cluster { bootstrap, properties })
     }
 
     /// The topic of a tool that works on one.
@@ -316,7 +329,7 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command
         });
         match value {
             None => arg,
-            Some(Ok(value)) => arg.required(false).default_value(value),
+            Some(Ok(value)) => arg.required(false).required_unless_present(Resettable::Reset).default_value(value),
             Some(Err(error)) => {
                 trouble = Some(error);
                 arg

@@ -5,29 +5,33 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Result, anyhow};
 use log::info;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 use crate::dead_letter::{DeadLetters, Letter};
+use crate::exit::Exit;
 use crate::fit::{Skip, Standing};
 use crate::handler::{Handler, Pauses};
 use crate::intake::{Intake, Limits, OnInvalid, Stop};
 use crate::kafka;
-use crate::lead::{Checked, Done, End, Held, Work};
+use crate::lead::{Checked, Done, End, Held, Leading, Work};
 use crate::shutdown::Shutdown;
 use crate::topic::Offset;
 
 mod by_key;
 mod handling;
+mod kept;
 mod trial;
 mod turn;
 mod window;
 
 use by_key::ByKey;
 use handling::{Handling, Leave};
+pub use kept::Kept;
+pub(crate) use trial::Step;
 pub use trial::{Breaker, Rules};
-use turn::Turn;
+pub(crate) use turn::Turn;
 
 /// How ksync-consume works on a partition.
 pub struct Consume {
@@ -46,6 +50,8 @@ pub struct Consume {
     /// Whether a record is done only if the handler says so.
     pub requires_result: bool,
     pub dead_letters: Option<DeadLetters>,
+    /// Where the last failing batch of each partition is kept.
+    pub kept: Option<Kept>,
     /// After so long without any success a bounded run gives up.
     pub give_up: Option<Duration>,
     /// Set when something went to the dead-letter topic.
@@ -136,6 +142,17 @@ fn end_by(stop: &Stop) -> End {
 }
 
 impl Consume {
+    /// Works on all partitions that this process leads, until it is told to end or a bounded run is at its end.
+    pub async fn run(self, leading: Leading, shutdown: &Shutdown) -> Result<Exit> {
+        let (handler, has_dead_lettered) = (self.handler.clone(), self.has_dead_lettered.clone());
+        let is_bounded = self.give_up.is_some();
+        let ended = leading.run(self, shutdown).await;
+        handler.close().await;
+        let ended = ended?;
+        let is_incomplete = is_bounded && has_dead_lettered.load(Ordering::Relaxed);
+        Ok(if ended == Exit::Done && is_incomplete { Exit::DeadLettered } else { ended })
+    }
+
     /// Has the batch done, by the handler once `going` says so or by the dead-letter topic, as far as that can be; where it
     /// is done, waits for the next one, in the memory of this one.
     async fn next(
@@ -220,11 +237,11 @@ impl Consume {
         self.jobs.acquire().await.expect("it is never closed")
     }
 
-    fn worked(&self) -> Option<Instant> {
+    pub(crate) fn worked(&self) -> Option<Instant> {
         *self.worked.borrow()
     }
 
-    fn has_worked(&self, now: Instant) {
+    pub(crate) fn has_worked(&self, now: Instant) {
         self.worked.send_replace(Some(now));
     }
 }

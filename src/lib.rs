@@ -17,6 +17,7 @@ pub mod message;
 pub mod progress;
 pub mod record;
 pub mod redrive;
+pub mod replay;
 pub mod shutdown;
 pub mod stream;
 pub mod sys;

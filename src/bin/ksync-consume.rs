@@ -1,25 +1,24 @@
 //! Hands the records of a topic to a command, batch by batch, as JSON lines on its stdin.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use ksync::cli::{self, Common, HandlerOptions, KafkaOptions, LeaderOptions, RedriveOptions, Tool, duration};
-use ksync::consume::Consume;
+use ksync::cli::{self, BoundedOptions, Common, HandlerOptions, KafkaOptions};
+use ksync::cli::{LeaderOptions, RedriveOptions, ReplayOptions, Tool};
 use ksync::exit::Exit;
 use ksync::handler;
-use ksync::lead::Bounded;
 use ksync::redrive::Redrive;
+use ksync::replay::Replay;
 use ksync::shutdown::Shutdown;
 use ksync::topic::Name;
-use tokio::sync::{Semaphore, watch};
 
 /// Hands the records of a topic to a command, batch by batch, as JSON lines on its stdin
 #[derive(Clone, Debug, Parser)]
-#[command(name = "ksync-consume", version)]
+#[command(name = "ksync-consume", version, mut_args(ReplayOptions::relax))]
 struct Cli {
     #[command(flatten)]
     kafka: KafkaOptions,
@@ -29,22 +28,15 @@ struct Cli {
     common: Common,
 
     /// Which kind of consumer this is; each name has its own offsets
-    #[arg(short, long, env = "KSYNC_NAME", value_name = "NAME")]
-    name: Name,
+    #[arg(short, long, env = "KSYNC_NAME", value_name = "NAME", required = true)]
+    name: Option<Name>,
 
-    /// Ends when what was there at the start is done
-    #[arg(short, long, env = "KSYNC_EXIT")]
-    exit: bool,
-
-    /// How long to wait for a lease with --exit or --redrive
-    #[arg(long, env = "KSYNC_WAIT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    wait: Duration,
-
-    /// With --exit or --redrive: ends after so long without any success
-    #[arg(long, env = "KSYNC_GIVE_UP", value_name = "DURATION", default_value = "10m", value_parser = duration)]
-    give_up: Duration,
+    #[command(flatten)]
+    bounded: BoundedOptions,
     #[command(flatten)]
     redrive: RedriveOptions,
+    #[command(flatten)]
+    replay: ReplayOptions,
     #[command(flatten)]
     handler: HandlerOptions,
 }
@@ -60,61 +52,47 @@ impl Tool for Cli {
 }
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
-    if cli.redrive.redrive { redrive(cli, shutdown).await } else { consume(cli, shutdown).await }
+    let name = cli.name.clone().unwrap_or_else(Name::replay);
+    match &cli.replay.replay {
+        Some(file) => replay(&cli, (name, file), shutdown).await,
+        None if cli.redrive.redrive => redrive(cli, name, shutdown).await,
+        None => consume(cli, name, shutdown).await,
+    }
 }
 
-async fn redrive(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
-    let bounded = Bounded { wait: cli.wait };
+async fn replay(cli: &Cli, (name, file): (Name, &Path), shutdown: Shutdown) -> Result<Exit> {
+    handler::leave_nothing_behind()?;
+    let (handler, memory) = (Arc::new(cli.handler.handler(&name)?), cli.leader.memory);
+    let consume = cli.handler.consume(handler, memory, cli.leader.dead_letter.is_some());
+    Replay { consume, name, memory }.run(file, &shutdown).await
+}
+
+async fn redrive(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
     tokio::select! {
-        started = cli.redrive.start((&cli.kafka, &cli.leader), &cli.name, bounded) => {
+        started = cli.redrive.start((&cli.kafka, &cli.leader), &name, cli.bounded.always()) => {
             let (leading, route) = started?;
-            let (skips, give_up, tally) = (cli.handler.skip, cli.give_up, Arc::default());
+            let (skips, give_up, tally) = (cli.handler.skip, cli.bounded.give_up, Arc::default());
             Redrive { route, skips, give_up, tally }.run(leading, &shutdown).await
         }
         () = shutdown.requested() => Ok(Exit::Again),
     }
 }
 
-async fn consume(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
-    let Cli { kafka, leader, name, .. } = cli;
-    let on_invalid = cli.handler.on_invalid.into();
+async fn consume(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
+    let Cli { kafka, leader, bounded, .. } = cli;
     handler::leave_nothing_behind()?;
     let handler = Arc::new(cli.handler.handler(&name)?);
-    let cluster = kafka.cluster()?;
-    let bounded = cli.exit.then_some(Bounded { wait: cli.wait });
-    let starting = async {
-        let leading = leader.leading((&cluster, &kafka), &kafka.topic, &name, bounded).await?;
-        let writer = leader.writer(&cluster)?;
-        let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();
-        let dead_letters = leader.dead_letters(&writer, (&leading, &kafka), &origins, on_invalid).await?;
-        anyhow::Ok((leading, dead_letters))
-    };
+    let kept = cli.replay.kept(&name, &cli.handler)?;
+    let starting = leader.start_consumer(&kafka, (&name, bounded.with_exit()), cli.handler.on_invalid.into());
     let (leading, dead_letters) = tokio::select! {
         started = starting => started?,
-        () = shutdown.requested() => return Ok(if cli.exit { Exit::Again } else { Exit::Done }),
+        () = shutdown.requested() => return Ok(if bounded.exit { Exit::Again } else { Exit::Done }),
     };
-    let has_dead_lettered = Arc::new(AtomicBool::new(false));
     let share = leading.share(leader.memory);
-    let consume = Consume {
-        handler: handler.clone(),
-        jobs: Semaphore::new(cli.handler.jobs()),
-        split: cli.handler.split(),
-        limits: cli.handler.limits(share),
-        on_invalid,
-        skips: cli.handler.skip.clone(),
-        rules: cli.handler.rules(leader.dead_letter.is_some()),
-        pauses: cli.handler.pauses(),
-        requires_result: cli.handler.require_result,
-        dead_letters,
-        give_up: cli.exit.then_some(cli.give_up),
-        has_dead_lettered: has_dead_lettered.clone(),
-        worked: watch::Sender::new(None),
-    };
-    let ended = leading.run(consume, &shutdown).await;
-    handler.close().await;
-    let ended = ended?;
-    let is_incomplete = cli.exit && has_dead_lettered.load(Ordering::Relaxed);
-    Ok(if ended == Exit::Done && is_incomplete { Exit::DeadLettered } else { ended })
+    let mut consume = cli.handler.consume(handler, share, leader.dead_letter.is_some());
+    (consume.dead_letters, consume.kept) = (dead_letters, kept);
+    consume.give_up = bounded.exit.then_some(bounded.give_up);
+    consume.run(leading, &shutdown).await
 }
 
 fn main() -> ExitCode {

@@ -1,17 +1,24 @@
 //! The user's command, and the batches that it is given.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use tokio::sync::{Semaphore, watch};
 
 use super::{OnInvalidRecord, duration, size};
-use crate::consume::{Breaker, Rules};
+use crate::consume::{Breaker, Consume, Rules};
 use crate::exit::Exit;
 use crate::fit::Skip;
 use crate::handler::{Command, Environment, Handler, Pauses, Terms, WorkerTerms, Workers};
 use crate::intake::Limits;
 use crate::topic::Name;
+
+/// How long a run may take, how many records it is given, and how large these may be together, unless something else is said.
+const TIMEOUT: &str = "5m";
+const BATCH_SIZE: &str = "1000";
+const BATCH_BYTES: &str = "8MiB";
 
 /// Which command works on the records, and how much it is given at once.
 #[derive(Args, Clone, Debug)]
@@ -38,7 +45,7 @@ pub struct HandlerOptions {
     pub by_key: bool,
 
     /// How long one run of the command may take
-    #[arg(long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    #[arg(long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = TIMEOUT, value_parser = duration)]
     pub timeout: Duration,
 
     /// Passes this record without working on it; as an error has printed it
@@ -85,12 +92,12 @@ pub struct HandlerOptions {
     pub breaker_share: u32,
 
     /// How many records a batch may have
-    #[arg(long, env = "KSYNC_BATCH_SIZE", value_name = "N", default_value = "1000",
+    #[arg(long, env = "KSYNC_BATCH_SIZE", value_name = "N", default_value = BATCH_SIZE,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
 
     /// How large a batch may be; a record that is larger goes alone
-    #[arg(long, env = "KSYNC_BATCH_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
+    #[arg(long, env = "KSYNC_BATCH_BYTES", value_name = "SIZE", default_value = BATCH_BYTES, value_parser = size)]
     pub batch_bytes: usize,
 
     /// How long to wait for more records once one is there
@@ -127,17 +134,61 @@ impl HandlerOptions {
         Ok(Handler::Workers(Workers::new(command, name.clone(), terms)?))
     }
 
-    pub fn rules(&self, puts_aside: bool) -> Rules {
+    /// How to have batches worked on of at most `share` bytes; for now without a place for bad records.
+    pub fn consume(&self, handler: Arc<Handler>, share: usize, puts_aside: bool) -> Consume {
+        Consume {
+            handler,
+            jobs: Semaphore::new(self.jobs()),
+            split: self.split(),
+            limits: self.limits(share),
+            on_invalid: self.on_invalid.into(),
+            skips: self.skip.clone(),
+            rules: self.rules(puts_aside),
+            pauses: self.pauses(),
+            requires_result: self.require_result,
+            dead_letters: None,
+            kept: None,
+            give_up: None,
+            has_dead_lettered: Arc::default(),
+            worked: watch::Sender::new(None),
+        }
+    }
+
+    /// The options that it depends on how a run of a given batch ends, as words of a command line.
+    pub fn of_a_run(&self) -> Vec<String> {
+        let flags = [
+            (self.worker, "--worker"),
+            (self.allow_unread, "--allow-unread"),
+            (self.require_result, "--require-result"),
+            (self.clean_env, "--clean-env"),
+        ];
+        let mut words: Vec<_> =
+            flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| (*flag).to_owned()).collect();
+        let timeout = humantime::format_duration(self.timeout).to_string();
+        let (records, bytes) = (self.batch_size.to_string(), self.batch_bytes.to_string());
+        let is_usual = size(BATCH_BYTES).is_ok_and(|usual| usual == self.batch_bytes);
+        let options = [
+            (timeout != TIMEOUT, "--timeout", timeout),
+            (records != BATCH_SIZE, "--batch-size", records),
+            (!is_usual, "--batch-bytes", bytes),
+            (!self.pass_env.is_empty(), "--pass-env", self.pass_env.join(",")),
+        ];
+        let given = options.into_iter().filter(|(is_given, ..)| *is_given);
+        words.extend(given.map(|(_, name, value)| format!("{name}={value}")));
+        words
+    }
+
+    fn rules(&self, puts_aside: bool) -> Rules {
         let breaker =
             Breaker { failures: self.breaker_failures as usize, share: f64::from(self.breaker_share) / 100.0 };
         Rules { isolate_after: self.isolate_after, breaker, puts_aside }
     }
 
-    pub fn pauses(&self) -> Pauses {
+    fn pauses(&self) -> Pauses {
         Pauses { first: self.retry_pause, longest: self.retry_pause_max.max(self.retry_pause) }
     }
 
-    pub fn jobs(&self) -> usize {
+    fn jobs(&self) -> usize {
         if self.worker && self.jobs.is_none() {
             return 1;
         }
@@ -145,12 +196,12 @@ impl HandlerOptions {
     }
 
     /// Among how many commands a partition's records are split.
-    pub fn split(&self) -> Option<usize> {
+    fn split(&self) -> Option<usize> {
         self.by_key.then(|| self.jobs())
     }
 
     /// When a batch is full, where one may have at most `share` bytes, and another one is read meanwhile.
-    pub fn limits(&self, share: usize) -> Limits {
+    fn limits(&self, share: usize) -> Limits {
         // Split by keys there are up to two at work, their parts at the handlers beside them, and one that is read.
         let share = if self.by_key { share * 2 / 5 } else { share };
         let bytes = self.batch_bytes.min(share);

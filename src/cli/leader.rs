@@ -23,8 +23,14 @@ const DELIVERY: Duration = Duration::from_secs(120);
 #[derive(Args, Clone, Debug)]
 pub struct LeaderOptions {
     /// ZooKeeper servers; a path after them keeps installations apart
-    #[arg(long, env = "KSYNC_ZOOKEEPER", value_name = "HOST:PORT,..[/CHROOT]", help_heading = "ZooKeeper")]
-    pub zookeeper: Servers,
+    #[arg(
+        long,
+        env = "KSYNC_ZOOKEEPER",
+        value_name = "HOST:PORT,..[/CHROOT]",
+        required = true,
+        help_heading = "ZooKeeper"
+    )]
+    pub zookeeper: Option<Servers>,
 
     /// How long ZooKeeper waits for a process that does not answer before another one may lead
     #[arg(
@@ -88,6 +94,7 @@ impl LeaderOptions {
             topics.insert(topic.clone(), kafka.chosen(topic, count)?);
         }
         let partitions = topics.values().map(BTreeSet::len).sum();
+        let zookeeper = self.zookeeper.as_ref().expect("it is required of all that lead");
         let group = group(name)?;
         let mirror = match self.mirror_group.as_deref() {
             Some("off") => None,
@@ -97,7 +104,7 @@ impl LeaderOptions {
             reader: Reader::open(cluster, &admin, &group, partitions)?,
             mirror,
             admin,
-            election: Election::ZooKeeper(ZooKeeper::connect(&self.zookeeper, self.session_timeout)?),
+            election: Election::ZooKeeper(ZooKeeper::connect(zookeeper, self.session_timeout)?),
             name: name.clone(),
             topics,
             grows: kafka.partition.is_empty() && bounded.is_none(),
@@ -105,6 +112,21 @@ impl LeaderOptions {
             accept_loss: self.accept_loss.clone(),
             bounded,
         })
+    }
+
+    /// What ksync-consume leads its topics with, and where it puts bad records.
+    pub async fn start_consumer(
+        &self,
+        kafka: &KafkaOptions,
+        (name, bounded): (&Name, Option<Bounded>),
+        on_invalid: OnInvalid,
+    ) -> Result<(Leading, Option<DeadLetters>)> {
+        let cluster = kafka.cluster()?;
+        let leading = self.leading((&cluster, kafka), &kafka.topic, name, bounded).await?;
+        let writer = self.writer(&cluster)?;
+        let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();
+        let dead_letters = self.dead_letters(&writer, (&leading, kafka), &origins, on_invalid).await?;
+        Ok((leading, dead_letters))
     }
 
     pub fn writer(&self, cluster: &Cluster) -> Result<Writer> {

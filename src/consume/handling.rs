@@ -88,7 +88,7 @@ impl Handling<'_> {
         };
         let failed = turn.failed.take();
         if pauses && self.consume.give_up.is_some_and(|limit| turn.begun.elapsed() + pause > limit) {
-            return Err(End::GaveUp(anyhow!(failed.unwrap_or_else(|| "the handler fails".to_owned()))));
+            return Err(End::GaveUp(failed.map_or_else(|| anyhow!("the handler fails"), |fault| anyhow!("{fault}"))));
         }
         let seat = &self.held.seat;
         match (failed, turn.stays_before) {
@@ -112,6 +112,9 @@ impl Handling<'_> {
                 let next = records.first().map_or(0, |index| turn.load.batch.offset(*index).0);
                 warn!("{seat}: {failed}; next are {} records from offset {next}", records.len());
             }
+        }
+        if let Some(kept) = &self.consume.kept {
+            kept.tell(&mut turn.keeping, seat);
         }
         if !pauses {
             return Ok(false);
@@ -195,7 +198,12 @@ impl Handling<'_> {
         };
         let now = std::time::Instant::now();
         let times = (now, self.consume.worked());
-        if turn.take_in(records, ran, times, self.consume.requires_result).map_err(End::Misconfigured)? {
+        let works = turn.take_in(records, ran, times, self.consume.requires_result);
+        if let (Some(kept), Some(_)) = (&self.consume.kept, &turn.failed) {
+            let is_kept = kept.keep(&self.held.seat, turn.lines(records).into_owned()).await;
+            turn.keeping.or_now(is_kept);
+        }
+        if works.map_err(End::Misconfigured)? {
             self.consume.has_worked(now);
         }
         Ok(())

@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use log::info;
 
+use super::kept::Keeping;
 use super::trial::{Blame, Named, Ran, Rules, Trial};
 use crate::dead_letter::{Letter, Reason};
 use crate::handler::{Backoff, Failed, Failure, Kind, Pauses, Report, Said};
@@ -23,7 +25,9 @@ pub struct Turn {
     pub pause: Option<Duration>,
     pub begun: Instant,
     /// Why the last run failed; told once it is known what follows.
-    pub failed: Option<String>,
+    pub failed: Option<Fault>,
+    /// Whether a run that failed is kept as a file.
+    pub keeping: Keeping,
     /// Of records that stood alone, or that the handler named.
     reasons: BTreeMap<usize, Reason>,
     /// The record that the partition stays before, and that its batch was left for once.
@@ -31,6 +35,14 @@ pub struct Turn {
     /// Whether nothing is left but bad records that wait for a success of others.
     pub waits: bool,
     is_finished: bool,
+}
+
+/// What was wrong with a run.
+#[derive(Debug)]
+pub struct Fault {
+    /// Which run it was: `the handler failed at offsets 42 to 57, attempt 1`.
+    run: Option<String>,
+    pub why: String,
 }
 
 impl Turn {
@@ -44,6 +56,7 @@ impl Turn {
             pause: None,
             begun: Instant::now(),
             failed: None,
+            keeping: Keeping::None,
             reasons,
             stays_before: None,
             waits: false,
@@ -79,8 +92,8 @@ impl Turn {
         let (ran, works) = match self.checked(records, ran, requires_result) {
             Ok(report) => {
                 let failed = self.named(records, &report);
-                self.failed =
-                    (!failed.is_empty()).then(|| format!("the handler named {} failed records", failed.len()));
+                let why = || format!("the handler named {} failed records", failed.len());
+                self.failed = (!failed.is_empty()).then(|| Fault { run: None, why: why() });
                 let works = failed.len() < records.len();
                 (Ran::Done { failed }, works)
             }
@@ -149,11 +162,12 @@ impl Turn {
         named
     }
 
-    fn what_failed(&self, records: &[usize], failure: &Failure) -> String {
+    fn what_failed(&self, records: &[usize], failure: &Failure) -> Fault {
         let batch = &self.load.batch;
         let (first, last) = (batch.offset(records[0]), batch.offset(records[records.len() - 1]));
         let attempt = self.trial.runs(records[0]) + 1;
-        format!("the handler failed at offsets {first} to {last}, attempt {attempt}: {failure}")
+        let run = format!("the handler failed at offsets {first} to {last}, attempt {attempt}");
+        Fault { run: Some(run), why: failure.to_string() }
     }
 
     /// It is gone through: the bad ones become letters.
@@ -183,6 +197,7 @@ impl Turn {
             false => Cow::Owned(batch.gather(records)),
         }
     }
+
     pub fn is_finished(&self) -> bool {
         self.is_finished
     }
@@ -199,5 +214,14 @@ impl Turn {
              aside, or pass this one by --skip {}@{offset}",
             self.load.batch.partition()
         )
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.run {
+            Some(run) => write!(f, "{run}: {}", self.why),
+            None => f.write_str(&self.why),
+        }
     }
 }

@@ -14,6 +14,7 @@ mod failover;
 mod gem;
 mod messages;
 mod redrive;
+mod replay;
 mod stream;
 mod wire;
 
