@@ -30,7 +30,6 @@ struct Cli {
     /// Which kind of consumer this is; each name has its own offsets
     #[arg(short, long, env = "KSYNC_NAME", value_name = "NAME", required = true)]
     name: Option<Name>,
-
     #[command(flatten)]
     bounded: BoundedOptions,
     #[command(flatten)]
