@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::builder::Resettable;
@@ -227,6 +227,9 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))
 }
 
+/// Signals that come so soon after the first belong to it: timeout(1) sends one to its child, and then to its whole group.
+const SAME: Duration = Duration::from_millis(200);
+
 /// SIGTERM and SIGINT: the first asks for the end, the second ends at once.
 struct Signals {
     term: Signal,
@@ -251,7 +254,16 @@ impl Signals {
         let first = self.next().await;
         info!("asked to end: finishing what is under way, for at most {}", humantime::format_duration(grace));
         trigger.request();
-        match tokio::time::timeout(grace, self.next()).await {
+        let begun = Instant::now();
+        let second = async {
+            loop {
+                let second = self.next().await;
+                if begun.elapsed() > SAME {
+                    return second;
+                }
+            }
+        };
+        match tokio::time::timeout(grace, second).await {
             Ok(second) => second,
             Err(_) => {
                 error!("not at an end after {} (--grace): ending now", humantime::format_duration(grace));
