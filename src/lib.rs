@@ -7,6 +7,7 @@ pub mod database;
 pub mod dead_letter;
 pub mod delay;
 pub mod election;
+pub mod exam;
 pub mod exit;
 pub mod fit;
 pub mod handler;

@@ -33,6 +33,11 @@ impl Topic {
         format!("{self}-{name}-dead").parse()
     }
 
+    /// Of records that are made up, where no topic is named.
+    pub fn made_up() -> Topic {
+        Topic("products".into())
+    }
+
     pub fn partition(&self, partition: i32) -> TopicPartition {
         TopicPartition { topic: self.clone(), partition }
     }

@@ -9,12 +9,13 @@ use anyhow::Result;
 use clap::Parser;
 use ksync::cli::{self, BoundedOptions, Common, HandlerOptions, KafkaOptions};
 use ksync::cli::{LeaderOptions, RedriveOptions, ReplayOptions, Tool};
+use ksync::exam;
 use ksync::exit::Exit;
 use ksync::handler;
 use ksync::redrive::Redrive;
 use ksync::replay::Replay;
 use ksync::shutdown::Shutdown;
-use ksync::topic::Name;
+use ksync::topic::{Name, Topic};
 
 /// Hands the records of a topic to a command, batch by batch, as JSON lines on its stdin
 #[derive(Clone, Debug, Parser)]
@@ -54,6 +55,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let name = cli.name.clone().unwrap_or_else(Name::replay);
     match &cli.replay.replay {
         Some(file) => replay(&cli, (name, file), shutdown).await,
+        None if cli.replay.check_worker => check_worker(&cli, name, shutdown).await,
         None if cli.redrive.redrive => redrive(cli, name, shutdown).await,
         None => consume(cli, name, shutdown).await,
     }
@@ -64,6 +66,12 @@ async fn replay(cli: &Cli, (name, file): (Name, &Path), shutdown: Shutdown) -> R
     let (handler, memory) = (Arc::new(cli.handler.handler(&name)?), cli.leader.memory);
     let consume = cli.handler.consume(handler, memory, cli.leader.dead_letter.is_some());
     Replay { consume, name, memory }.run(file, &shutdown).await
+}
+
+async fn check_worker(cli: &Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
+    handler::leave_nothing_behind()?;
+    let topic = cli.kafka.topic.first().cloned().unwrap_or_else(Topic::made_up);
+    exam::run(&cli.handler.workers(&name)?, &topic.partition(0), &shutdown).await
 }
 
 async fn redrive(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {

@@ -44,8 +44,11 @@ pub struct HandlerOptions {
     #[arg(long, env = "KSYNC_BY_KEY")]
     pub by_key: bool,
 
-    /// How long one run of the command may take
-    #[arg(long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = TIMEOUT, value_parser = duration)]
+    /// How long one run of the command may take; with --check-worker 30s, unless something is said
+    #[arg(
+        long, env = "KSYNC_TIMEOUT", value_name = "DURATION", default_value = TIMEOUT, value_parser = duration,
+        default_value_if("check_worker", "true", "30s")
+    )]
     pub timeout: Duration,
 
     /// Passes this record without working on it; as an error has printed it
@@ -120,18 +123,26 @@ pub struct HandlerOptions {
 impl HandlerOptions {
     /// Fails, before anything is read, where the command cannot be started.
     pub fn handler(&self, name: &Name) -> Result<Handler> {
+        Ok(match self.worker {
+            true => Handler::Workers(self.workers(name)?),
+            false => Handler::Processes(self.command()?),
+        })
+    }
+
+    /// The command as a worker, whether `--worker` is there or not. Fails as [`HandlerOptions::handler`] does.
+    pub fn workers(&self, name: &Name) -> Result<Workers> {
+        let terms = WorkerTerms { start_timeout: self.start_timeout, recycle_after: self.recycle_after };
+        Workers::new(self.command()?, name.clone(), terms)
+    }
+
+    fn command(&self) -> Result<Command> {
         let terms = Terms { timeout: self.timeout, allows_unread: self.allow_unread };
         let environment = match self.clean_env {
             true => Environment::Clean { passed: self.pass_env.clone() },
             false => Environment::Ours,
         };
         let command = Command::check(self.command.clone(), terms, &environment);
-        let command = command.map_err(|error| Exit::Misconfigured.because(error))?;
-        if !self.worker {
-            return Ok(Handler::Processes(command));
-        }
-        let terms = WorkerTerms { start_timeout: self.start_timeout, recycle_after: self.recycle_after };
-        Ok(Handler::Workers(Workers::new(command, name.clone(), terms)?))
+        command.map_err(|error| Exit::Misconfigured.because(error))
     }
 
     /// How to have batches worked on of at most `share` bytes; for now without a place for bad records.

@@ -24,16 +24,22 @@ pub struct ReplayOptions {
     )]
     pub replay: Option<PathBuf>,
 
+    /// Puts the command through the protocol of --worker, on records that are made up, prints which rules it keeps, and ends
+    #[arg(
+        long, env = "KSYNC_CHECK_WORKER", conflicts_with_all = ["replay", "redrive", "exit"], help_heading = "Trying it out"
+    )]
+    pub check_worker: bool,
+
     /// Keeps the last batch that the command failed at, of each partition, as a file for --replay
     #[arg(long, env = "KSYNC_KEEP_FAILED", value_name = "DIR", help_heading = "Trying it out")]
     pub keep_failed: Option<PathBuf>,
 }
 
 impl ReplayOptions {
-    /// With --replay nothing has to be said of servers.
+    /// With --replay and --check-worker nothing has to be said of servers.
     pub fn relax(option: Arg) -> Arg {
         match OF_SERVERS.contains(&option.get_id().as_str()) {
-            true => option.required(false).required_unless_present_any(["replay"]),
+            true => option.required(false).required_unless_present_any(["replay", "check_worker"]),
             false => option,
         }
     }

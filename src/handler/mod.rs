@@ -7,6 +7,7 @@
 mod answers;
 mod backoff;
 mod descendants;
+mod exam;
 mod group;
 mod input;
 mod outcome;
@@ -34,6 +35,7 @@ use crate::sys::Program;
 use crate::topic::{Name, Offset, TopicPartition};
 
 pub use backoff::{Backoff, Pauses};
+pub use exam::Finding;
 pub use outcome::{Failed, Failure, Kind, Outcome};
 use process::{Process, Remains};
 pub use report::{Report, Said};

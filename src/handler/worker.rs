@@ -109,7 +109,8 @@ impl Worker {
         }
     }
 
-    async fn hold(&mut self, id: &str, out: &mut Outgoing<'_>, limit: Duration) -> Worked {
+    /// Waits for the answer to a batch that is being written.
+    pub async fn hold(&mut self, id: &str, out: &mut Outgoing<'_>, limit: Duration) -> Worked {
         let mut deadline = Instant::now() + limit;
         loop {
             let Ok(answer) = timeout_at(deadline, self.next(out)).await else {
@@ -197,8 +198,14 @@ impl Worker {
         }
     }
 
-    /// Tells it to end, and returns when it has.
-    pub async fn retire(mut self) {
+    /// Writes a line that belongs to no batch.
+    pub async fn tell(&mut self, line: &[u8], limit: Duration) -> Result<(), Failure> {
+        let told = timeout(limit, Outgoing::new([line, b"", b""]).write(&mut self.stdin)).await;
+        told.map_err(|_elapsed| Failure::Silent { limit, option: "--timeout" })
+    }
+
+    /// Tells it to end, and returns when it has: how, if not with exit status 0.
+    pub async fn retire(mut self) -> Option<Failure> {
         let shutdown = line(&json!({"type": "shutdown"}));
         let mut out = Outgoing::new([&shutdown, b"", b""]);
         let gone = timeout(GRACE, async {
@@ -209,7 +216,10 @@ impl Worker {
         if gone.await.is_err() {
             self.terminate(Instant::now() + GRACE, future::pending()).await;
         }
-        drop(self.end(Failure::Gone).await);
+        match self.end(Failure::Gone).await.failure {
+            Failure::Gone => None,
+            how => Some(how),
+        }
     }
 
     /// Asks it to end, and returns when it has, at the latest at the deadline or what `sooner` says. What is left then is
@@ -300,13 +310,13 @@ fn spoken_without_a_batch(answer: anyhow::Result<Answer>) -> Failure {
 }
 
 /// What is being written to a worker.
-struct Outgoing<'a> {
+pub(super) struct Outgoing<'a> {
     whole: [&'a [u8]; 3],
     rest: [&'a [u8]; 3],
 }
 
 impl<'a> Outgoing<'a> {
-    fn new(whole: [&'a [u8]; 3]) -> Outgoing<'a> {
+    pub fn new(whole: [&'a [u8]; 3]) -> Outgoing<'a> {
         Outgoing { whole, rest: whole }
     }
 
@@ -343,7 +353,8 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-fn begin(batch: &Batch<'_>) -> Vec<u8> {
+/// The line before a batch's records.
+pub(super) fn begin(batch: &Batch<'_>) -> Vec<u8> {
     let Batch { source, count, attempt, term, id, .. } = batch;
     let (topic, partition) = (source.topic.to_string(), source.partition);
     line(&json!({
@@ -352,7 +363,7 @@ fn begin(batch: &Batch<'_>) -> Vec<u8> {
     }))
 }
 
-fn line(message: &serde_json::Value) -> Vec<u8> {
+pub(super) fn line(message: &serde_json::Value) -> Vec<u8> {
     format!("{message}\n").into()
 }
 

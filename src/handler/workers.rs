@@ -43,8 +43,8 @@ struct Idle {
 }
 
 /// A worker, and since which renewal it is there.
-struct Hired {
-    worker: Worker,
+pub(super) struct Hired {
+    pub worker: Worker,
     renewal: u64,
 }
 
@@ -102,6 +102,15 @@ impl Workers {
         }
     }
 
+    pub(super) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// How long an answer may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.command.terms.timeout
+    }
+
     /// Ends them all. Those that have a batch are not waited for.
     pub(super) async fn close(&self) {
         let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
@@ -109,7 +118,7 @@ impl Workers {
             recall.send(()).ok(); // It may have ended.
             tokio::spawn(async move {
                 if let Ok(Some(hired)) = worker.await {
-                    hired.worker.retire().await;
+                    drop(hired.worker.retire().await);
                 }
             })
         });
@@ -119,7 +128,7 @@ impl Workers {
     }
 
     /// One that waits, or a new one.
-    async fn hire(&self) -> Result<Hired, Failed> {
+    pub(super) async fn hire(&self) -> Result<Hired, Failed> {
         while let Some(Idle { recall, worker }) = self.pop() {
             recall.send(()).ok(); // It may have ended.
             if let Ok(Some(mut hired)) = worker.await {
@@ -178,7 +187,7 @@ async fn wait(
         biased;
         () = renewed => {
             debug!("a worker is replaced after {} batches", hired.worker.batches);
-            hired.worker.retire().await;
+            drop(hired.worker.retire().await);
             None
         }
         _ = recalled => Some(hired),

@@ -14,7 +14,7 @@ use crate::support::{End, Message, World, value};
 
 /// What the name of each language's files ends with. A shell makes no worker.
 const LANGUAGES: [&str; 7] = ["js", "php", "pl", "py", "rb", "rs", "sh"];
-const WORKERS: [&str; 6] = ["js", "php", "pl", "py", "rb", "rs"];
+pub const WORKERS: [&str; 6] = ["js", "php", "pl", "py", "rb", "rs"];
 
 /// A change, a deletion, a change with what is cut or taken for something else by a careless reader, a deletion.
 const LINES: &str = concat!(
@@ -37,7 +37,7 @@ fn handlers() -> PathBuf {
 }
 
 /// The command that runs an example.
-fn example(name: &str, language: &str) -> PathBuf {
+pub fn example(name: &str, language: &str) -> PathBuf {
     if language == "rs" { built().join(name) } else { handlers().join(format!("{name}.{language}")) }
 }
 

@@ -10,6 +10,7 @@ mod bad_input;
 mod by_key;
 mod consume;
 mod delayer;
+mod exam;
 mod failover;
 mod gem;
 mod messages;

@@ -12,14 +12,14 @@ use crate::consume::ids;
 use crate::support::{End, Message, World, value};
 
 /// How a command of a shell has ended, and what it has written.
-struct Tried {
-    status: Option<i32>,
-    printed: Vec<String>,
-    said: String,
+pub struct Tried {
+    pub status: Option<i32>,
+    pub printed: Vec<String>,
+    pub said: String,
 }
 
 /// Runs a line of sh that names our programs, and tells them of no server. Pauses are random, so only that there is one stays.
-fn sh(world: &World, line: &str, stdin: &str) -> Tried {
+pub fn sh(world: &World, line: &str, stdin: &str) -> Tried {
     let bin = Path::new(env!("CARGO_BIN_EXE_ksync-consume")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("timeout");

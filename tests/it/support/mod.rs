@@ -129,9 +129,14 @@ impl World {
 
     /// A shell script, by its path.
     pub fn script(&self, body: &str) -> String {
-        let path = self.dir.join(format!("script-{}", self.next()));
         let await_gate = r#"await() { while [ ! -e "$1" ]; do sleep 0.02; done; }"#;
-        handler::write_script(&path, &format!("#!/bin/sh\nset -e\n{await_gate}\n{body}\n"));
+        self.script_of(&format!("#!/bin/sh\nset -e\n{await_gate}\n{body}\n"))
+    }
+
+    /// A script in any language, by its path.
+    pub fn script_of(&self, text: &str) -> String {
+        let path = self.file("script");
+        handler::write_script(&path, text);
         path.display().to_string()
     }
 
