@@ -3,14 +3,17 @@
 //! What ksync-consume and ksync-delayer share; what they do with the records is their [`Work`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{self, Future};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
 use log::{debug, error, info, warn};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, interval_at, sleep};
 
 use crate::election::{Election, Lease, Lost, Position, Seat};
 use crate::exit::Exit;
@@ -28,9 +31,11 @@ const LOOK: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 
 mod reign;
+mod spread;
 
 pub use reign::FirstStart;
 use reign::Reign;
+use spread::Spread;
 
 /// What is done with the records of a partition while this process leads it.
 pub trait Work: Send + Sync + 'static {
@@ -71,6 +76,7 @@ pub struct Held<'a> {
     topic_id: TopicId,
     ids: kafka::TopicIds,
     mirror: Option<Mirror>,
+    commit_interval: Duration,
 }
 
 impl Held<'_> {
@@ -114,7 +120,7 @@ impl Held<'_> {
         let Done { offset, leader_epoch, last, skipped } = done;
         let skipped = skipped.or(from.skipped);
         let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
-        self.lease.commit(position).await.map_err(End::Lost)?;
+        self.lease.commit_within(position, self.commit_interval).await.map_err(End::Lost)?;
         if let Some(mirror) = &self.mirror {
             mirror.note(&self.seat.partition, offset);
         }
@@ -171,6 +177,12 @@ pub struct Leading {
     pub first_start: Option<FirstStart>,
     pub accept_loss: Vec<AcceptLoss>,
     pub bounded: Option<Bounded>,
+    /// The session timeout, where partitions are handed over to processes that lead fewer.
+    pub spread: Option<Duration>,
+    /// What is to be handed over at the moment.
+    pub handed: watch::Sender<BTreeSet<Seat>>,
+    /// How long a commit may wait for those that follow it.
+    pub commit_interval: Duration,
 }
 
 impl Leading {
@@ -187,6 +199,8 @@ impl Leading {
                 tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), leading.first_start));
             }
         }
+        let mut growth = interval_at(Instant::now() + GROWTH, GROWTH);
+        let mut spreading = pin!(leading.spread_out());
         let mut ends = vec![];
         let failed = loop {
             tokio::select! {
@@ -197,7 +211,7 @@ impl Leading {
                     },
                     None => break None,
                 },
-                () = sleep(GROWTH), if leading.grows && !shutdown.is_requested() => {
+                _ = growth.tick(), if leading.grows && !shutdown.is_requested() => {
                     for added in leading.added(&mut known).await {
                         info!("{added}: is new");
                         let seat = leading.seat(added);
@@ -206,6 +220,7 @@ impl Leading {
                         tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), first));
                     }
                 }
+                never = &mut spreading => match never {},
             }
         };
         tasks.shutdown().await;
@@ -239,6 +254,14 @@ impl Leading {
             }
         }
         Ok(())
+    }
+
+    /// Hands partitions over to processes that lead fewer, for ever.
+    async fn spread_out(&self) -> Infallible {
+        match self.spread {
+            Some(session_timeout) if self.bounded.is_none() => Spread::new(self, session_timeout).go_on().await,
+            _ => future::pending().await,
+        }
     }
 
     fn seat(&self, partition: TopicPartition) -> Seat {
@@ -296,8 +319,21 @@ impl Leading {
                 return Ok(if self.bounded.is_some() { Exit::Again } else { Exit::Done });
             };
             let reign = Reign { leading: &self, seat: &seat, until, first_start };
-            if let Some(exit) = reign.run(lease, &*work, &shutdown).await? {
-                return Ok(exit);
+            let (hand_over, end) = shutdown.part();
+            let mut handed = self.handed.subscribe();
+            let exit = tokio::select! {
+                exit = reign.run(lease, &*work, &end) => exit?,
+                never = async {
+                    // An error cannot be: the sender is ours.
+                    drop(handed.wait_for(|handed| handed.contains(&seat)).await);
+                    hand_over.request();
+                    future::pending().await
+                } => never,
+            };
+            match exit {
+                Some(exit) if self.bounded.is_some() || shutdown.is_requested() => return Ok(exit),
+                // Lost, or handed over.
+                _ => {}
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
+use tokio::sync::watch;
 
 use super::{KafkaOptions, duration, size, time};
 use crate::dead_letter::DeadLetters;
@@ -38,6 +39,17 @@ pub struct LeaderOptions {
         help_heading = "ZooKeeper"
     )]
     pub session_timeout: Duration,
+
+    /// Hands no partition over to a process of the same name that leads fewer
+    #[arg(long, env = "KSYNC_NO_SPREAD", help_heading = "ZooKeeper")]
+    pub no_spread: bool,
+
+    /// How long a commit may wait for those that follow it, at most a tenth of the session timeout; a crash repeats so much
+    #[arg(
+        long, env = "KSYNC_COMMIT_INTERVAL", value_name = "DURATION", default_value = "0s", value_parser = duration,
+        help_heading = "ZooKeeper"
+    )]
+    pub commit_interval: Duration,
 
     /// Where to begin where no offset is stored: earliest, latest or @TIME [default: earliest]
     #[arg(long, env = "KSYNC_FIRST_START", value_name = "WHERE", value_parser = first_start)]
@@ -111,6 +123,9 @@ impl LeaderOptions {
             first_start: self.first_start,
             accept_loss: self.accept_loss.clone(),
             bounded,
+            spread: (!self.no_spread).then_some(self.session_timeout),
+            handed: watch::Sender::default(),
+            commit_interval: self.commit_interval,
         })
     }
 

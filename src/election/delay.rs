@@ -1,16 +1,17 @@
 //! What tools tell each other through ZooKeeper: the delay that a delayer waits, and who queues for what.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use log::debug;
 use serde::{Deserialize, Serialize};
 use zookeeper::Error;
 
-use super::Seat;
 use super::candidate::is_refusal;
-use super::sequence::sequence;
+use super::sequence::{in_order, sequence};
 use super::zookeeper::{Backoff, PERSISTENT, Session, ZooKeeper};
+use super::{Process, Seat};
 use crate::topic::{Name, Topic};
 
 /// The content of a delayer's node `delay`.
@@ -109,6 +110,26 @@ impl ZooKeeper {
             Ok(seats)
         })
         .await
+    }
+
+    /// Who queues for the seats of `topic` that `name` has, in the order in which they lead; seats without a queue are left
+    /// out.
+    ///
+    /// Fails where it has no answer at once.
+    pub(super) async fn queues(&self, topic: &Topic, name: &Name) -> Result<BTreeMap<Seat, Vec<Process>>> {
+        let session = self.session_now().context("there is no session")?;
+        let mut queues = BTreeMap::new();
+        for partition in partitions(&session, topic).await? {
+            let seat = Seat { partition: topic.partition(partition), name: name.clone() };
+            let names = children(&session, &session.path(&seat, "leader")).await?;
+            // What stands before the number is the process's own.
+            let process = |name: &str| name.rsplit_once('_').map(|(process, _)| Process(process.into()));
+            let queue: Vec<_> = in_order(&names).into_iter().filter_map(process).collect();
+            if !queue.is_empty() {
+                queues.insert(seat, queue);
+            }
+        }
+        Ok(queues)
     }
 
     /// Asks the servers until they answer; an error is their no. Everything asked so may be done twice.

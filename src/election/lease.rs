@@ -111,8 +111,14 @@ impl Lease {
     /// [`Lost::Unanswered`] and [`Lost::Closed`] it is unknown whether this commit counts: the next lease's
     /// [`stored`](Self::stored) tells. Cancelling leaves it unknown as well, and the lease held.
     pub async fn commit(&self, position: Position) -> Result<(), Lost> {
+        self.commit_within(position, Duration::ZERO).await
+    }
+
+    /// As [`commit`](Self::commit), but it may wait for as long as `interval` to be written, together with those that come
+    /// after it; a lease that ends before, other than by [`release`](Self::release), takes it along.
+    pub async fn commit_within(&self, position: Position, interval: Duration) -> Result<(), Lost> {
         let (done, answer) = oneshot::channel();
-        let commit = Commit { position, done };
+        let commit = Commit { position, interval, done };
         // Either fails only when nobody serves this lease any more; why that is was told before.
         if self.commits.send(commit).await.is_ok()
             && let Ok(answer) = answer.await
@@ -122,7 +128,7 @@ impl Lease {
         Err(self.hold.borrow().lost.clone().unwrap_or(Lost::Closed))
     }
 
-    /// Gives the seat up, so that a standby leads at once. Returns when the candidate is gone, or after 1 s.
+    /// Gives the seat up once all commits are written, so that a standby leads at once. Returns when the candidate is gone, or after 1 s.
     pub async fn release(self) {
         let Lease { mut hold, commits, .. } = self;
         drop(commits);
@@ -158,6 +164,8 @@ impl Hold {
 #[derive(Debug)]
 pub(super) struct Commit {
     pub position: Position,
+    /// How long it may wait.
+    pub interval: Duration,
     pub done: oneshot::Sender<Result<(), Lost>>,
 }
 

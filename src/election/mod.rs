@@ -13,7 +13,9 @@ mod servers;
 mod tenure;
 mod zookeeper;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -51,6 +53,10 @@ impl fmt::Display for Term {
         self.0.fmt(f)
     }
 }
+
+/// A process that queues, by the name that it has given itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Process(pub Arc<str>);
 
 /// The election that this process takes part in. Clones share its one session.
 #[derive(Clone, Debug)]
@@ -90,6 +96,19 @@ impl Election {
     pub async fn candidates(&self, topic: &Topic) -> Result<Vec<(Seat, usize)>> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.candidates(topic).await
+    }
+
+    /// This process, as others see it.
+    pub fn process(&self) -> Process {
+        let Election::ZooKeeper(zookeeper) = self;
+        Process(zookeeper.process.clone())
+    }
+
+    /// Who queues for the seats of `topic` that `name` has, in the order in which they lead. Fails where no server answers
+    /// now.
+    pub async fn queues(&self, topic: &Topic, name: &Name) -> Result<BTreeMap<Seat, Vec<Process>>> {
+        let Election::ZooKeeper(zookeeper) = self;
+        zookeeper.queues(topic, name).await
     }
 
     /// Whether a server answers now.

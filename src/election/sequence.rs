@@ -23,6 +23,17 @@ pub(super) fn next_ahead<'a>(own: &str, names: &'a [String]) -> Option<&'a str> 
         .map(|(_, name)| name)
 }
 
+/// The candidates among the names, in the order in which they lead.
+pub(super) fn in_order(names: &[String]) -> Vec<&str> {
+    let numbered: Vec<_> = names.iter().filter_map(|name| Some((sequence(name)?, name.as_str()))).collect();
+    // The first is the one from which all others lie ahead by less than half of the circle.
+    let is_first = |own: u32| numbered.iter().all(|(other, _)| other.wrapping_sub(own) as i32 >= 0);
+    let first = numbered.iter().map(|(number, _)| *number).find(|number| is_first(*number)).unwrap_or_default();
+    let mut ordered = numbered;
+    ordered.sort_by_key(|(number, name)| (number.wrapping_sub(first), *name));
+    ordered.into_iter().map(|(_, name)| name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,8 +78,15 @@ mod tests {
         for pair in order.windows(2) {
             assert_eq!(next_ahead(pair[1], &shuffled), Some(pair[0]), "ahead of {}", pair[1]);
         }
+        assert_eq!(in_order(&shuffled), order);
         let around_zero = names(&["b_0000000000", "a_-000000001", "c_0000000001"]);
         assert_eq!(next_ahead("b_0000000000", &around_zero), Some("a_-000000001"));
+    }
+
+    #[test]
+    fn what_is_no_candidate_has_no_place_in_the_order() {
+        assert_eq!(in_order(&names(&["c_0000000010", "noise", "a_0000000007"])), ["a_0000000007", "c_0000000010"]);
+        assert_eq!(in_order(&names(&["noise"])), Vec::<&str>::new());
     }
 
     #[test]

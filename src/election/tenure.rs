@@ -1,16 +1,17 @@
 //! The end that serves a lease: carries out its commits, and keeps it alive by writes that are answered.
 
+use std::future::pending;
 use std::time::Duration;
 
 use tokio::select;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 use zookeeper::StateWatcher;
 
 use super::Term;
 use super::fence::Fence;
 use super::lease::{Commit, Hold, Lost, since_boot, work_time};
-use super::offsets::State;
+use super::offsets::{Position, State};
 use super::zookeeper::Session;
 
 /// What the holder of one lease cannot do itself.
@@ -32,31 +33,31 @@ impl Tenure {
         let pause = clock.session_timeout / 10;
         let mut beat = interval_at(Instant::now() + pause, pause);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut kept = None;
         let lost = loop {
-            let commit = select! {
+            let Write { position, done } = select! {
                 biased;
                 lost = interrupted(&mut link, session) => break lost,
                 lost = clock.run_out() => break lost,
-                commit = commits.recv() => match commit {
-                    Some(commit) => Some(commit),
+                write = next_write(&mut commits, &mut kept, &mut beat) => match write {
+                    Some(write) => write,
                     None => return clock,
                 },
-                _ = beat.tick() => None,
             };
             let sent = since_boot();
             let written = select! {
                 biased;
                 lost = interrupted(&mut link, session) => Err(lost),
                 lost = clock.run_out() => Err(lost),
-                written = write(fence, term, commit.as_ref()) => written,
+                written = write(fence, term, position) => written,
             };
             match &written {
                 Ok(()) => clock.renew(sent),
                 Err(lost) => clock.stop(lost.clone()),
             }
-            if let Some(commit) = commit {
+            if let Some(done) = done {
                 // Nobody listens where the holder's wait was cancelled.
-                drop(commit.done.send(written.clone()));
+                drop(done.send(written.clone()));
             }
             if let Err(lost) = written {
                 break lost;
@@ -97,10 +98,63 @@ impl Clock {
     }
 }
 
-/// One write: the commit, or else a heartbeat.
-async fn write(fence: &mut Fence, term: Term, commit: Option<&Commit>) -> Result<(), Lost> {
-    match commit {
-        Some(commit) => fence.commit(&State::new(commit.position.clone(), term)).await,
+/// A commit that waits for those that follow it.
+struct Kept {
+    position: Position,
+    due: Instant,
+}
+
+/// What is to be written, nothing being a heartbeat, and who waits for it.
+struct Write {
+    position: Option<Position>,
+    done: Option<oneshot::Sender<Result<(), Lost>>>,
+}
+
+/// Waits until something is to be written; `None` once the lease is given up and nothing is kept any more.
+async fn next_write(
+    commits: &mut mpsc::Receiver<Commit>,
+    kept: &mut Option<Kept>,
+    beat: &mut Interval,
+) -> Option<Write> {
+    loop {
+        let commit = select! {
+            biased;
+            commit = commits.recv() => commit,
+            () = is_due(kept.as_ref()) => return Some(Write::of(kept.take())),
+            // What is kept takes the place of the heartbeat.
+            _ = beat.tick() => return Some(Write::of(kept.take())),
+        };
+        let Some(Commit { position, interval, done }) = commit else {
+            return kept.take().map(|kept| Write::of(Some(kept)));
+        };
+        // It lies behind what is kept.
+        let before = kept.take();
+        if interval.is_zero() {
+            return Some(Write { position: Some(position), done: Some(done) });
+        }
+        let due = before.map_or_else(|| Instant::now() + interval, |kept| kept.due);
+        *kept = Some(Kept { position, due });
+        // Nobody listens where the holder's wait was cancelled.
+        drop(done.send(Ok(())));
+    }
+}
+
+impl Write {
+    fn of(kept: Option<Kept>) -> Write {
+        Write { position: kept.map(|kept| kept.position), done: None }
+    }
+}
+
+async fn is_due(kept: Option<&Kept>) {
+    match kept {
+        Some(kept) => sleep_until(kept.due).await,
+        None => pending().await,
+    }
+}
+
+async fn write(fence: &mut Fence, term: Term, position: Option<Position>) -> Result<(), Lost> {
+    match position {
+        Some(position) => fence.commit(&State::new(position, term)).await,
         None => fence.beat().await,
     }
 }

@@ -57,6 +57,11 @@ impl ZooKeeper {
         session.clone()
     }
 
+    /// The session of the moment, if there is one.
+    pub(super) fn session_now(&self) -> Option<Session> {
+        self.sessions.borrow().clone()
+    }
+
     pub(super) fn is_reached(&self) -> bool {
         self.sessions.borrow().is_some()
     }

@@ -136,6 +136,7 @@ impl Reign<'_> {
             topic_id,
             ids: self.leading.reader.ids().clone(),
             mirror: self.leading.mirror.clone(),
+            commit_interval: self.leading.commit_interval,
         };
         Ok((held, records))
     }

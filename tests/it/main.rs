@@ -25,4 +25,5 @@ mod examples;
 mod handler;
 mod isolation;
 mod isolation_killed;
+mod many_partitions;
 mod processes;

@@ -1,0 +1,138 @@
+//! Many partitions: how they are spread over the processes of a name, and commits that are grouped.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::consume::ids;
+use crate::support::{End, Process, World, is_full, value};
+
+/// The shortest that the test's ZooKeeper grants; partitions are spread once nobody has come or gone for six of them.
+const T: &str = "--session-timeout 1s";
+const QUIET: Duration = Duration::from_secs(6);
+
+/// How often each process has begun to lead each partition.
+fn beginnings(processes: &[&Process]) -> BTreeMap<String, usize> {
+    let mut beginnings = BTreeMap::new();
+    for line in processes.iter().flat_map(|process| process.log_of("info")) {
+        if let Some((seat, _)) = line.split_once(": leading from offset ") {
+            *beginnings.entry(seat.to_owned()).or_default() += 1;
+        }
+    }
+    beginnings
+}
+
+fn first_candidates(world: &World, topic: &str, partitions: i32) -> Vec<Option<String>> {
+    let first = |partition| world.seat(topic, partition, "indexer").candidates().into_iter().next();
+    (0..partitions).map(first).collect()
+}
+
+/// Of each process that queues, how many partitions it leads.
+fn leaders(world: &World, topic: &str, partitions: i32) -> Vec<usize> {
+    let mut led: BTreeMap<String, usize> = BTreeMap::new();
+    for partition in 0..partitions {
+        let queue = world.seat(topic, partition, "indexer").candidates();
+        for (place, candidate) in queue.iter().enumerate() {
+            *led.entry(candidate.split_once('_').unwrap().0.to_owned()).or_default() += usize::from(place == 0);
+        }
+    }
+    led.into_values().collect()
+}
+
+#[test]
+fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_a_record_done_twice() {
+    let world = World::new("spread");
+    let partitions = if is_full() { 64 } else { 9 };
+    let share = (partitions as usize).div_ceil(3);
+    let products = world.topic("products", partitions);
+    let handler = world.handler("");
+    let start = || world.consume(&format!("-t {products} -n indexer {T} --batch-wait 1ms -- {handler}"));
+    let mut produced = 0;
+    let mut flow = || {
+        let records = (0..partitions).map(|partition| value(format!("{{\"id\":{produced}}}")).to(partition));
+        world.kafka.produce(&products, records);
+        produced += 1;
+    };
+    let first = start();
+    world.eventually("the first leads all", || leaders(&world, &products, partitions) == [partitions as usize]);
+    let mut second = start();
+    let third = start();
+    world.eventually("three queue", || leaders(&world, &products, partitions).len() == 3);
+    world.for_a_while(QUIET * 2 / 3, "nothing moves before it is quiet", || {
+        flow();
+        leaders(&world, &products, partitions).iter().max() == Some(&(partitions as usize))
+    });
+    world.within(Duration::from_secs(150), "nobody leads more than its share", || {
+        flow();
+        let led = leaders(&world, &products, partitions);
+        led.iter().sum::<usize>() == partitions as usize && led.iter().all(|led| *led <= share)
+    });
+    let candidates = first_candidates(&world, &products, partitions);
+    world.for_a_while(QUIET, "then nothing moves", || {
+        flow();
+        first_candidates(&world, &products, partitions) == candidates
+    });
+    let begun = beginnings(&[&first, &second, &third]);
+    assert!(begun.values().all(|times| *times <= 3), "one moved more than twice: {begun:?}");
+
+    // A restart: what the second led goes to others, and nothing else moves until it is quiet again.
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait(), End::Status(0));
+    let fourth = start();
+    world.eventually("three queue again", || leaders(&world, &products, partitions).len() == 3);
+    world.for_a_while(QUIET * 2 / 3, "nothing is moved about after a restart", || {
+        flow();
+        let moved = beginnings(&[&first, &second, &third, &fourth]).values().sum::<usize>();
+        moved <= begun.values().sum::<usize>() + share
+    });
+    let ends = i64::from(produced);
+    world.eventually("all is done", || {
+        (0..partitions).all(|partition| world.seat(&products, partition, "indexer").offset() == Some(ends))
+    });
+    let mut done: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+    for run in handler.runs() {
+        done.entry(run.partition).or_default().extend(run.offsets());
+    }
+    assert_eq!(done, (0..partitions).map(|partition| (partition, Vec::from_iter(0..ends))).collect());
+}
+
+#[test]
+fn nothing_is_handed_over_where_that_is_not_wanted() {
+    let world = World::new("no-spread");
+    let products = world.topic("products", 2);
+    let command = format!("-t {products} -n indexer {T} --no-spread -- cat");
+    let first = world.consume(&command);
+    world.eventually("it leads both", || leaders(&world, &products, 2) == [2]);
+    let _second = world.consume(&command);
+    world.eventually("two queue", || leaders(&world, &products, 2).len() == 2);
+    world.for_a_while(QUIET + Duration::from_secs(3), "the first leads both", || {
+        beginnings(&[&first]).len() == 2 && leaders(&world, &products, 2).contains(&2)
+    });
+}
+
+#[test]
+fn grouped_commits_are_written_in_time_and_at_the_end() {
+    let world = World::new("grouped");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..100));
+    let handler = world.handler("");
+    let options = format!("-t {products} -n indexer --batch-size 10");
+    let start = |more: &str| world.consume(&format!("{options} --commit-interval {more} -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    // A heartbeat writes what waits, too: with this session timeout there is one each second.
+    let mut consumer = start("1h --session-timeout 10s");
+    world.eventually("all is done", || handler.payloads().len() == 100);
+    let writes = seat.node("offset").unwrap().1.version;
+    assert!(writes <= 7, "{writes} writes for 10 batches");
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    assert_eq!(seat.offset(), Some(100));
+
+    world.kafka.produce(&products, ids(100..110));
+    let mut killed = start("500ms");
+    world.eventually("it is written without an end", || seat.offset() == Some(110));
+    killed.kill();
+    assert_eq!(start("500ms -e").wait(), End::Status(0));
+    assert_eq!(handler.payloads().len(), 110, "what was committed came again");
+}
