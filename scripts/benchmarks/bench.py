@@ -22,12 +22,12 @@ NOISE = "".join(random.Random(7).choices("abcdefghijklmnopqrstuvwxyz     ", k=50
 
 
 class Bench:
-    def __init__(self, options, servers, spawn):
+    def __init__(self, options, servers, examples):
         self.options = options
         self.kafka = servers["KSYNC_BOOTSTRAP_SERVER"]
         self.zookeeper = servers["KSYNC_ZOOKEEPER"]
         self.postgres = servers.get("KSYNC_TEST_POSTGRES")
-        self.spawn = spawn
+        self.examples = examples
         self.port = int(self.kafka.rpartition(":")[2])
         self.numbers = itertools.count(1)
         self.verdicts = []

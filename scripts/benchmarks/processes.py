@@ -29,7 +29,7 @@ def processes(bench):
         return seconds_each(count, bench.consume("batches", HANDLER, *options, log="-v")) * BATCH_SIZE
 
     def bare():
-        return run([bench.spawn, str(batches), str(size), *HANDLER]).seconds / batches
+        return run([bench.examples["spawn"], str(batches), str(size), *HANDLER]).seconds / batches
 
     contenders = {f"ksync-consume --batch-size {BATCH_SIZE}": ksync, "spawn, write and wait, a bare loop": bare}
     taken = {name: [] for name in contenders}

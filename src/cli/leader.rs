@@ -44,7 +44,7 @@ pub struct LeaderOptions {
     #[arg(long, env = "KSYNC_NO_SPREAD", help_heading = "ZooKeeper")]
     pub no_spread: bool,
 
-    /// How long a commit may wait for those that follow it, at most a tenth of the session timeout; a crash repeats so much
+    /// How long a commit may wait for those that follow it; a crash repeats what was done in that time
     #[arg(
         long, env = "KSYNC_COMMIT_INTERVAL", value_name = "DURATION", default_value = "0s", value_parser = duration,
         help_heading = "ZooKeeper"

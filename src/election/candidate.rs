@@ -4,12 +4,12 @@ use anyhow::{Result, anyhow};
 use log::{debug, warn};
 use tokio::select;
 use tokio::sync::oneshot;
-use zookeeper::{Acls, CreateMode, CreateOptions, Error, SessionState, StateWatcher};
+use zookeeper::{Acls, CreateMode, CreateOptions, Error, SessionState};
 
 use super::fence::Fence;
 use super::lease::{Lease, Timing, since_boot};
 use super::sequence::{next_ahead, sequence};
-use super::tenure::Tenure;
+use super::tenure::{Signs, Tenure};
 use super::zookeeper::{Backoff, PERSISTENT, Session, ZooKeeper};
 use super::{Seat, Term};
 
@@ -57,7 +57,7 @@ async fn queue<'a>(
         () = session.closing.requested() => Ok(None),
     };
     match led {
-        Ok(Some((lease, tenure, fence, link))) => Ok(Some(Led { candidate, lease, tenure, fence, link })),
+        Ok(Some((lease, tenure, fence, signs))) => Ok(Some(Led { candidate, lease, tenure, fence, signs })),
         Ok(None) => {
             candidate.withdraw().await;
             Ok(None)
@@ -75,7 +75,7 @@ struct Led<'a> {
     lease: Lease,
     tenure: Tenure,
     fence: Fence,
-    link: StateWatcher,
+    signs: Signs,
 }
 
 impl Led<'_> {
@@ -83,7 +83,7 @@ impl Led<'_> {
         if won.send(Ok(self.lease)).is_err() {
             return self.candidate.withdraw().await;
         }
-        let clock = self.tenure.serve(&mut self.fence, self.link, session).await;
+        let clock = self.tenure.serve(&mut self.fence, self.signs, session).await;
         if let Some(lost) = &clock.holds.borrow().lost {
             debug!("{}: term {} has ended: {lost}", self.candidate.seat, self.candidate.term);
         }
@@ -126,7 +126,7 @@ impl<'a> Candidate<'a> {
     }
 
     /// Waits until nobody is ahead, then takes over.
-    async fn lead(&self) -> Result<(Lease, Tenure, Fence, StateWatcher), Error> {
+    async fn lead(&self) -> Result<(Lease, Tenure, Fence, Signs), Error> {
         self.wait_for_turn().await?;
         let mut link = self.session.client.state_watcher();
         while link.state() != SessionState::SyncConnected {
@@ -135,11 +135,13 @@ impl<'a> Candidate<'a> {
             }
             link.changed().await;
         }
+        // A watch on its children: one on its data would go off with each of our own heartbeats.
+        let (_, gone) = self.session.client.list_and_watch_children(&self.path()).await?;
         let answered = since_boot();
         let (fence, stored) = Fence::put_up(self.session, self.seat, &self.path(), self.host).await?;
         let timing = Timing { answered, session_timeout: self.session.timeout };
         let (lease, tenure) = Lease::new(self.seat.clone(), self.term, stored, timing);
-        Ok((lease, tenure, fence, link))
+        Ok((lease, tenure, fence, Signs { link, gone }))
     }
 
     async fn wait_for_turn(&self) -> Result<(), Error> {
@@ -159,7 +161,7 @@ impl<'a> Candidate<'a> {
                 return Ok(());
             };
             debug!("{}: waiting for {ahead}", self.seat);
-            // A watch on its children: those on its data would go off with each of its heartbeats.
+            // On its children: a watch on its data would go off with each of its heartbeats.
             match self.session.client.list_and_watch_children(&format!("{}/{ahead}", self.queue)).await {
                 Ok((_, watcher)) => {
                     if watcher.changed().await.session_state.is_terminated() {

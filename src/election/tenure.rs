@@ -1,12 +1,13 @@
 //! The end that serves a lease: carries out its commits, and keeps it alive by writes that are answered.
 
 use std::future::pending;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::select;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
-use zookeeper::StateWatcher;
+use zookeeper::{EventType, OneshotWatcher, StateWatcher};
 
 use super::Term;
 use super::fence::Fence;
@@ -22,37 +23,55 @@ pub(super) struct Tenure {
     pub commits: mpsc::Receiver<Commit>,
 }
 
+/// What tells that the lease is lost. Both have to stand since before the take-over, so that nothing since then is missed.
+pub(super) struct Signs {
+    pub link: StateWatcher,
+    /// Of the own candidate.
+    pub gone: OneshotWatcher,
+}
+
 impl Tenure {
     /// Serves until the lease is lost, which its holder then knows, or given up. To the holder it counts as released only
     /// when the clock, which is handed back, is dropped.
-    ///
-    /// `link` has to stand since before the take-over, so that no cut since then is missed.
-    pub async fn serve(self, fence: &mut Fence, mut link: StateWatcher, session: &Session) -> Clock {
+    pub async fn serve(self, fence: &mut Fence, signs: Signs, session: &Session) -> Clock {
         // Dropped at the end of this: a commit that still waits there fails with the lease, not when servers are back.
         let Tenure { term, clock, mut commits } = self;
         let pause = clock.session_timeout / 10;
         let mut beat = interval_at(Instant::now() + pause, pause);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let Signs { mut link, gone } = signs;
+        let mut interrupted = pin!(interrupted(&mut link, gone, session));
         let mut kept = None;
         let lost = loop {
             let Write { position, done } = select! {
                 biased;
-                lost = interrupted(&mut link, session) => break lost,
+                lost = &mut interrupted => break lost,
                 lost = clock.run_out() => break lost,
                 write = next_write(&mut commits, &mut kept, &mut beat) => match write {
                     Some(write) => write,
                     None => return clock,
                 },
             };
+            let answered = session.pulse.answered();
+            if position.is_none() && answered + pause / 2 > since_boot() {
+                // Another lease of the session has just shown that writes are answered.
+                clock.renew(answered);
+                continue;
+            }
+            // What is kept takes the place of a heartbeat.
+            let position = position.or_else(|| kept.take().map(|kept: Kept| kept.position));
             let sent = since_boot();
             let written = select! {
                 biased;
-                lost = interrupted(&mut link, session) => Err(lost),
+                lost = &mut interrupted => Err(lost),
                 lost = clock.run_out() => Err(lost),
                 written = write(fence, term, position) => written,
             };
             match &written {
-                Ok(()) => clock.renew(sent),
+                Ok(()) => {
+                    session.pulse.note(sent);
+                    clock.renew(sent);
+                }
                 Err(lost) => clock.stop(lost.clone()),
             }
             if let Some(done) = done {
@@ -90,7 +109,7 @@ impl Clock {
     }
 
     fn renew(&self, sent: Duration) {
-        self.holds.send_modify(|hold| hold.answered = sent);
+        self.holds.send_modify(|hold| hold.answered = hold.answered.max(sent));
     }
 
     fn stop(&self, lost: Lost) {
@@ -121,8 +140,7 @@ async fn next_write(
             biased;
             commit = commits.recv() => commit,
             () = is_due(kept.as_ref()) => return Some(Write::of(kept.take())),
-            // What is kept takes the place of the heartbeat.
-            _ = beat.tick() => return Some(Write::of(kept.take())),
+            _ = beat.tick() => return Some(Write::of(None)),
         };
         let Some(Commit { position, interval, done }) = commit else {
             return kept.take().map(|kept| Write::of(Some(kept)));
@@ -159,10 +177,15 @@ async fn write(fence: &mut Fence, term: Term, position: Option<Position>) -> Res
     }
 }
 
-/// Returns when the connection broke, however briefly, or the election is closed.
-async fn interrupted(link: &mut StateWatcher, session: &Session) -> Lost {
+/// Returns when the connection broke, however briefly, the candidate is gone, or the election is closed.
+async fn interrupted(link: &mut StateWatcher, gone: OneshotWatcher, session: &Session) -> Lost {
     select! {
+        biased;
         _ = link.changed() => Lost::Disconnected,
+        event = gone.changed() => match event.event_type {
+            EventType::NodeDeleted => Lost::CandidateGone,
+            _ => Lost::Disconnected,
+        },
         () = session.closing.requested() => Lost::Closed,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -81,7 +82,26 @@ pub(super) struct Session {
     pub timeout: Duration,
     /// Asked for when the election is closed: whoever holds this session then lets go of it.
     pub closing: Shutdown,
+    pub pulse: Arc<Pulse>,
     chroot: Arc<str>,
+}
+
+/// When the last write of a session that was answered was sent: all leases of the session live by it.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    since_boot_nanos: AtomicU64,
+}
+
+impl Pulse {
+    /// On the clock of [`since_boot`](super::lease::since_boot).
+    pub fn answered(&self) -> Duration {
+        Duration::from_nanos(self.since_boot_nanos.load(Ordering::Relaxed))
+    }
+
+    pub fn note(&self, sent: Duration) {
+        let nanos = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX);
+        self.since_boot_nanos.fetch_max(nanos, Ordering::Relaxed);
+    }
 }
 
 impl Session {
@@ -148,7 +168,8 @@ impl Keeper {
         }
         debug!("session {} with a timeout of {timeout:?}", client.session_id());
         let chroot = self.servers.chroot.as_str().into();
-        let session = Session { client: client.clone(), timeout, closing: self.closing.clone(), chroot };
+        let (client, closing) = (client.clone(), self.closing.clone());
+        let session = Session { client, timeout, closing, pulse: Arc::default(), chroot };
         self.sessions.send_replace(Some(session));
     }
 

@@ -370,7 +370,34 @@ async fn a_leader_whose_candidate_is_deleted_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_between_the_deletion_and_the_heartbeat_is_refused() {
+async fn a_deleted_candidate_is_noticed_while_another_lease_of_its_session_writes_for_both() {
+    let world = World::new("deleted-beside").await;
+    let election = world.election();
+    let lease = world.lead(&election).await;
+    let other = within(T, election.candidate(seat(1)).lead(&world.shutdown)).await.unwrap().expect("no shutdown");
+    let own = world.queue().await.remove(0);
+    let commits = async {
+        for offset in 0.. {
+            other.commit(at(offset)).await.unwrap();
+            pass(T / 40).await;
+        }
+    };
+    let deleted = async {
+        pass(T).await;
+        world.zk.delete(&world.path(&format!("leader/{own}")), None).await.unwrap();
+        let deleted = Instant::now();
+        assert_eq!(within(T, lease.lost()).await, Lost::CandidateGone);
+        assert!(deleted.elapsed() < SOON);
+    };
+    tokio::select! {
+        () = commits => {}
+        () = deleted => {}
+    }
+    assert!(other.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_right_after_the_deletion_is_refused() {
     let world = World::new("deleted-commit").await;
     let election = world.election();
     let lease = world.lead(&election).await;
@@ -608,6 +635,14 @@ async fn sixty_four_seats_share_one_session() {
     pass(2 * T).await;
     assert!(leases.iter().all(Lease::is_held));
     assert_eq!(*proxy.accepted.borrow(), 1);
+    let mut heartbeats = 0;
+    for partition in 0..64 {
+        let queue = format!("{}/kafka_sync/consumer/products/{partition}/indexer/leader", world.chroot);
+        let own = world.zk.list_children(&queue).await.unwrap().remove(0);
+        heartbeats += world.zk.get_data(&format!("{queue}/{own}")).await.unwrap().1.version;
+    }
+    // One by each would be 64 in each tenth of T.
+    assert!((20..100).contains(&heartbeats), "{heartbeats} heartbeats in 2 T");
     let seats = election.candidates(&"products".parse().unwrap()).await.unwrap();
     assert_eq!(seats, (0..64).map(|partition| (seat(partition), 1)).collect::<Vec<_>>());
     let closing = Instant::now();
