@@ -134,6 +134,10 @@ fn parse(line: &[u8]) -> Result<Option<Answer>> {
         #[serde(rename = "type", borrow)]
         kind: Cow<'a, str>,
     }
+    // serde takes a list of the members' values for an object, too.
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
     match serde_json::from_slice(line) {
         Ok(Typed { kind }) if TYPES.contains(&&*kind) => {}
         _ => return Ok(None),
@@ -174,7 +178,8 @@ mod tests {
             Some(Answer::Backoff { id: "b7".into(), ms: 500 })
         );
         assert_eq!(read(r#"{"type":"fatal","error":"no table"}"#), Some(Answer::Fatal { error: "no table".into() }));
-        for line in ["", "done", "7", "[]", "{}", r#"{"type":7}"#, r#"{"type":"log","text":"a"}"#, r#"{"type":"done""#]
+        for line in
+            ["", "done", "7", "[]", r#"["fatal"]"#, "{}", r#"{"type":7}"#, r#"{"type":"log"}"#, r#"{"type":"done""#]
         {
             assert_eq!(read(line), None, "{line}");
         }
