@@ -116,14 +116,14 @@ fn assert_between<T: PartialOrd + Debug>(value: T, low: T, high: T) {
 }
 
 /// A way to the server that can be disturbed.
-struct Proxy {
-    address: String,
+pub struct Proxy {
+    pub address: String,
     mode: watch::Sender<Mode>,
     accepted: watch::Receiver<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub enum Mode {
     Open,
     /// Bytes are held back in both directions, connections stay.
     Frozen,
@@ -134,7 +134,7 @@ enum Mode {
 }
 
 impl Proxy {
-    async fn to(server: &str) -> Proxy {
+    pub async fn to(server: &str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (mode, modes) = watch::channel(Mode::Open);
@@ -170,7 +170,7 @@ impl Proxy {
         }
     }
 
-    fn set(&self, mode: Mode) {
+    pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 

@@ -18,6 +18,8 @@ mod redrive;
 mod replay;
 mod stream;
 mod wire;
+mod worker;
+mod worker_faults;
 
 mod database;
 mod election;

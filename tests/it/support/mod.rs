@@ -6,6 +6,7 @@ mod kafka;
 mod process;
 mod services;
 mod txn_log;
+mod worker;
 mod zookeeper;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -25,6 +26,7 @@ pub use self::kafka::{Kafka, Message, value};
 pub use self::process::{End, Process};
 pub use self::services::Services;
 pub use self::txn_log::reigns;
+pub use self::worker::{Note, Worker};
 pub use self::zookeeper::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Seat};
 
 use self::process::Lines;
@@ -125,6 +127,13 @@ impl World {
         let dir = self.dir.join(format!("handler-{}", self.next()));
         fs::create_dir(&dir).unwrap();
         Handler::new(&dir, body)
+    }
+
+    /// A worker of its own that notes what it is given, and then does what `body` says of it.
+    pub fn worker(&self, body: &str) -> Worker {
+        let dir = self.dir.join(format!("worker-{}", self.next()));
+        fs::create_dir(&dir).unwrap();
+        Worker::new(&dir, body)
     }
 
     /// A shell script, by its path.
