@@ -70,15 +70,18 @@ impl Report {
         let mut records = BTreeMap::new();
         for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             let shown = || format!("the result line '{}'", String::from_utf8_lossy(&line[..line.len().min(200)]));
-            let parsed = serde_json::from_slice(line).map_err(|error| match error.classify() {
-                // What serde says of an untagged form names no member.
-                serde_json::error::Category::Data => {
-                    anyhow!(
-                        "it is neither {{\"offset\":..,\"status\":\"ok\"|\"fail\"}} nor {{\"batchItemFailures\":[..]}}"
-                    )
-                }
-                _ => error.into(),
-            });
+            let neither = || {
+                anyhow!("it is neither {{\"offset\":..,\"status\":\"ok\"|\"fail\"}} nor {{\"batchItemFailures\":[..]}}")
+            };
+            let parsed = match line.trim_ascii_start().starts_with(b"{") {
+                true => serde_json::from_slice(line).map_err(|error| match error.classify() {
+                    // What serde says of an untagged form names no member.
+                    serde_json::error::Category::Data => neither(),
+                    _ => error.into(),
+                }),
+                // serde takes a list of the members' values for an object.
+                false => Err(neither()),
+            };
             match parsed.with_context(|| format!("cannot read {}", shown()))? {
                 Line::Own { offset, status: Status::Ok, .. } => {
                     records.insert(Offset(offset), Said::Ok);
@@ -144,7 +147,8 @@ mod tests {
             ("{\"offset\":1}", form),
             ("{\"offset\":1,\"status\":\"done\"}", form),
             ("{\"offset\":1,\"sta", "EOF while parsing a string at line 1 column 16"),
-            ("ok", "expected value at line 1 column 1"),
+            ("ok", form),
+            ("[42,\"ok\"]", form),
             ("{\"batchItemFailures\":[{\"itemIdentifier\":\"x\"}]}", "the itemIdentifier 'x' is not an offset"),
         ] {
             let error = Report::parse(format!("\n{line}").as_bytes()).unwrap_err();
