@@ -13,6 +13,7 @@ mod delayer;
 mod exam;
 mod failover;
 mod gem;
+mod life;
 mod messages;
 mod redrive;
 mod replay;
