@@ -23,6 +23,7 @@ use crate::sys;
 use crate::topic::Topic;
 
 mod bounded;
+mod daemon;
 mod handler;
 mod leader;
 mod log_lines;
@@ -33,6 +34,7 @@ mod rows;
 mod values;
 
 pub use bounded::BoundedOptions;
+pub use daemon::daemon;
 pub use handler::HandlerOptions;
 pub use leader::LeaderOptions;
 pub use log_lines::Logging;

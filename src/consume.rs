@@ -15,7 +15,7 @@ use crate::fit::{Skip, Standing};
 use crate::handler::{Handler, Pauses};
 use crate::intake::{Intake, Limits, OnInvalid, Stop};
 use crate::kafka;
-use crate::lead::{Checked, Done, End, Held, Leading, Work};
+use crate::lead::{Checked, Done, End, Held, Leading, Waiting, Work};
 use crate::shutdown::Shutdown;
 use crate::topic::Offset;
 
@@ -168,7 +168,7 @@ impl Consume {
                 biased;
                 why = held.lease.lost() => return Err(End::Lost(why)),
                 () = shutdown.requested() => return Err(End::Shutdown),
-                () = intake.ready() => {}
+                () = held.during(Waiting::Records, intake.ready()) => {}
                 end = held.topic_changed() => return Err(end),
             }
             turn = Turn::new(intake.take(turn.load), self.rules, self.pauses);
@@ -226,7 +226,7 @@ impl Consume {
         tokio::select! {
             biased;
             why = held.lease.lost() => return Err(End::Lost(why)),
-            put = dead_letters.put(origin, letters) => put.map_err(End::Halted)?,
+            put = held.during(Waiting::Kafka, dead_letters.put(origin, letters)) => put.map_err(End::Halted)?,
         }
         self.has_dead_lettered.store(true, Ordering::Relaxed);
         info!("{origin}: {} records are in the dead-letter topic", letters.len());

@@ -12,7 +12,7 @@ use crate::dead_letter::DeadLetters;
 use crate::election::Election;
 use crate::intake::OnInvalid;
 use crate::kafka::{self, Event, Lane, Outgoing, Reader, Writer};
-use crate::lead::{Done, End, Held, Work};
+use crate::lead::{self, Done, End, Held, Work};
 use crate::shutdown::Shutdown;
 use crate::topic::Topic;
 
@@ -121,11 +121,15 @@ impl Forwarder<'_, '_> {
             self.end_seen.look(records.position());
         }
         let (due, is_full) = (self.waiting.due(), self.waiting.is_full());
+        let what = match due {
+            Some((offset, at)) => lead::Waiting::Due { offset, at },
+            None => lead::Waiting::Records,
+        };
         let readable = records.readable();
-        self.pass_time(async {
+        self.pass_time(what, async {
             tokio::select! {
                 () = readable, if !is_full => {}
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = sleep_until(due.map_or_else(Instant::now, |(_, at)| at)), if due.is_some() => {}
             }
         })
         .await
@@ -181,7 +185,7 @@ impl Forwarder<'_, '_> {
         };
         let sent = tokio::select! {
             biased;
-            sent = self.flight.lane.send(outgoing) => sent,
+            sent = self.held.during(lead::Waiting::Kafka, self.flight.lane.send(outgoing)) => sent,
             why = self.held.lease.lost() => return Err(End::Lost(why)),
             () = self.shutdown.requested() => return Err(End::Shutdown),
         };
@@ -211,14 +215,16 @@ impl Forwarder<'_, '_> {
         };
         let letters = message.letter.as_slice();
         tokio::select! {
-            put = dead_letters.put(origin, letters) => put.map_err(End::Halted)?,
+            put = self.held.during(lead::Waiting::Kafka, dead_letters.put(origin, letters)) => {
+                put.map_err(End::Halted)?;
+            }
             why = self.held.lease.lost() => return Err(End::Lost(why)),
         }
         self.commit(message.done).await
     }
 
     /// Waits for `something`, and meanwhile moves the offset over what is acknowledged.
-    async fn pass_time(&mut self, something: impl Future<Output = ()>) -> Result<(), End> {
+    async fn pass_time(&mut self, what: lead::Waiting, something: impl Future<Output = ()>) -> Result<(), End> {
         let mut something = std::pin::pin!(something);
         loop {
             self.advance().await?;
@@ -226,7 +232,7 @@ impl Forwarder<'_, '_> {
                 biased;
                 why = self.held.lease.lost() => return Err(End::Lost(why)),
                 () = self.shutdown.requested() => return Err(End::Shutdown),
-                () = &mut something => return Ok(()),
+                () = self.held.during(what.clone(), &mut something) => return Ok(()),
                 () = sleep_until(self.flight.moved + COMMIT), if !self.flight.is_empty() => {
                     if self.flight.lane.has_failed() {
                         return Ok(());
@@ -263,7 +269,7 @@ impl Forwarder<'_, '_> {
     async fn land(&mut self) -> Result<(), End> {
         while self.flight.lane.in_flight() > 0 {
             tokio::select! {
-                () = self.flight.lane.reported() => {}
+                () = self.held.during(lead::Waiting::Kafka, self.flight.lane.reported()) => {}
                 why = self.held.lease.lost() => return Err(End::Lost(why)),
             }
         }
@@ -287,7 +293,7 @@ impl Forwarder<'_, '_> {
             return Err(End::Halted(failed));
         }
         warn!("{}: {failed:#}; trying again", self.held.seat);
-        self.pass_time(sleep(RETRY)).await?;
+        self.pass_time(lead::Waiting::Pause(Instant::now() + RETRY), sleep(RETRY)).await?;
         records.seek(offset).await.map_err(End::Again)
     }
 

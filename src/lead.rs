@@ -30,9 +30,11 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long to wait before a server that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
+mod board;
 mod reign;
 mod spread;
 
+pub use board::{Board, Post, Waiting};
 pub use reign::FirstStart;
 use reign::Reign;
 use spread::Spread;
@@ -77,6 +79,7 @@ pub struct Held<'a> {
     ids: kafka::TopicIds,
     mirror: Option<Mirror>,
     commit_interval: Duration,
+    post: &'a Post,
 }
 
 impl Held<'_> {
@@ -91,7 +94,7 @@ impl Held<'_> {
     pub async fn check_topic(&self) -> Result<Checked, End> {
         let topic = &self.seat.partition.topic;
         loop {
-            match self.ids.ask(topic).await {
+            match self.during(Waiting::Kafka, self.ids.ask(topic)).await {
                 Ok(Some(id)) if id == self.topic_id => return Ok(Checked(id)),
                 Ok(Some(id)) => {
                     return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
@@ -120,12 +123,19 @@ impl Held<'_> {
         let Done { offset, leader_epoch, last, skipped } = done;
         let skipped = skipped.or(from.skipped);
         let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
-        self.lease.commit_within(position, self.commit_interval).await.map_err(End::Lost)?;
+        let committed = self.lease.commit_within(position, self.commit_interval);
+        self.during(Waiting::ZooKeeper, committed).await.map_err(End::Lost)?;
+        self.post.moves(offset);
         if let Some(mirror) = &self.mirror {
             mirror.note(&self.seat.partition, offset);
         }
         debug!("{}: committed offset {offset}", self.seat);
         Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch, skipped })
+    }
+
+    /// Awaits `something`, and lets those who ask see so long that it is waited for.
+    pub async fn during<T>(&self, what: Waiting, something: impl Future<Output = T>) -> T {
+        self.post.during(what, something).await
     }
 
     pub fn is_done(&self) -> bool {
@@ -183,6 +193,7 @@ pub struct Leading {
     pub handed: watch::Sender<BTreeSet<Seat>>,
     /// How long a commit may wait for those that follow it.
     pub commit_interval: Duration,
+    pub board: Board,
 }
 
 impl Leading {
@@ -193,11 +204,9 @@ impl Leading {
         let (leading, work) = (Arc::new(self), Arc::new(work));
         let mut tasks = JoinSet::new();
         let mut known = leading.topics.clone();
-        for (topic, partitions) in &known {
-            for partition in partitions {
-                let seat = leading.seat(topic.partition(*partition));
-                tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), leading.first_start));
-            }
+        let all = known.iter().flat_map(|(topic, partitions)| partitions.iter().map(|number| topic.partition(*number)));
+        for post in leading.board.posts(all.map(|partition| leading.seat(partition))) {
+            tasks.spawn(leading.clone().lead(post, work.clone(), shutdown.clone(), leading.first_start));
         }
         let mut growth = interval_at(Instant::now() + GROWTH, GROWTH);
         let mut spreading = pin!(leading.spread_out());
@@ -212,12 +221,12 @@ impl Leading {
                     None => break None,
                 },
                 _ = growth.tick(), if leading.grows && !shutdown.is_requested() => {
-                    for added in leading.added(&mut known).await {
-                        info!("{added}: is new");
-                        let seat = leading.seat(added);
+                    let added = leading.added(&mut known).await;
+                    for post in leading.board.posts(added.into_iter().map(|partition| leading.seat(partition))) {
+                        info!("{}: is new", post.seat().partition);
                         // What was written before we saw it is not to be missed.
                         let first = Some(FirstStart::Earliest);
-                        tasks.spawn(leading.clone().lead(seat, work.clone(), shutdown.clone(), first));
+                        tasks.spawn(leading.clone().lead(post, work.clone(), shutdown.clone(), first));
                     }
                 }
                 never = &mut spreading => match never {},
@@ -286,11 +295,12 @@ impl Leading {
     /// Queues for one seat, again and again, and works under each lease.
     async fn lead<W: Work>(
         self: Arc<Self>,
-        seat: Seat,
+        post: Post,
         work: Arc<W>,
         shutdown: Shutdown,
         first_start: Option<FirstStart>,
     ) -> Result<Exit> {
+        let seat = post.seat();
         let until = match self.bounded {
             Some(_) => tokio::select! {
                 log = self.log(&seat.partition) => Some(log.end),
@@ -300,7 +310,7 @@ impl Leading {
         };
         let mut candidacy = self.election.candidate(seat.clone());
         loop {
-            let queue = candidacy.lead(&shutdown);
+            let queue = post.queue(candidacy.places(), candidacy.lead(&shutdown));
             let lease = match self.bounded {
                 Some(Bounded { wait }) => match tokio::time::timeout(wait, queue).await {
                     Ok(lease) => lease.map_err(|error| Exit::Misconfigured.because(error))?,
@@ -318,14 +328,14 @@ impl Leading {
             let Some(lease) = lease else {
                 return Ok(if self.bounded.is_some() { Exit::Again } else { Exit::Done });
             };
-            let reign = Reign { leading: &self, seat: &seat, until, first_start };
+            let reign = Reign { leading: &self, seat, post: &post, until, first_start };
             let (hand_over, end) = shutdown.part();
             let mut handed = self.handed.subscribe();
             let exit = tokio::select! {
                 exit = reign.run(lease, &*work, &end) => exit?,
                 never = async {
                     // An error cannot be: the sender is ours.
-                    drop(handed.wait_for(|handed| handed.contains(&seat)).await);
+                    drop(handed.wait_for(|handed| handed.contains(seat)).await);
                     hand_over.request();
                     future::pending().await
                 } => never,

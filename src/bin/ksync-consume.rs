@@ -12,6 +12,7 @@ use ksync::cli::{LeaderOptions, RedriveOptions, ReplayOptions, Tool};
 use ksync::exam;
 use ksync::exit::Exit;
 use ksync::handler;
+use ksync::lead::Board;
 use ksync::redrive::Redrive;
 use ksync::replay::Replay;
 use ksync::shutdown::Shutdown;
@@ -51,13 +52,13 @@ impl Tool for Cli {
     }
 }
 
-async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+async fn run(cli: Cli, shutdown: Shutdown, board: Board) -> Result<Exit> {
     let name = cli.name.clone().unwrap_or_else(Name::replay);
     match &cli.replay.replay {
         Some(file) => replay(&cli, (name, file), shutdown).await,
         None if cli.replay.check_worker => check_worker(&cli, name, shutdown).await,
-        None if cli.redrive.redrive => redrive(cli, name, shutdown).await,
-        None => consume(cli, name, shutdown).await,
+        None if cli.redrive.redrive => redrive(cli, name, (shutdown, board)).await,
+        None => consume(cli, name, (shutdown, board)).await,
     }
 }
 
@@ -74,10 +75,11 @@ async fn check_worker(cli: &Cli, name: Name, shutdown: Shutdown) -> Result<Exit>
     exam::run(&cli.handler.workers(&name)?, &topic.partition(0), &shutdown).await
 }
 
-async fn redrive(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
+async fn redrive(cli: Cli, name: Name, (shutdown, board): (Shutdown, Board)) -> Result<Exit> {
     tokio::select! {
         started = cli.redrive.start((&cli.kafka, &cli.leader), &name, cli.bounded.always()) => {
-            let (leading, route) = started?;
+            let (mut leading, route) = started?;
+            leading.board = board;
             let (skips, give_up, tally) = (cli.handler.skip, cli.bounded.give_up, Arc::default());
             Redrive { route, skips, give_up, tally }.run(leading, &shutdown).await
         }
@@ -85,16 +87,17 @@ async fn redrive(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
     }
 }
 
-async fn consume(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
+async fn consume(cli: Cli, name: Name, (shutdown, board): (Shutdown, Board)) -> Result<Exit> {
     let Cli { kafka, leader, bounded, .. } = cli;
     handler::leave_nothing_behind()?;
     let handler = Arc::new(cli.handler.handler(&name)?);
     let kept = cli.replay.kept(&name, &cli.handler)?;
     let starting = leader.start_consumer(&kafka, (&name, bounded.with_exit()), cli.handler.on_invalid.into());
-    let (leading, dead_letters) = tokio::select! {
+    let (mut leading, dead_letters) = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(if bounded.exit { Exit::Again } else { Exit::Done }),
     };
+    leading.board = board;
     let share = leading.share(leader.memory);
     let mut consume = cli.handler.consume(handler, share, leader.dead_letter.is_some());
     (consume.dead_letters, consume.kept) = (dead_letters, kept);
@@ -103,5 +106,5 @@ async fn consume(cli: Cli, name: Name, shutdown: Shutdown) -> Result<Exit> {
 }
 
 fn main() -> ExitCode {
-    cli::main(run)
+    cli::daemon(run)
 }

@@ -9,6 +9,7 @@ use clap::Parser;
 use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
 use ksync::delay::Delay;
 use ksync::exit::Exit;
+use ksync::lead::{Board, Leading};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
 
@@ -40,17 +41,18 @@ impl Tool for Cli {
     }
 }
 
-async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+async fn run(cli: Cli, shutdown: Shutdown, board: Board) -> Result<Exit> {
     tokio::select! {
         started = start(&cli) => {
-            let (leading, delay) = started?;
+            let (mut leading, delay) = started?;
+            leading.board = board;
             leading.run(delay, &shutdown).await
         }
         () = shutdown.requested() => Ok(Exit::Done),
     }
 }
 
-async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
+async fn start(cli: &Cli) -> Result<(Leading, Delay)> {
     let Cli { kafka, leader, .. } = cli;
     let cluster = kafka.cluster()?;
     let delay = cli.delay.checked();
@@ -80,5 +82,5 @@ async fn start(cli: &Cli) -> Result<(ksync::lead::Leading, Delay)> {
 }
 
 fn main() -> ExitCode {
-    cli::main(run)
+    cli::daemon(run)
 }

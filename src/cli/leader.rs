@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::fit::AcceptLoss;
 use crate::intake::OnInvalid;
 use crate::kafka::{Admin, Cluster, Mirror, Reader, Writer, group};
-use crate::lead::{Bounded, FirstStart, Leading};
+use crate::lead::{Board, Bounded, FirstStart, Leading};
 use crate::topic::{Name, Topic};
 
 /// After this time a record that could not be delivered is given to the producer anew.
@@ -126,6 +126,7 @@ impl LeaderOptions {
             spread: (!self.no_spread).then_some(self.session_timeout),
             handed: watch::Sender::default(),
             commit_interval: self.commit_interval,
+            board: Board::default(),
         })
     }
 

@@ -9,6 +9,8 @@ use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 use serde_json::json;
 
+use super::daemon::ASKED;
+
 /// What is logged, and how.
 #[derive(Args, Clone, Debug)]
 pub struct Logging {
@@ -48,6 +50,7 @@ impl Logging {
             .filter_level(others)
             .filter_module("ksync", level)
             .filter_module("handler", level)
+            .filter_module(ASKED, LevelFilter::Info)
             .filter_module("librdkafka", if self.verbose > 0 { LevelFilter::Debug } else { LevelFilter::Warn })
             .format(move |out, record| match format {
                 LogFormat::Text => text(out, &program, record),

@@ -21,7 +21,7 @@ use super::{Consume, Proven, end_by};
 use crate::dead_letter::Letter;
 use crate::fit::Standing;
 use crate::intake::{Intake, Load};
-use crate::lead::{Done, End, Held};
+use crate::lead::{Done, End, Held, Waiting};
 use crate::record::Batch;
 use crate::shutdown::Shutdown;
 use crate::topic::Offset;
@@ -119,7 +119,7 @@ impl<'a> ByKey<'a> {
                 permit = None;
             } else if permit.is_none() {
                 // Kept over the rounds, so that it keeps its place in the queue.
-                permit = Some(Box::pin(self.consume.permit()));
+                permit = Some(Box::pin(self.held.during(Waiting::Slot, self.consume.permit())));
             }
             tokio::select! {
                 biased;
@@ -132,7 +132,9 @@ impl<'a> ByKey<'a> {
                     permit = None;
                     self.give_out(got);
                 }
-                () = intake.ready(), if goes_on && self.has_room() => self.add(intake.take(Load::new(self.held.partition()))),
+                () = self.held.during(Waiting::Records, intake.ready()), if goes_on && self.has_room() => {
+                    self.add(intake.take(Load::new(self.held.partition())));
+                }
                 end = self.held.topic_changed(), if goes_on => return (self.standing, end),
             }
         }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::anyhow;
 use log::{debug, error, warn};
 use tokio::sync::{SemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use super::Consume;
 use super::trial::Step;
 use super::turn::Turn;
 use crate::handler::{self, Outcome};
 use crate::intake::{Intake, Load};
-use crate::lead::{End, Held};
+use crate::lead::{End, Held, Waiting};
 use crate::shutdown::Shutdown;
 use crate::topic::TopicPartition;
 
@@ -119,10 +119,15 @@ impl Handling<'_> {
         if !pauses {
             return Ok(false);
         }
+        let until = Instant::now() + pause;
+        let pausing = match turn.stays_before {
+            Some(_) => Waiting::Halted { why: turn.trouble().to_string(), until },
+            None => Waiting::Pause(until),
+        };
         // A lone bad record must not hold those that come after it: what they do shows whether the store works.
         let grows = turn.trial.waits_for_proof() && turn.load.stop.is_none() && self.may_grow(&turn.load);
         tokio::select! {
-            () = sleep(pause) => Ok(false),
+            () = self.held.during(pausing, sleep_until(until)) => Ok(false),
             why = self.held.lease.lost() => Err(End::Lost(why)),
             () = self.shutdown.requested() => Err(End::Shutdown),
             more = next_load(intake.filter(|_| grows), self.held.partition()) => {
@@ -150,7 +155,7 @@ impl Handling<'_> {
         let permit = match permit {
             Some(permit) => permit,
             None => tokio::select! {
-                permit = self.consume.permit() => permit,
+                permit = self.held.during(Waiting::Slot, self.consume.permit()) => permit,
                 why = self.held.lease.lost() => return Err(End::Lost(why)),
                 () = self.shutdown.requested() => return Err(End::Shutdown),
             },
@@ -180,7 +185,8 @@ impl Handling<'_> {
             Instant::now() + self.held.lease.grace()
         };
         let begun = Instant::now();
-        let outcome = self.consume.handler.run(&told, &lines, go, stop).await;
+        let at_it = Waiting::Handler { first, last, attempt };
+        let outcome = self.held.during(at_it, self.consume.handler.run(&told, &lines, go, stop)).await;
         drop(permit);
         debug!("{source}: {} records from {first} in {:?}: {outcome:?}", records.len(), begun.elapsed());
         Ok(outcome)

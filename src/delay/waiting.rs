@@ -89,13 +89,14 @@ impl Room {
         !self.messages.is_empty() && (self.bytes >= self.limit || self.messages.len() >= MOST)
     }
 
-    /// When the first one is due. Those behind it wait for it.
-    pub fn due(&self) -> Option<Instant> {
-        self.messages.front().map(|message| message.due)
+    /// The offset of the first one, and when it is due. Those behind it wait for it.
+    pub fn due(&self) -> Option<(Offset, Instant)> {
+        self.messages.front().map(|message| (message.offset(), message.due))
     }
 
     pub fn take_due(&mut self) -> Option<Waiting> {
-        if self.due()? > Instant::now() {
+        let (_, due) = self.due()?;
+        if due > Instant::now() {
             return None;
         }
         let message = self.messages.pop_front()?;

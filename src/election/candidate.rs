@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use log::{debug, warn};
 use tokio::select;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use zookeeper::{Acls, CreateMode, CreateOptions, Error, SessionState};
 
 use super::fence::Fence;
@@ -11,14 +11,18 @@ use super::lease::{Lease, Timing, since_boot};
 use super::sequence::{next_ahead, sequence};
 use super::tenure::{Signs, Tenure};
 use super::zookeeper::{Backoff, PERSISTENT, Session, ZooKeeper};
-use super::{Seat, Term};
+use super::{Place, Seat, Term};
 
 const EPHEMERAL: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
 /// Queues for `seat`, hands out one lease when it leads, serves it, and ends only when its candidate is gone.
 ///
 /// Withdraws when nobody waits for `won` any more.
-pub(super) async fn stand(zookeeper: ZooKeeper, seat: Seat, mut won: oneshot::Sender<Result<Lease>>) {
+pub(super) async fn stand(
+    zookeeper: ZooKeeper,
+    (seat, place): (Seat, watch::Sender<Place>),
+    mut won: oneshot::Sender<Result<Lease>>,
+) {
     let mut backoff = Backoff::default();
     loop {
         let session = select! {
@@ -26,7 +30,7 @@ pub(super) async fn stand(zookeeper: ZooKeeper, seat: Seat, mut won: oneshot::Se
             () = won.closed() => None,
         };
         let Some(session) = session else { return };
-        let err = match queue(&session, &zookeeper, &seat, &mut won).await {
+        let err = match queue(&session, &zookeeper, (&seat, &place), &mut won).await {
             Ok(Some(led)) => return led.serve(won, &session).await,
             Ok(None) => return,
             Err(err) => err,
@@ -38,6 +42,7 @@ pub(super) async fn stand(zookeeper: ZooKeeper, seat: Seat, mut won: oneshot::Se
             return;
         }
         debug!("{seat}: {err}; queueing again");
+        place.send_replace(Place::Outside);
         backoff.wait().await;
     }
 }
@@ -46,13 +51,13 @@ pub(super) async fn stand(zookeeper: ZooKeeper, seat: Seat, mut won: oneshot::Se
 async fn queue<'a>(
     session: &'a Session,
     zookeeper: &'a ZooKeeper,
-    seat: &'a Seat,
+    (seat, place): (&'a Seat, &watch::Sender<Place>),
     won: &mut oneshot::Sender<Result<Lease>>,
 ) -> Result<Option<Led<'a>>, Error> {
     // To its end, even if nobody waits any more: a request is carried out all the same, and its node has to go again.
     let candidate = Candidate::enlist(session, zookeeper, seat).await?;
     let led = select! {
-        led = candidate.lead() => led.map(Some),
+        led = candidate.lead(place) => led.map(Some),
         () = won.closed() => Ok(None),
         () = session.closing.requested() => Ok(None),
     };
@@ -126,8 +131,8 @@ impl<'a> Candidate<'a> {
     }
 
     /// Waits until nobody is ahead, then takes over.
-    async fn lead(&self) -> Result<(Lease, Tenure, Fence, Signs), Error> {
-        self.wait_for_turn().await?;
+    async fn lead(&self, place: &watch::Sender<Place>) -> Result<(Lease, Tenure, Fence, Signs), Error> {
+        self.wait_for_turn(place).await?;
         let mut link = self.session.client.state_watcher();
         while link.state() != SessionState::SyncConnected {
             if self.session.has_ended() {
@@ -144,7 +149,7 @@ impl<'a> Candidate<'a> {
         Ok((lease, tenure, fence, Signs { link, gone }))
     }
 
-    async fn wait_for_turn(&self) -> Result<(), Error> {
+    async fn wait_for_turn(&self, place: &watch::Sender<Place>) -> Result<(), Error> {
         let mut warned = false;
         loop {
             let children = self.session.client.list_children(&self.queue).await?;
@@ -158,11 +163,19 @@ impl<'a> Candidate<'a> {
                 return Err(Error::NoNode);
             }
             let Some(ahead) = next_ahead(&self.name, &children) else {
+                place.send_replace(Place::First);
                 return Ok(());
             };
             debug!("{}: waiting for {ahead}", self.seat);
+            let path = format!("{}/{ahead}", self.queue);
+            let host = match self.session.client.get_data(&path).await {
+                Ok((host, _)) => String::from_utf8_lossy(host.trim_ascii()).into_owned(),
+                Err(Error::NoNode) => continue,
+                Err(err) => return Err(err),
+            };
+            place.send_replace(Place::Behind(host));
             // On its children: a watch on its data would go off with each of its heartbeats.
-            match self.session.client.list_and_watch_children(&format!("{}/{ahead}", self.queue)).await {
+            match self.session.client.list_and_watch_children(&path).await {
                 Ok((_, watcher)) => {
                     if watcher.changed().await.session_state.is_terminated() {
                         return Err(Error::SessionExpired);

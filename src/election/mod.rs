@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 use tokio::select;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use self::lease::{Lease, Lost};
@@ -58,6 +58,18 @@ impl fmt::Display for Term {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process(pub Arc<str>);
 
+/// Where a candidacy is in the queue for its seat.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Not in it: no server has answered, or the lease before has not ended yet.
+    #[default]
+    Outside,
+    /// Right behind a candidate of this host.
+    Behind(String),
+    /// Nobody is ahead.
+    First,
+}
+
 /// The election that this process takes part in. Clones share its one session.
 #[derive(Clone, Debug)]
 pub enum Election {
@@ -74,7 +86,7 @@ impl fmt::Display for Election {
 impl Election {
     /// A candidacy for `seat`, not yet in the queue. Have one for each seat in a process: a second one waits for the first.
     pub fn candidate(&self, seat: Seat) -> Candidacy {
-        Candidacy { election: self.clone(), seat, last: None }
+        Candidacy { election: self.clone(), seat, last: None, place: watch::Sender::default() }
     }
 
     /// Makes known that the delayer of `seat` waits `delay`, once a server answers. Cancelling loses nothing.
@@ -131,11 +143,17 @@ pub struct Candidacy {
     seat: Seat,
     /// Whoever made the last candidate: it ends only when that one is gone, at the latest with its session.
     last: Option<JoinHandle<()>>,
+    place: watch::Sender<Place>,
 }
 
 impl Candidacy {
     pub fn seat(&self) -> &Seat {
         &self.seat
+    }
+
+    /// Where it is while it waits, for those who want to know.
+    pub fn places(&self) -> watch::Receiver<Place> {
+        self.place.subscribe()
     }
 
     /// Waits at the end of the queue until this process leads; `None` once `shutdown` is asked for.
@@ -151,6 +169,7 @@ impl Candidacy {
     }
 
     async fn queue(&mut self) -> Result<Lease> {
+        self.place.send_replace(Place::Outside);
         if let Some(last) = &mut self.last {
             // A new candidate before the old one's end would be a third party in the queue: nobody could tell which of
             // them leads. A task that panicked cannot hold its node any longer than the session.
@@ -160,7 +179,8 @@ impl Candidacy {
         }
         let (won, lease) = oneshot::channel();
         let Election::ZooKeeper(zookeeper) = &self.election;
-        self.last = Some(tokio::spawn(candidate::stand(zookeeper.clone(), self.seat.clone(), won)));
+        let seat = (self.seat.clone(), self.place.clone());
+        self.last = Some(tokio::spawn(candidate::stand(zookeeper.clone(), seat, won)));
         lease.await.map_err(|closed| anyhow!(closed).context(format!("cannot queue for {}: closed", self.seat)))?
     }
 }

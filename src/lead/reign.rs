@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
 use log::{error, info, warn};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
-use super::{End, Held, Leading, RETRY, Work};
+use super::{End, Held, Leading, Post, RETRY, Waiting, Work};
 use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
 use crate::fit::{self, Standing};
@@ -30,6 +30,7 @@ pub enum FirstStart {
 pub(super) struct Reign<'a> {
     pub leading: &'a Leading,
     pub seat: &'a Seat,
+    pub post: &'a Post,
     pub until: Option<Offset>,
     pub first_start: Option<FirstStart>,
 }
@@ -38,6 +39,7 @@ impl Reign<'_> {
     /// How the partition's run ended; `None`: queue again. Fails where the process has to end.
     pub async fn run<W: Work>(&self, lease: Lease, work: &W, shutdown: &Shutdown) -> Result<Option<Exit>> {
         let seat = self.seat;
+        self.post.leads(lease.term());
         let mut standing = None;
         loop {
             let end = match self.begin(&lease, standing, shutdown).await {
@@ -77,7 +79,8 @@ impl Reign<'_> {
                 }
                 End::Again(reason) => {
                     warn!("{seat}: {reason:#}; looking at it anew");
-                    self.pause(RETRY, &lease, shutdown).await;
+                    let until = Instant::now() + RETRY;
+                    self.pause((until, Waiting::Pause(until)), &lease, shutdown).await;
                 }
                 End::Halted(reason) => {
                     let offset = standing.map_or(String::new(), |kept| format!(" at offset {}", kept.offset));
@@ -86,7 +89,9 @@ impl Reign<'_> {
                         lease.release().await;
                         return Ok(Some(Exit::Person));
                     }
-                    self.pause(HALT, &lease, shutdown).await;
+                    let until = Instant::now() + HALT;
+                    let why = format!("{reason:#}");
+                    self.pause((until, Waiting::Halted { why, until }), &lease, shutdown).await;
                     if standing.is_none() {
                         // What is stored may have been mended meanwhile; only a new lease reads it again.
                         lease.release().await;
@@ -97,9 +102,9 @@ impl Reign<'_> {
         }
     }
 
-    async fn pause(&self, time: Duration, lease: &Lease, shutdown: &Shutdown) {
+    async fn pause(&self, (until, what): (Instant, Waiting), lease: &Lease, shutdown: &Shutdown) {
         tokio::select! {
-            () = sleep(time) => {}
+            () = self.post.during(what, sleep_until(until)) => {}
             _ = lease.lost() => {}
             () = shutdown.requested() => {}
         }
@@ -107,7 +112,7 @@ impl Reign<'_> {
 
     /// Finds out where to go on, and begins to read there.
     async fn begin<'l>(
-        &self,
+        &'l self,
         lease: &'l Lease,
         standing: Option<Standing>,
         shutdown: &Shutdown,
@@ -116,7 +121,7 @@ impl Reign<'_> {
             biased;
             why = lease.lost() => return Err(End::Lost(why)),
             () = shutdown.requested() => return Err(End::Shutdown),
-            place = self.place(lease, standing) => place?,
+            place = self.post.during(Waiting::Kafka, self.place(lease, standing)) => place?,
         };
         let Place { offset, topic_id, leader_epoch, skipped, is_new } = place;
         if is_new {
@@ -128,6 +133,7 @@ impl Reign<'_> {
         if standing.is_none() {
             info!("{}: leading from offset {offset}, term {}", self.seat, lease.term());
         }
+        self.post.moves(offset);
         let held = Held {
             seat: self.seat.clone(),
             lease,
@@ -137,6 +143,7 @@ impl Reign<'_> {
             ids: self.leading.reader.ids().clone(),
             mirror: self.leading.mirror.clone(),
             commit_interval: self.leading.commit_interval,
+            post: self.post,
         };
         Ok((held, records))
     }

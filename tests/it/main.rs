@@ -18,6 +18,7 @@ mod messages;
 mod redrive;
 mod replay;
 mod stream;
+mod told;
 mod wire;
 mod worker;
 mod worker_faults;

@@ -79,6 +79,15 @@ impl Process {
         kill_process(Pid::from_raw(self.pid).unwrap(), signal).unwrap();
     }
 
+    /// SIGUSR1, if it listens for that already: before, it would die of it.
+    pub fn ask(&self) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+        if u64::from_str_radix(caught, 16).unwrap() & 1 << (Signal::USR1.as_raw() - 1) != 0 {
+            self.signal(Signal::USR1);
+        }
+    }
+
     /// SIGKILL, and its end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
