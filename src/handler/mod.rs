@@ -54,6 +54,9 @@ const RESULT_FD: i32 = 3;
 /// What even `--clean-env` lets through.
 const ALWAYS_PASSED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
+/// By these systemd knows its service: the command must not speak for us, not even by `--pass-env`.
+const NEVER_PASSED: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
 /// Where programs are looked for when there is no PATH, as glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -90,7 +93,7 @@ pub struct Terms {
 /// Which variables of our own environment the command gets.
 #[derive(Clone, Debug)]
 pub enum Environment {
-    /// All but `KSYNC_*`: our options and secrets stay ours.
+    /// All but `KSYNC_*`, our options and secrets, and what systemd tells us.
     Ours,
     /// PATH, LANG and TZ, and those that are named.
     Clean { passed: Vec<String> },
@@ -240,6 +243,9 @@ impl Command {
 
 impl Environment {
     fn has(&self, variable: &OsStr) -> bool {
+        if NEVER_PASSED.iter().any(|name| variable == *name) {
+            return false;
+        }
         match self {
             Environment::Ours => !variable.as_encoded_bytes().starts_with(b"KSYNC_"),
             Environment::Clean { passed } => {

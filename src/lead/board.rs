@@ -1,4 +1,4 @@
-//! How the partitions of a process stand, for people that ask.
+//! How the partitions of a process stand, for people and service managers that ask.
 //!
 //! Nothing is decided by it: the flows write down what they wait for, and nobody who works reads it.
 
@@ -90,6 +90,17 @@ impl Board {
         posts
     }
 
+    /// Goes off when a partition changes hands, or halts; not with everything that is waited for.
+    pub fn changes(&self) -> Changes {
+        Changes(self.lines.subscribe())
+    }
+
+    /// Whether this process queues for all of its partitions, or leads them.
+    pub fn is_candidate(&self) -> bool {
+        let lines = self.lines.borrow();
+        !lines.is_empty() && !lines.values().any(Line::is_outside)
+    }
+
     /// In a few words: `leading 3 of 4 partitions, 1 halted`.
     pub fn summary(&self) -> String {
         let lines = self.lines.borrow();
@@ -112,6 +123,18 @@ impl Board {
         let mut all = vec![self.summary()];
         all.extend(self.lines.borrow().iter().map(|(seat, line)| format!("{seat}: {line}")));
         all
+    }
+}
+
+/// That something on a board has changed.
+pub struct Changes(watch::Receiver<BTreeMap<Seat, Line>>);
+
+impl Changes {
+    /// Returns once something has changed since this was called last. Cancelling loses nothing.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            future::pending().await
+        }
     }
 }
 

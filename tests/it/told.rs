@@ -1,7 +1,16 @@
-//! What a daemon tells of itself to whoever sends SIGUSR1.
+//! What a daemon tells of itself: to whoever sends SIGUSR1, and to systemd.
+
+use std::cell::RefCell;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use crate::consume::ids;
-use crate::support::{Process, World, value};
+use crate::support::{End, Process, World, value};
+
+const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
 
 /// Waits until this is what the process answers to SIGUSR1; times, terms and this host's name are written so.
 fn answers(world: &World, process: &Process, expected: &[String]) {
@@ -99,4 +108,109 @@ fn sigusr1_tells_of_pauses_shares_and_delay_messages() {
     let delayer = world.delayer(&format!("-q -t {products} --delay 1h"));
     let due = leading(&format!("{products}-delay"), "delayer", "the message at offset 0 is due in N s");
     answers(&world, &delayer, &[one, due]);
+}
+
+/// Where systemd would listen.
+struct Systemd {
+    socket: UnixDatagram,
+    path: PathBuf,
+    told: RefCell<Vec<String>>,
+}
+
+impl Systemd {
+    fn of(world: &World) -> Systemd {
+        let path = world.file("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Systemd { socket, path, told: RefCell::default() }
+    }
+
+    /// All that it was told so far, but that the process lives.
+    fn told(&self) -> Vec<String> {
+        let mut told = self.all();
+        told.retain(|told| told != "WATCHDOG=1");
+        told
+    }
+
+    fn beats(&self) -> usize {
+        self.all().iter().filter(|told| *told == "WATCHDOG=1").count()
+    }
+
+    fn all(&self) -> Vec<String> {
+        let mut datagram = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut datagram) {
+            self.told.borrow_mut().push(String::from_utf8_lossy(&datagram[..length]).trim_end().to_owned());
+        }
+        self.told.borrow().clone()
+    }
+
+    fn environment(&self) -> [(&str, &str); 2] {
+        [("NOTIFY_SOCKET", self.path.to_str().unwrap()), ("WATCHDOG_USEC", "400000")]
+    }
+}
+
+#[test]
+fn systemd_hears_ready_once_both_servers_are_there_and_then_how_the_partitions_stand() {
+    let world = World::alone("systemd");
+    let products = world.topic("products", 1);
+    world.services.stop("kafka");
+    world.services.stop("zookeeper");
+    let systemd = Systemd::of(&world);
+    let handler = world.handler("");
+    let mut consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- {handler}"), &systemd.environment());
+    world.eventually("it waits for Kafka", || consumer.says(&["cannot ask Kafka at "]));
+    assert_eq!(systemd.told(), ["STATUS=at no partition yet"]);
+    world.services.start_again("kafka");
+    world.eventually("it waits for ZooKeeper", || consumer.says(&["cannot reach ZooKeeper"]));
+    let waits = "STATUS=leading 0 of 1 partitions, ZooKeeper is not reached";
+    assert_eq!(systemd.told(), ["STATUS=at no partition yet", waits]);
+
+    world.services.start_again("zookeeper");
+    let leads = "STATUS=leading 1 of 1 partitions";
+    world.eventually("it leads", || systemd.told().last().is_some_and(|told| told == leads));
+    world.kafka.produce(&products, [value("{")]);
+    let halted = "STATUS=leading 1 of 1 partitions, 1 halted";
+    world.eventually("it is halted", || systemd.told().last().is_some_and(|told| told == halted));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    let mut told = systemd.told();
+    // For a moment, if at all.
+    told.retain(|told| told != "STATUS=leading 0 of 1 partitions");
+    let stops = "STOPPING=1\nSTATUS=finishing what is under way";
+    assert_eq!(told, ["STATUS=at no partition yet", waits, "READY=1", leads, halted, stops]);
+}
+
+#[test]
+fn the_watchdog_of_systemd_hears_nothing_of_a_process_that_stands_still() {
+    let world = World::new("watchdog");
+    let products = world.topic("products", 1);
+    let systemd = Systemd::of(&world);
+    let consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- true"), &systemd.environment());
+    // Each 200 ms.
+    world.within(Duration::from_secs(5), "it lives", || systemd.beats() >= 4);
+    consumer.signal(Signal::STOP);
+    // What was sent before.
+    world.for_a_while(Duration::from_millis(100), "", || true);
+    let before = systemd.beats();
+    world.for_a_while(Duration::from_secs(1), "it is silent", || systemd.beats() == before);
+    consumer.signal(Signal::CONT);
+    world.eventually("it lives again", || systemd.beats() > before);
+}
+
+#[test]
+fn a_handler_is_not_given_what_systemd_tells_us_and_cannot_speak_for_us() {
+    let world = World::new("unspoken");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=1));
+    let systemd = Systemd::of(&world);
+    for (name, options) in [("all", ""), ("named", "--clean-env --pass-env NOTIFY_SOCKET")] {
+        let handler = world.script("cat >/dev/null; env | grep -e NOTIFY_ -e WATCHDOG_ || echo nothing");
+        let arguments = format!("-t {products} -n {name} -e {options} -- {handler}");
+        let mut consumer = world.start(CONSUME, &arguments, &systemd.environment());
+        assert_eq!(consumer.wait(), End::Status(0));
+        let prefix = format!("{products}/0: ");
+        let said = consumer.log_of("info");
+        let said: Vec<_> = said.iter().filter_map(|line| line.strip_prefix(&prefix)).collect();
+        assert_eq!(said, ["nothing"]);
+    }
 }
