@@ -186,6 +186,7 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
         return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     sys::give_back_large_blocks();
+    end_at_a_panic();
     let tool = parse::<T>(std::env::args_os().collect());
     let common = tool.common().clone();
     let grace = tool.grace();
@@ -218,6 +219,15 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
             Exit::of(&failure).status().into()
         }
     }
+}
+
+/// A panic ends the process, so that a standby takes over and whoever looks after us starts us again. Left to tokio it
+/// would end one task, and leave partitions without a reader, or leases without a keeper, in a process that seems to live.
+fn end_at_a_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        error!("{panic}; this is a bug of ksync");
+        std::process::abort();
+    }));
 }
 
 enum Ended {
