@@ -4,14 +4,13 @@ use std::env;
 use std::fs;
 use std::future;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, Once};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ksync::handler::{Batch, Command, Environment, Input, Outcome, Terms};
 use ksync::topic::{Offset, Topic};
-use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::support::pass;
+use crate::support::{log_lines, pass};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -422,34 +421,12 @@ async fn many_runs_at_once_do_not_disturb_each_other_and_leave_nothing_open() {
     assert_eq!(children, "");
 }
 
-/// What was logged under the target of the handler.
-struct Logged(Mutex<Vec<String>>);
-
-static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
-
-impl Log for Logged {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "handler"
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.lock().unwrap().push(format!("{} {}", record.level(), record.args()));
-        }
-    }
-
-    fn flush(&self) {}
-}
-
 /// The lines that were logged with this label.
 async fn logged(label: &str, script: &str) -> Vec<String> {
-    static LOGGER: Once = Once::new();
-    LOGGER.call_once(|| log::set_logger(&LOGGED).expect("this is the only logger of the tests"));
-    log::set_max_level(LevelFilter::Info);
+    assert_eq!(log_lines(label), [""; 0]);
     let input = Input { label, lines: b"", environment: &[] };
     assert_eq!(text(sh(script).run(input, go(), future::pending()).await), "done");
-    let logged = LOGGED.0.lock().unwrap();
-    logged.iter().filter(|line| line.contains(label)).cloned().collect()
+    log_lines(label)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,8 +105,12 @@ impl Kafka {
     }
 
     pub fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        self.create_replicated(topic, (partitions, 1), settings);
+    }
+
+    pub fn create_replicated(&self, topic: &str, (partitions, replicas): (i32, i32), settings: &[(&str, &str)]) {
         // Some tests write records with times long past, which the broker would delete at its next look.
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas)).set("retention.ms", "-1");
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let admin = self.admin();

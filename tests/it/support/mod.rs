@@ -3,8 +3,10 @@
 mod database;
 mod handler;
 mod kafka;
+mod log;
 mod process;
 mod services;
+mod tools;
 mod txn_log;
 mod worker;
 mod zookeeper;
@@ -23,6 +25,7 @@ use tokio::runtime::Runtime;
 pub use self::database::{Primary, primaries};
 pub use self::handler::{Gate, Handler, Run, payload};
 pub use self::kafka::{Kafka, Message, value};
+pub use self::log::log_lines;
 pub use self::process::{End, Process};
 pub use self::services::Services;
 pub use self::txn_log::reigns;
@@ -56,8 +59,13 @@ impl World {
 
     /// On servers of its own, which it may harm.
     pub fn alone(test: &str) -> World {
+        World::alone_with(test, 1)
+    }
+
+    /// The same, with so many brokers: 1 or 3.
+    pub fn alone_with(test: &str, brokers: usize) -> World {
         let id = unique(test);
-        World::on(Services::own(&id), id)
+        World::on(Services::own(&id, brokers), id)
     }
 
     fn on(services: Arc<Services>, id: String) -> World {

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Running servers, in the folder that `scripts/services` keeps for them.
 pub struct Services {
-    dir: PathBuf,
+    pub dir: PathBuf,
     variables: HashMap<String, String>,
     is_own: bool,
 }
@@ -24,10 +24,10 @@ impl Services {
         SHARED.get_or_init(start).clone()
     }
 
-    /// One broker and one ZooKeeper that end with the value.
-    pub fn own(id: &str) -> Arc<Services> {
+    /// So many brokers (1 or 3) and one ZooKeeper that end with the value.
+    pub fn own(id: &str, brokers: usize) -> Arc<Services> {
         let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
-        Arc::new(Services::up(dir, &["kafka", "zookeeper"], true))
+        Arc::new(Services::up(dir, &["kafka", "zookeeper", "--brokers", &brokers.to_string()], true))
     }
 
     fn up(dir: PathBuf, servers: &[&str], is_own: bool) -> Services {
