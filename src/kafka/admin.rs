@@ -1,15 +1,19 @@
-//! What topics there are, and making those that are missing.
+//! What topics there are and what is set for them, and making those that are missing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use log::{info, warn};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::time::Instant;
 
+use super::settings::{Settings, TopicSettings};
 use super::{ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
 use crate::sys;
@@ -40,6 +44,17 @@ impl FromStr for NewTopics {
     }
 }
 
+/// How long an answer about a topic may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where a topic lies.
+struct Layout {
+    /// The ids of all brokers.
+    brokers: Vec<i32>,
+    /// Those that have each partition.
+    replicas: Vec<Vec<i32>>,
+}
+
 /// A client that asks about the cluster.
 #[derive(Clone)]
 pub struct Admin {
@@ -58,6 +73,10 @@ impl Admin {
         })
     }
 
+    pub(super) fn bootstrap(&self) -> &str {
+        &self.cluster.bootstrap
+    }
+
     /// Sends one request for the topics' ids, and blocks until it is answered.
     pub(super) fn topic_ids(&self, topics: &[Topic], timeout: Duration) -> Result<sys::TopicIds, KafkaError> {
         sys::topic_ids(self.client.inner(), topics, timeout)
@@ -71,8 +90,8 @@ impl Admin {
         let start = Instant::now();
         let mut next_line = Duration::from_secs(9);
         loop {
-            let error = match self.try_partitions(topic, Duration::from_secs(3)).await {
-                Ok(partitions) => return Ok(partitions),
+            let error = match self.layout(topic).await {
+                Ok(layout) => return Ok(layout.map(|layout| layout.replicas.len() as i32)),
                 Err(error) if error.downcast_ref().is_some_and(is_transient) => error,
                 Err(error) => return Err(Exit::Misconfigured.because(error)).context(self.context(topic)),
             };
@@ -92,21 +111,66 @@ impl Admin {
         format!("cannot ask {} about topic {topic}", self.cluster)
     }
 
-    async fn try_partitions(&self, topic: &Topic, timeout: Duration) -> Result<Option<i32>> {
+    /// `None` where the topic does not exist.
+    async fn layout(&self, topic: &Topic) -> Result<Option<Layout>> {
         let (client, name) = (self.client.clone(), topic.clone());
         let asked = move || {
-            client.inner().fetch_metadata(Some(name.as_str()), timeout).map(|metadata| {
-                let topic = metadata.topics().first();
-                topic.map(|topic| (topic.error().map(RDKafkaErrorCode::from), topic.partitions().len() as i32))
+            client.inner().fetch_metadata(Some(name.as_str()), TIMEOUT).map(|metadata| {
+                let brokers = metadata.brokers().iter().map(|broker| broker.id()).collect();
+                metadata.topics().first().map(|topic| {
+                    let replicas = topic.partitions().iter().map(|partition| partition.replicas().to_vec()).collect();
+                    (topic.error().map(RDKafkaErrorCode::from), Layout { brokers, replicas })
+                })
             })
         };
         match tokio::task::spawn_blocking(asked).await?? {
-            Some((None, partitions)) => Ok(Some(partitions)),
+            Some((None, layout)) => Ok(Some(layout)),
             None | Some((Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic), _)) => {
                 Ok(None)
             }
             Some((Some(error), _)) => Err(anyhow!(KafkaError::MetadataFetch(error))),
         }
+    }
+
+    /// What is set for those of the topics that exist.
+    pub(super) async fn settings(&self, topics: &BTreeSet<Topic>) -> Result<Settings> {
+        let read = async { tokio::try_join!(self.layouts(topics), self.describe(topics)) };
+        let names: Vec<_> = topics.iter().map(Topic::as_str).collect();
+        let context = || format!("cannot read the settings of topic {}", names.join(", "));
+        let (layouts, mut described) = read.await.with_context(context)?;
+        let mut settings = Settings::default();
+        for (topic, Layout { brokers, replicas }) in layouts {
+            settings.brokers = brokers;
+            let values = described.remove(topic.as_str()).unwrap_or_default();
+            settings.topics.insert(topic, TopicSettings { replicas, values });
+        }
+        settings.brokers.sort_unstable();
+        Ok(settings)
+    }
+
+    /// Of those that exist.
+    async fn layouts(&self, topics: &BTreeSet<Topic>) -> Result<Vec<(Topic, Layout)>> {
+        let mut layouts = vec![];
+        for topic in topics {
+            layouts.extend(self.layout(topic).await?.map(|layout| (topic.clone(), layout)));
+        }
+        Ok(layouts)
+    }
+
+    /// The settings of each topic by their names. There are none of a topic that does not exist, nor of one whose settings
+    /// we may not read: rdkafka tells neither.
+    async fn describe(&self, topics: &BTreeSet<Topic>) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+        let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic.as_str())).collect();
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+        let mut described = BTreeMap::new();
+        for resource in self.client.describe_configs(&wanted, &options).await? {
+            let resource = resource.map_err(KafkaError::AdminOp)?;
+            if let OwnedResourceSpecifier::Topic(topic) = resource.specifier {
+                let values = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+                described.insert(topic, values.collect());
+            }
+        }
+        Ok(described)
     }
 
     /// As [`Admin::partitions`], but a topic that does not exist is made where `create` says so, else it is an error

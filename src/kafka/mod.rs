@@ -1,9 +1,11 @@
 //! Kafka as ksync uses it: which cluster, read by [`Reader`], written by [`Writer`], looked at by [`Admin`].
 
 mod admin;
+mod check;
 mod ids;
 mod mirror;
 mod reader;
+mod settings;
 mod writer;
 
 use std::fmt;
@@ -18,6 +20,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use admin::{Admin, NewTopics};
+pub use check::{Check, Hazard, Pair};
 pub use ids::TopicIds;
 pub use mirror::Mirror;
 pub use reader::{Event, Log, Message, Partition, Reader, Timestamp, group};

@@ -1,0 +1,133 @@
+//! Whether the settings of topics and of their cluster are such that nothing is lost: read at the start, and again later.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use log::{Level, debug, error, log, warn};
+use tokio::time::{Instant, sleep};
+
+use super::settings::Settings;
+use super::{Admin, is_transient};
+use crate::exit::Exit;
+use crate::topic::Topic;
+
+mod delay;
+mod finding;
+mod judge;
+mod replicas;
+
+pub use finding::Hazard;
+use finding::{Commands, Finding};
+
+/// How long the start waits for a broker to tell the settings.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a broker may not know of a topic that another one has just made.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long to wait before a broker is asked again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A topic and its delay topic, as a tool uses them.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub topic: Topic,
+    /// The delay topic, and how long messages wait there; `None` for a tool that has nothing to do with it.
+    pub delay: Option<(Topic, Duration)>,
+}
+
+/// The check of some topics, and what it has found so far.
+pub struct Check {
+    admin: Admin,
+    pairs: Vec<Pair>,
+    /// The refusals that were overridden.
+    allowed: Vec<Hazard>,
+    told: Vec<Finding>,
+}
+
+impl Check {
+    /// Reads the settings, and warns of those by which something may be lost.
+    ///
+    /// Fails with status 78 where one is refused that is not `allowed`. Settings that cannot be read are one warning, and
+    /// hold nothing up.
+    pub async fn start(admin: &Admin, pairs: Vec<Pair>, allowed: Vec<Hazard>) -> Result<Check> {
+        let mut check = Check { admin: admin.clone(), pairs, allowed, told: vec![] };
+        let found = match check.look(PATIENCE).await {
+            Ok(found) => found,
+            Err(error) => {
+                warn!("{error:#}; they are not checked");
+                return Ok(check);
+            }
+        };
+        let mut refused = vec![];
+        for (level, line) in found.iter().map(|finding| check.line(finding)) {
+            match level {
+                Level::Error => refused.push(line),
+                _ => log!(level, "{line}"),
+            }
+        }
+        // The last one is the error that ends the process; whoever mends it wants to see the others, too.
+        let last = refused.pop();
+        refused.iter().for_each(|line| error!("{line}"));
+        last.map_or(Ok(check), |line| Err(Exit::Misconfigured.because(anyhow!(line))))
+    }
+
+    /// Reads them again and again, `pause` after the last time, and tells what is new: what would be refused at the start
+    /// as an error. It ends nothing.
+    pub async fn watch(mut self, pause: Duration) -> Infallible {
+        loop {
+            sleep(pause).await;
+            match self.look(Duration::ZERO).await {
+                Ok(found) => {
+                    for (level, line) in found.iter().map(|finding| self.line(finding)) {
+                        log!(level, "{line}");
+                    }
+                }
+                Err(error) => debug!("{error:#}"),
+            }
+        }
+    }
+
+    /// What is said of a finding, and how loud.
+    fn line(&self, finding: &Finding) -> (Level, String) {
+        match (finding.hazard.is_refused(), self.allowed.contains(&finding.hazard)) {
+            (true, false) => (Level::Error, finding.refused()),
+            (true, true) => (Level::Warn, finding.allowed()),
+            (false, _) => (Level::Warn, finding.to_string()),
+        }
+    }
+
+    /// What is found now and was not the last time.
+    async fn look(&mut self, patience: Duration) -> Result<Vec<Finding>> {
+        let settings = self.settings(patience).await?;
+        let commands = Commands { bootstrap: self.admin.bootstrap() };
+        let mut found = vec![];
+        let of_pairs = self.pairs.iter().flat_map(|pair| judge::findings(pair, &settings, &commands));
+        for finding in judge::unreadable(&settings).into_iter().chain(of_pairs) {
+            // A topic can be named twice.
+            if !found.contains(&finding) {
+                found.push(finding);
+            }
+        }
+        let new = found.iter().filter(|finding| !self.told.contains(finding)).cloned().collect();
+        self.told = found;
+        Ok(new)
+    }
+
+    async fn settings(&self, patience: Duration) -> Result<Settings> {
+        let delay_topics = self.pairs.iter().filter_map(|pair| pair.delay.as_ref()).map(|(topic, _)| topic);
+        let topics: BTreeSet<_> = self.pairs.iter().map(|pair| &pair.topic).chain(delay_topics).cloned().collect();
+        let begun = Instant::now();
+        loop {
+            let settings = self.admin.settings(&topics).await;
+            let is_final = match &settings {
+                Ok(settings) => settings.are_all_of(&topics) || begun.elapsed() >= FRESH,
+                Err(error) => !error.downcast_ref().is_some_and(is_transient) || begun.elapsed() >= patience,
+            };
+            if is_final {
+                return settings;
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
