@@ -23,6 +23,7 @@ use crate::sys;
 use crate::topic::Topic;
 
 mod bounded;
+mod check;
 mod daemon;
 mod handler;
 mod leader;
@@ -34,6 +35,7 @@ mod rows;
 mod values;
 
 pub use bounded::BoundedOptions;
+pub use check::CheckOptions;
 pub use daemon::daemon;
 pub use handler::HandlerOptions;
 pub use leader::LeaderOptions;
@@ -94,6 +96,9 @@ pub struct KafkaOptions {
     /// Reads properties of librdkafka, one NAME=VALUE a line
     #[arg(short = 'F', env = "KSYNC_F", value_name = "FILE", help_heading = "Kafka")]
     pub property_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub check: CheckOptions,
 }
 
 impl KafkaOptions {

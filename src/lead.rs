@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::future::{self, Future};
+use std::future::{Future, pending};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, interval_at, sleep};
 use crate::election::{Election, Lease, Lost, Position, Seat};
 use crate::exit::Exit;
 use crate::fit::{AcceptLoss, Standing};
-use crate::kafka::{self, Admin, Mirror, Reader};
+use crate::kafka::{self, Admin, Check, Mirror, Reader};
 use crate::record::{LastRecord, Record};
 use crate::shutdown::Shutdown;
 use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
@@ -194,13 +194,29 @@ pub struct Leading {
     /// How long a commit may wait for those that follow it.
     pub commit_interval: Duration,
     pub board: Board,
+    /// `None` for a run that ends by itself.
+    pub watched: Option<Watched>,
+}
+
+/// The settings of the topics, read again while we lead.
+pub struct Watched {
+    pub check: Check,
+    pub pause: Duration,
 }
 
 impl Leading {
     /// Leads until `shutdown`, or until a bounded run is done; says how that run ended.
     ///
     /// Trouble of one partition ends neither the process nor the others. Fails where a partition's task panicked.
-    pub async fn run<W: Work>(self, work: W, shutdown: &Shutdown) -> Result<Exit> {
+    pub async fn run<W: Work>(mut self, work: W, shutdown: &Shutdown) -> Result<Exit> {
+        let watched = self.watched.take();
+        tokio::select! {
+            exit = self.lead_all(work, shutdown) => exit,
+            never = watch(watched) => match never {},
+        }
+    }
+
+    async fn lead_all<W: Work>(self, work: W, shutdown: &Shutdown) -> Result<Exit> {
         let (leading, work) = (Arc::new(self), Arc::new(work));
         let mut tasks = JoinSet::new();
         let mut known = leading.topics.clone();
@@ -269,7 +285,7 @@ impl Leading {
     async fn spread_out(&self) -> Infallible {
         match self.spread {
             Some(session_timeout) if self.bounded.is_none() => Spread::new(self, session_timeout).go_on().await,
-            _ => future::pending().await,
+            _ => pending().await,
         }
     }
 
@@ -337,7 +353,7 @@ impl Leading {
                     // An error cannot be: the sender is ours.
                     drop(handed.wait_for(|handed| handed.contains(seat)).await);
                     hand_over.request();
-                    future::pending().await
+                    pending().await
                 } => never,
             };
             match exit {
@@ -356,5 +372,12 @@ impl Leading {
             }
             sleep(RETRY).await;
         }
+    }
+}
+
+async fn watch(watched: Option<Watched>) -> Infallible {
+    match watched {
+        Some(Watched { check, pause }) => check.watch(pause).await,
+        None => pending().await,
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Parser;
-use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
+use ksync::cli::{self, CheckOptions, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
 use ksync::delay::Delay;
 use ksync::exit::Exit;
+use ksync::kafka::Pair;
 use ksync::lead::{Board, Leading};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
@@ -59,19 +60,14 @@ async fn start(cli: &Cli) -> Result<(Leading, Delay)> {
     let topics: BTreeMap<Topic, Topic> =
         kafka.topic.iter().map(|topic| Ok((topic.delay()?, topic.clone()))).collect::<Result<_>>()?;
     let read: Vec<_> = topics.keys().cloned().collect();
-    let leading = leader.leading((&cluster, kafka), &read, &Name::delayer(), None).await?;
-    for (delay_topic, topic) in &topics {
-        let patience = kafka.patience(false);
-        let waiting = leading.admin.need(delay_topic, None, patience).await?;
-        let going_on = leading.admin.need(topic, kafka.create_topics, patience).await?;
-        if waiting != going_on {
-            let error = anyhow!(
-                "topic {delay_topic} has {waiting} partitions and {topic} has {going_on}; a message goes on to the \
-                 partition with its own number, so add partitions to the smaller one"
-            );
-            return Err(Exit::Misconfigured.because(error));
-        }
+    let mut leading = leader.leading((&cluster, kafka), &read, &Name::delayer(), None).await?;
+    for topic in topics.values() {
+        leading.admin.need(topic, kafka.create_topics, kafka.patience(false)).await?;
     }
+    let waits = |delay_topic: &Topic| Some((delay_topic.clone(), delay));
+    let pairs = topics.iter().map(|(delay_topic, topic)| Pair { topic: topic.clone(), delay: waits(delay_topic) });
+    let check = kafka.check.start(&leading.admin, pairs).await?;
+    leading.watched = Some(CheckOptions::watched(check));
     leading.declare_delay(delay).await.map_err(|error| Exit::Misconfigured.because(error))?;
     let writer = leader.writer(&cluster)?;
     let on_invalid = cli.on_invalid.into();

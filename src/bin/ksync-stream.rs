@@ -10,7 +10,7 @@ use ksync::cli::{
     self, ActionOptions, Common, DelayOption, KafkaOptions, ProgressOption, SourceOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
-use ksync::kafka::{Admin, Writer};
+use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
 use ksync::stream::{ChunkLimits, Stream};
 
@@ -93,10 +93,13 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             let count = admin.need(&topic, cli.kafka.create_topics, cli.kafka.patience(true)).await?;
             cli.kafka.chosen(&topic, count)?;
         }
+        let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
+        cli.kafka.check.start(&admin, [Pair { topic: topic.clone(), delay }]).await?;
         let writer = Writer::open(&cluster, DELIVERY)?;
-        anyhow::Ok((writer, cli.source.open().await?))
+        anyhow::Ok((admin, writer, cli.source.open().await?))
     };
-    let (writer, (source, total)) = tokio::select! {
+    // Dropping a client of this kind takes up to 100 ms, so it stays to the end.
+    let (_admin, writer, (source, total)) = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };

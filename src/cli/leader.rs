@@ -7,13 +7,13 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{KafkaOptions, duration, size, time};
+use super::{CheckOptions, KafkaOptions, duration, size, time};
 use crate::dead_letter::DeadLetters;
 use crate::election::{Election, Servers, ZooKeeper};
 use crate::exit::Exit;
 use crate::fit::AcceptLoss;
 use crate::intake::OnInvalid;
-use crate::kafka::{Admin, Cluster, Mirror, Reader, Writer, group};
+use crate::kafka::{Admin, Cluster, Mirror, Pair, Reader, Writer, group};
 use crate::lead::{Board, Bounded, FirstStart, Leading};
 use crate::topic::{Name, Topic};
 
@@ -127,6 +127,7 @@ impl LeaderOptions {
             handed: watch::Sender::default(),
             commit_interval: self.commit_interval,
             board: Board::default(),
+            watched: None,
         })
     }
 
@@ -138,7 +139,10 @@ impl LeaderOptions {
         on_invalid: OnInvalid,
     ) -> Result<(Leading, Option<DeadLetters>)> {
         let cluster = kafka.cluster()?;
-        let leading = self.leading((&cluster, kafka), &kafka.topic, name, bounded).await?;
+        let mut leading = self.leading((&cluster, kafka), &kafka.topic, name, bounded).await?;
+        let pairs = kafka.topic.iter().map(|topic| Pair { topic: topic.clone(), delay: None });
+        let check = kafka.check.start(&leading.admin, pairs).await?;
+        leading.watched = bounded.is_none().then(|| CheckOptions::watched(check));
         let writer = self.writer(&cluster)?;
         let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();
         let dead_letters = self.dead_letters(&writer, (&leading, kafka), &origins, on_invalid).await?;

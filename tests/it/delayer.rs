@@ -197,17 +197,3 @@ fn sigterm_hands_over_at_once_and_nothing_is_sent_twice() {
     let sent: Vec<_> = world.kafka.records(&products).into_iter().map(|record| record.value.unwrap()).collect();
     assert_eq!(sent, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
 }
-
-#[test]
-fn a_delay_topic_with_another_number_of_partitions_is_refused() {
-    let world = World::new("counts");
-    let products = world.topic("products", 2);
-    world.kafka.create(&format!("{products}-delay"), 3, &[]);
-    let mut delayer = world.delayer(&format!("-t {products}"));
-    assert_eq!(delayer.wait(), End::Status(78));
-    let text = format!(
-        "topic {products}-delay has 3 partitions and {products} has 2; a message goes on to the partition with its own \
-         number, so add partitions to the smaller one"
-    );
-    assert_eq!(delayer.log_of("error"), [text]);
-}

@@ -17,6 +17,7 @@ mod life;
 mod messages;
 mod redrive;
 mod replay;
+mod settings;
 mod stream;
 mod told;
 mod wire;
