@@ -6,9 +6,10 @@ use std::time::Duration;
 use ksync::election::{Election, ZooKeeper};
 use ksync::exit::Exit;
 use ksync::kafka::{self, Admin, Check, Cluster, Hazard, Pair, Reader};
-use ksync::lead::{End as WorkEnd, Held, Leading, Watched, Work};
+use ksync::lead::{Board, End as WorkEnd, Held, Leading, Watched, Work};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
+use tokio::sync::watch;
 
 use crate::support::{End, Process, World, block_on, log_lines, value};
 
@@ -367,6 +368,10 @@ async fn leading(world: &World, topic: &str) -> Leading {
         first_start: None,
         accept_loss: vec![],
         bounded: None,
+        spread: None,
+        handed: watch::Sender::default(),
+        commit_interval: Duration::ZERO,
+        board: Board::default(),
         watched: Some(Watched { check, pause: Duration::from_millis(50) }),
     }
 }

@@ -110,6 +110,9 @@ fn sigusr1_tells_of_pauses_shares_and_delay_messages() {
     answers(&world, &delayer, &[one, due]);
 }
 
+/// What a unit with a WatchdogSec= of 400 ms has in its environment.
+const WATCHDOG: (&str, &str) = ("WATCHDOG_USEC", "400000");
+
 /// Where systemd would listen.
 struct Systemd {
     socket: UnixDatagram,
@@ -125,18 +128,12 @@ impl Systemd {
         Systemd { socket, path, told: RefCell::default() }
     }
 
-    /// All that it was told so far, but that the process lives.
-    fn told(&self) -> Vec<String> {
-        let mut told = self.all();
-        told.retain(|told| told != "WATCHDOG=1");
-        told
-    }
-
     fn beats(&self) -> usize {
-        self.all().iter().filter(|told| *told == "WATCHDOG=1").count()
+        self.told().iter().filter(|told| *told == "WATCHDOG=1").count()
     }
 
-    fn all(&self) -> Vec<String> {
+    /// All that it was told so far. To be called often: ten messages are kept at most, then their sender waits.
+    fn told(&self) -> Vec<String> {
         let mut datagram = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut datagram) {
             self.told.borrow_mut().push(String::from_utf8_lossy(&datagram[..length]).trim_end().to_owned());
@@ -144,8 +141,8 @@ impl Systemd {
         self.told.borrow().clone()
     }
 
-    fn environment(&self) -> [(&str, &str); 2] {
-        [("NOTIFY_SOCKET", self.path.to_str().unwrap()), ("WATCHDOG_USEC", "400000")]
+    fn variable(&self) -> (&str, &str) {
+        ("NOTIFY_SOCKET", self.path.to_str().unwrap())
     }
 }
 
@@ -157,13 +154,14 @@ fn systemd_hears_ready_once_both_servers_are_there_and_then_how_the_partitions_s
     world.services.stop("zookeeper");
     let systemd = Systemd::of(&world);
     let handler = world.handler("");
-    let mut consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- {handler}"), &systemd.environment());
+    let arguments = format!("-t {products} -n indexer -- {handler}");
+    let mut consumer = world.start(CONSUME, &arguments, &[systemd.variable()]);
     world.eventually("it waits for Kafka", || consumer.says(&["cannot ask Kafka at "]));
     assert_eq!(systemd.told(), ["STATUS=at no partition yet"]);
     world.services.start_again("kafka");
     world.eventually("it waits for ZooKeeper", || consumer.says(&["cannot reach ZooKeeper"]));
     let waits = "STATUS=leading 0 of 1 partitions, ZooKeeper is not reached";
-    assert_eq!(systemd.told(), ["STATUS=at no partition yet", waits]);
+    world.eventually("that is told", || systemd.told() == ["STATUS=at no partition yet", waits]);
 
     world.services.start_again("zookeeper");
     let leads = "STATUS=leading 1 of 1 partitions";
@@ -185,7 +183,8 @@ fn the_watchdog_of_systemd_hears_nothing_of_a_process_that_stands_still() {
     let world = World::new("watchdog");
     let products = world.topic("products", 1);
     let systemd = Systemd::of(&world);
-    let consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- true"), &systemd.environment());
+    let environment = [systemd.variable(), WATCHDOG];
+    let consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- true"), &environment);
     // Each 200 ms.
     world.within(Duration::from_secs(5), "it lives", || systemd.beats() >= 4);
     consumer.signal(Signal::STOP);
@@ -206,7 +205,7 @@ fn a_handler_is_not_given_what_systemd_tells_us_and_cannot_speak_for_us() {
     for (name, options) in [("all", ""), ("named", "--clean-env --pass-env NOTIFY_SOCKET")] {
         let handler = world.script("cat >/dev/null; env | grep -e NOTIFY_ -e WATCHDOG_ || echo nothing");
         let arguments = format!("-t {products} -n {name} -e {options} -- {handler}");
-        let mut consumer = world.start(CONSUME, &arguments, &systemd.environment());
+        let mut consumer = world.start(CONSUME, &arguments, &[systemd.variable(), WATCHDOG]);
         assert_eq!(consumer.wait(), End::Status(0));
         let prefix = format!("{products}/0: ");
         let said = consumer.log_of("info");
