@@ -93,13 +93,13 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             let count = admin.need(&topic, cli.kafka.create_topics, cli.kafka.patience(true)).await?;
             cli.kafka.chosen(&topic, count)?;
         }
+        // It connects while the settings are read.
+        let writer = Writer::open(&cluster, DELIVERY)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
         cli.kafka.check.start(&admin, [Pair { topic: topic.clone(), delay }]).await?;
-        let writer = Writer::open(&cluster, DELIVERY)?;
-        anyhow::Ok((admin, writer, cli.source.open().await?))
+        anyhow::Ok((writer, cli.source.open().await?))
     };
-    // Dropping a client of this kind takes up to 100 ms, so it stays to the end.
-    let (_admin, writer, (source, total)) = tokio::select! {
+    let (writer, (source, total)) = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };

@@ -154,8 +154,13 @@ impl ClientContext for ClientLog {
 /// Whether the error goes away by itself, so that the same call may work later.
 fn is_transient(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::*;
+    let code = match error {
+        // rdkafka has a code in it, and gives none.
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    };
     matches!(
-        error.rdkafka_error_code(),
+        code,
         Some(
             AllBrokersDown
                 | BrokerTransportFailure
@@ -196,5 +201,12 @@ mod tests {
         assert_eq!(property, Property { name: "sasl.password".into(), value: "a=b".into() });
         assert!(property.is_secret());
         assert!("acks".parse::<Property>().is_err());
+    }
+
+    #[test]
+    fn an_answer_that_did_not_come_is_asked_for_again_whatever_was_asked() {
+        let code = RDKafkaErrorCode::OperationTimedOut;
+        assert!(is_transient(&KafkaError::AdminOp(code)) && is_transient(&KafkaError::MetadataFetch(code)));
+        assert!(!is_transient(&KafkaError::AdminOp(RDKafkaErrorCode::ClusterAuthorizationFailed)));
     }
 }
