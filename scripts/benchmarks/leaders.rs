@@ -2,6 +2,7 @@
 //! answered and how long the slowest of 99 % took. For what many partitions cost ZooKeeper.
 
 use std::env;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -32,7 +33,7 @@ async fn main() -> Result<()> {
     let plan = Plan { time, every: ms(every)?, interval: ms(interval)? };
     let election = Election::ZooKeeper(ZooKeeper::connect(&servers.parse()?, SESSION)?);
     let leases = lead(&election, partitions.parse().context(USAGE)?).await?;
-    println!("leading");
+    writeln!(io::stdout(), "leading")?;
     let mut working = JoinSet::new();
     for (number, lease) in (0..).zip(leases) {
         working.spawn(commit(lease, number, plan));
@@ -45,7 +46,8 @@ async fn main() -> Result<()> {
     }
     taken.sort_unstable();
     let slowest = taken.get(taken.len() * 99 / 100).copied().unwrap_or_default();
-    println!("{} commits, 99 % within {:.1} ms, {} leases lost", taken.len(), slowest.as_secs_f64() * 1e3, lost.len());
+    let (commits, milliseconds) = (taken.len(), slowest.as_secs_f64() * 1e3);
+    writeln!(io::stdout(), "{commits} commits, 99 % within {milliseconds:.1} ms, {} leases lost", lost.len())?;
     election.close().await;
     Ok(())
 }
