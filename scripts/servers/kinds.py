@@ -92,7 +92,7 @@ class Kafka(Server):
         run("cannot format kafka's storage", java("kafka", self.logging, "kafka.tools.StorageTool", *options))
 
     def command(self, node, nodes, home):
-        heap = "-Xmx1g" if len(nodes) == 1 else "-Xmx512m"
+        heap = "-Xmx1g" if len(nodes) == 1 else "-Xmx384m"
         return java("kafka", self.logging, heap, "kafka.Kafka", home / "server.properties")
 
     def is_ready(self, nodes):
