@@ -1,0 +1,172 @@
+"""What happened in a run, as the journals, the primary, the topics and ZooKeeper's logs have it."""
+
+import bisect
+import dataclasses
+from array import array
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """What one process leads at a time."""
+
+    name: str
+    partition: int
+
+    def __str__(self):
+        return f"{self.name}/{self.partition}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """A promise that was broken: by which of the checker's points, what of it, and where to look."""
+
+    point: int
+    text: str
+    at: float = 0.0
+
+
+class Log:
+    """A partition of a topic: the offset of a record is its place."""
+
+    def __init__(self):
+        self.ids, self.ops, self.millis = array("I"), array("I"), array("Q")
+        # Of all up to a record, so that those of a batch are a difference.
+        self.sums = array("Q", [0])
+
+    def __len__(self):
+        return len(self.ids)
+
+    def add(self, id, op, millis, checksum):
+        """`checksum` is that of the payload's bytes."""
+        self.sums.append((self.sums[-1] + (len(self) + 1) * checksum) % 2**64)
+        self.ids.append(id)
+        self.ops.append(op)
+        self.millis.append(millis)
+
+    def sum(self, first, last):
+        return (self.sums[last + 1] - self.sums[first]) % 2**64
+
+    def keys(self):
+        """For each record what tells its change from all others."""
+        return zip(self.ops, self.ids)
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of the handler. Without an outcome it was killed."""
+
+    seat: Seat
+    run: str
+    term: int
+    first: int
+    last: int
+    begun: float
+    ended: float = None
+    outcome: str = None
+    snapshot: str = ""
+    sum: int = 0
+    # Another run that had not ended.
+    beside: str = None
+
+    @property
+    def is_done(self):
+        return self.outcome == "done"
+
+
+@dataclasses.dataclass
+class Op:
+    """A transaction of a writer, as its action saw it."""
+
+    op: int
+    rows: int
+    begun: float
+    # When it had committed and said so; None if it rolled back, died, or was never heard of.
+    committed: float = None
+    # ksync-stream has ended well, so all instant messages were acknowledged.
+    is_complete: bool = False
+
+
+@dataclasses.dataclass
+class Fault:
+    kind: str
+    begun: float
+    healed: float
+    victims: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Settings:
+    delay_secs: float
+    session_secs: float
+    batch_size: int
+    partitions: int
+
+
+@dataclasses.dataclass
+class History:
+    settings: Settings
+    # By partition.
+    instant: list = dataclasses.field(default_factory=list)
+    delayed: list = dataclasses.field(default_factory=list)
+    # Each committed change of the primary: (id, version, op, xid), in the order of versions for each id.
+    changes: list = dataclasses.field(default_factory=list)
+    # {id: version}, and that of each name's copy.
+    primary: dict = dataclasses.field(default_factory=dict)
+    copies: dict = dataclasses.field(default_factory=dict)
+    # What the secondary has let in, in its order: (Seat, term, first, last).
+    accepted: list = dataclasses.field(default_factory=list)
+    runs: list = dataclasses.field(default_factory=list)
+    # Runs whose offsets had holes.
+    holes: list = dataclasses.field(default_factory=list)
+    ops: dict = dataclasses.field(default_factory=dict)
+    txns: list = dataclasses.field(default_factory=list)
+    faults: list = dataclasses.field(default_factory=list)
+    # All other lines of the harness' own journal.
+    notes: list = dataclasses.field(default_factory=list)
+    # From when to when the world was under test.
+    begun: float = 0.0
+    ended: float = 0.0
+
+    def names(self):
+        return sorted(self.copies)
+
+    def runs_of(self, seat):
+        return [run for run in self.runs if run.seat == seat]
+
+    def noted(self, event):
+        return [note for note in self.notes if note["event"] == event]
+
+    def healthy(self, recovery_secs=0.0):
+        """The times in which nothing was broken, each beginning so long after the last fault was healed."""
+        spans, since = [], self.begun
+        for fault in sorted(self.faults, key=lambda fault: fault.begun):
+            if fault.begun > since:
+                spans.append((since, fault.begun))
+            since = max(since, fault.healed + recovery_secs)
+        return [*spans, (since, self.ended)] if since < self.ended else spans
+
+    def around(self, at, secs=5.0):
+        """The lines of what happened near a time, for a person who looks for the cause."""
+        lines = [(fault.begun, f"fault: {fault.kind} {fault.victims}") for fault in self.faults]
+        lines += [(fault.healed, f"healed: {fault.kind} {fault.victims}") for fault in self.faults]
+        for run in self.runs:
+            text = f"run {run.run} of {run.seat}, term {run.term}, offsets {run.first} to {run.last}"
+            lines.append((run.begun, f"{text} begins"))
+            if run.ended:
+                lines.append((run.ended, f"{text}: {run.outcome}"))
+        lines += [(txn.at, f"zookeeper: {txn}"[:300]) for txn in self.txns if txn.is_multi]
+        lines = sorted(line for line in lines if abs(line[0] - at) <= secs)
+        middle = bisect.bisect(lines, (at,))
+        return [f"{time:.3f} {text}" for time, text in lines[max(0, middle - 15):middle + 15]]
+
+
+class Snapshot:
+    """What a transaction of Postgres could see: `xmin:xmax:xip,..`."""
+
+    def __init__(self, text):
+        xmin, xmax, running = text.split(":")
+        self.xmin, self.xmax = int(xmin), int(xmax)
+        self.running = {int(xid) for xid in running.split(",") if xid}
+
+    def sees(self, xid):
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)

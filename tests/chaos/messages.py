@@ -1,0 +1,101 @@
+"""Whether the messages are in the log: at the right time, each delay message sent on, none of them early."""
+
+import bisect
+from collections import Counter
+from collections import defaultdict
+
+from history import Violation
+
+LATE_SECS = 5
+# After a fault a delayer has to be elected, and to catch up.
+RECOVERY_SECS = 15
+
+
+class Messages:
+    """When each change's messages were appended, by (transaction, record)."""
+
+    def __init__(self, history):
+        # Of the delay messages the first; how many there are besides, of actions that took long.
+        self.delayed, self.again, self.instant = {}, Counter(), defaultdict(list)
+        for log in history.delayed:
+            for key, millis in zip(log.keys(), log.millis):
+                if self.delayed.setdefault(key, millis) != millis:
+                    self.again[key] += 1
+        for log in history.instant:
+            for key, millis in zip(log.keys(), log.millis):
+                self.instant[key].append(millis)
+
+    def sent_on(self, key, due_millis):
+        """The first instant message that may be this delay message, sent on."""
+        return next((millis for millis in self.instant.get(key, ()) if millis >= due_millis), None)
+
+
+def in_the_log(history, messages):
+    """3: what was acknowledged is in the log, in the order delay message, commit, instant message."""
+    before, after = Counter(), Counter()
+    for (op, _), millis in messages.delayed.items():
+        if op in history.ops and millis <= history.ops[op].begun * 1000:
+            before[op] += 1
+    for key, appended in messages.instant.items():
+        # Each delay message is sent on, too.
+        if len(appended) > 1 + messages.again[key]:
+            after[key[0]] += 1
+    for op in history.ops.values():
+        if before[op.op] != op.rows:
+            text = f"transaction {op.op} began with {before[op.op]} of its {op.rows} delay messages in the log"
+            yield Violation(3, text, op.begun)
+        if op.is_complete and after[op.op] != op.rows:
+            text = f"ksync-stream ended well, but {after[op.op]} of {op.rows} instant messages of transaction {op.op}"
+            yield Violation(3, f"{text} are in the log", op.begun)
+    yield from all_sent_on(history, messages)
+
+
+def all_sent_on(history, messages):
+    delay = round(history.settings.delay_secs * 1000)
+    for partition, log in enumerate(history.delayed):
+        missing = [
+            offset for offset, (key, millis) in enumerate(zip(log.keys(), log.millis))
+            if messages.sent_on(key, millis + delay) is None
+        ]
+        if missing:
+            text = f"delayer/{partition}: {len(missing)} delay messages were not sent on, the first at {missing[0]}"
+            yield Violation(3, text, log.millis[missing[0]] / 1000)
+
+
+def not_early(history, messages):
+    """8: no delay message is sent on before it is due, few are late; an instant message comes after the commit, once."""
+    delay = round(history.settings.delay_secs * 1000)
+    for key, appended in messages.instant.items():
+        if key not in messages.delayed:
+            yield Violation(8, f"record {key[1]} of transaction {key[0]} has no delay message", appended[0] / 1000)
+            continue
+        early = [millis for millis in appended if millis < messages.delayed[key] + delay]
+        op = history.ops.get(key[0])
+        committed = op and op.committed
+        if early and (not committed or early[0] < int(committed * 1000)):
+            text = f"record {key[1]} of transaction {key[0]} was announced although it had not committed"
+            yield Violation(8, f"{text}, {early[0] - messages.delayed[key]} ms after its delay message", early[0] / 1000)
+        elif len(early) > 1:
+            text = f"record {key[1]} of transaction {key[0]} was announced {len(early)} times before the delay was over"
+            yield Violation(8, text, early[1] / 1000)
+    late = lateness(history, messages)
+    if late and late[len(late) * 999 // 1000] > LATE_SECS * 1000:
+        text = f"of {len(late)} delay messages due while all was well one in a thousand was later than"
+        yield Violation(8, f"{text} {late[len(late) * 999 // 1000] / 1000:.1f} s")
+
+
+def lateness(history, messages):
+    """Of all delay messages that were due while nothing was broken, in milliseconds."""
+    delay = round(history.settings.delay_secs * 1000)
+    spans = history.healthy(RECOVERY_SECS)
+    begins = [begin for begin, _ in spans]
+    found = []
+    for log in history.delayed:
+        for key, millis in zip(log.keys(), log.millis):
+            due = millis + delay
+            at = bisect.bisect(begins, due / 1000) - 1
+            if at >= 0 and due / 1000 + LATE_SECS < spans[at][1]:
+                # One that never came is told by point 3.
+                if sent := messages.sent_on(key, due):
+                    found.append(sent - due)
+    return sorted(found)

@@ -1,0 +1,202 @@
+"""Carries out a schedule of faults, and writes down what it did and when that was healed."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+from members import KINDS
+from world import node_signal
+
+# A server that has not come back by then is left to the end, where all are healed.
+RETURN_LIMIT_SECS = 20
+
+
+class Nemesis:
+    def __init__(self, world, members, writers):
+        self.world, self.members, self.writers = world, members, writers
+        # Of the servers of a kind, one fault after the other; else a majority would be away all the time.
+        self.of_zookeeper, self.of_kafka = threading.Lock(), threading.Lock()
+        self.threads = []
+
+    def carry_out(self, schedule, deadline):
+        """Returns when the last one is healed, or at the deadline."""
+        begun = time.monotonic()
+        for number, planned in enumerate(schedule):
+            pause = begun + planned.at_secs - time.monotonic()
+            if time.monotonic() + pause > deadline:
+                break
+            time.sleep(max(0, pause))
+            thread = threading.Thread(target=self.carry_out_one, args=(number, planned), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+        for thread in self.threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+
+    def carry_out_one(self, number, planned):
+        fault = getattr(self, planned.kind.replace(" ", "_"))
+        with contextlib.ExitStack() as locks:
+            for word, lock in (("zookeeper", self.of_zookeeper), ("broker", self.of_kafka)):
+                if word in planned.kind:
+                    locks.enter_context(lock)
+            note = {"number": number, "kind": planned.kind}
+            self.world.journal.add("fault", **note)
+            try:
+                note["victims"] = fault(planned.victim, planned.secs)
+            except (OSError, ValueError) as error:
+                note["missed"] = str(error)
+            self.world.journal.add("healed", **note)
+
+    def member(self, victim):
+        return self.members.all[victim % len(self.members.all)]
+
+    def kill(self, victim, secs):
+        member = self.member(victim)
+        with member.lock:
+            member.kill()
+            time.sleep(secs)
+            member.start()
+        return [member.name]
+
+    def kill_all(self, victim, secs):
+        members = self.members.of(KINDS[victim % len(KINDS)])
+        with contextlib.ExitStack() as locks:
+            for member in members:
+                locks.enter_context(member.lock)
+            for member in members:
+                member.process.kill()
+            for member in members:
+                member.kill()
+            time.sleep(secs)
+            for member in members:
+                member.start()
+        return [member.name for member in members]
+
+    def stop(self, victim, secs):
+        member = self.member(victim)
+        with member.lock:
+            member.signal(signal.SIGSTOP)
+            time.sleep(secs)
+            member.signal(signal.SIGCONT)
+        return [member.name]
+
+    def terminate(self, victim, _secs):
+        return [self.restart(self.member(victim))]
+
+    def rolling_restart(self, victim, _secs):
+        return [self.restart(member) for member in self.members.of(KINDS[victim % len(KINDS)])]
+
+    def restart(self, member):
+        with member.lock:
+            begun, pid = time.time(), member.pid
+            status = member.terminate()
+            self.world.journal.add("terminated", member=member.name, pid=pid, begun=begun, status=status)
+            member.start()
+        return member.name
+
+    def cut(self, victim, secs):
+        return self.between(victim, secs, lambda proxy: proxy.cut())
+
+    def swallow_replies(self, victim, secs):
+        return self.between(victim, secs, lambda proxy: proxy.silence(requests_too=False))
+
+    def swallow_all(self, victim, secs):
+        return self.between(victim, secs, lambda proxy: proxy.silence(requests_too=True))
+
+    def between(self, victim, secs, harm):
+        member = self.member(victim)
+        harm(member.proxy)
+        time.sleep(secs)
+        member.proxy.heal()
+        return [member.name]
+
+    def zookeeper_leader_killed(self, victim, secs):
+        leader = self.world.zookeeper_leader() or self.world.zookeepers[victim % 3]
+        return self.servers_killed("zookeeper", [leader], secs)
+
+    def zookeeper_follower_killed(self, victim, secs):
+        leader = self.world.zookeeper_leader()
+        followers = [node for node in self.world.zookeepers if node is not leader]
+        return self.servers_killed("zookeeper", [followers[victim % len(followers)]], secs)
+
+    def zookeeper_quorum_lost(self, victim, secs):
+        left = self.world.zookeepers[victim % 3]
+        return self.servers_killed("zookeeper", [node for node in self.world.zookeepers if node is not left], secs)
+
+    def zookeeper_stopped(self, victim, secs):
+        return self.server_stopped(self.world.zookeepers[victim % 3], secs)
+
+    def broker_killed(self, victim, secs):
+        return self.servers_killed("kafka", [self.world.brokers[victim % 3]], secs)
+
+    def broker_stopped(self, victim, secs):
+        return self.server_stopped(self.world.brokers[victim % 3], secs)
+
+    def servers_killed(self, name, nodes, secs):
+        for node in nodes:
+            node_signal(node, signal.SIGKILL)
+        time.sleep(secs)
+        for node in nodes:
+            self.world.restart(name, node)
+        deadline = time.monotonic() + RETURN_LIMIT_SECS
+        while not all(listens(node) for node in nodes) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return [node.name for node in nodes]
+
+    def server_stopped(self, node, secs):
+        node_signal(node, signal.SIGSTOP)
+        time.sleep(secs)
+        node_signal(node, signal.SIGCONT)
+        return [node.name]
+
+    def handlers_killed(self, _victim, _secs):
+        return [handler_signal(pid, signal.SIGKILL) for pid in self.handlers()]
+
+    def handler_stopped(self, victim, secs):
+        handlers = self.handlers()
+        if not handlers:
+            raise ValueError("no handler was at work")
+        pid = handlers[victim % len(handlers)]
+        handler_signal(pid, signal.SIGSTOP)
+        time.sleep(secs)
+        handler_signal(pid, signal.SIGCONT)
+        return [pid]
+
+    def handlers(self):
+        """Those that the members have started."""
+        found = []
+        for member in self.members.all:
+            with contextlib.suppress(OSError, ValueError):
+                for task in Path(f"/proc/{member.pid}/task").iterdir():
+                    for pid in map(int, (task / "children").read_text().split()):
+                        if b"handler.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                            found.append(pid)
+        return found
+
+    def store_away(self, victim, secs):
+        kind = ("index", "cache")[victim % 2]
+        file = self.world.history / f"outage-{kind}"
+        file.touch()
+        time.sleep(secs)
+        file.unlink(missing_ok=True)
+        return [kind]
+
+    def writers_killed(self, _victim, _secs):
+        self.writers.kill()
+        return []
+
+
+def handler_signal(pid, number):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return pid
+
+
+def listens(node):
+    with contextlib.suppress(OSError):
+        with socket.create_connection(("127.0.0.1", node.ports["client"]), timeout=0.5):
+            return True
+    return False

@@ -1,0 +1,39 @@
+"""What a run has shown, for a person."""
+
+from collections import Counter
+
+MOST_VIOLATIONS = 10
+
+
+def report(seed, history, verdict):
+    """The lines."""
+    kinds = Counter(fault.kind for fault in history.faults)
+    records = [sum(map(len, logs)) for logs in (history.instant, history.delayed)]
+    ops = history.ops.values()
+    outcomes = Counter(run.outcome or "killed" for run in history.runs)
+    seconds, seat, _ = verdict.longest_healthy_gap
+    over_all, seat_over_all, _ = verdict.longest_gap
+    yield f"seed {seed}"
+    yield f"faults: {sum(kinds.values())}: {listed(kinds)}"
+    yield f"messages: {sum(records):,} ({records[0]:,} instant, {records[1]:,} delayed)"
+    yield f"changes: {len(history.changes):,} in {sum(op.committed is not None for op in ops):,} of {len(ops):,} transactions"
+    yield f"handler runs: {listed(outcomes)}"
+    yield f"leaders: {verdict.terms} terms"
+    yield f"duplicates: {sum(verdict.duplicates.values()):,} records in {sum(map(bool, verdict.duplicates.values()))} seats"
+    yield f"longest gap: {seconds:.1f} s ({seat}) while all was well, {over_all:.1f} s ({seat_over_all}) over all"
+    yield f"violations: {len(verdict.violations)}"
+    points = Counter(violation.point for violation in verdict.violations)
+    shown = Counter()
+    for violation in verdict.violations:
+        shown[violation.point] += 1
+        if shown[violation.point] <= MOST_VIOLATIONS:
+            yield f"  point {violation.point}: {violation.text}"
+            if shown[violation.point] == 1:
+                yield from (f"      {line}" for line in history.around(violation.at))
+    for point, count in sorted(points.items()):
+        if count > MOST_VIOLATIONS:
+            yield f"  point {point}: {count - MOST_VIOLATIONS} more"
+
+
+def listed(counts):
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common()) or "none"

@@ -1,0 +1,132 @@
+"""One run: load, chaos, healing, rest; then the evidence is gathered."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+
+import load
+from journal import Journal
+from journal import entries
+from members import Members
+from members import strays
+from nemesis import Nemesis
+from programs import Failure
+from proxy import Proxies
+from schedule import schedule
+from world import DELAY_SECS
+from world import DELAY_TOPIC
+from world import PARTITIONS
+from world import SESSION_SECS
+from world import TOPIC
+from world import World
+from world import eventually
+from writers import Writers
+
+# From the last input on; then everything has to be done.
+SETTLE_SECS = 2 * DELAY_SECS + SESSION_SECS + 60
+# For the servers' start, the healing and the evidence.
+AROUND_SECS = 75
+MEAN_SECS = 3
+# A row is a delay message and two instant ones, that of its writer and that of the delayer.
+MESSAGES_A_ROW = 3
+
+
+@dataclasses.dataclass
+class Profile:
+    faults: int
+    messages: int
+    minutes: float
+    load_secs: float
+    batch_size: int
+    most_rows: int
+
+
+PROFILES = {
+    "quick": Profile(25, 60_000, 3, 8, 500, 1000),
+    "full": Profile(1_000, 10_000_000, 75, 20, 1000, 2000),
+}
+
+
+def run(folder, binaries, seed, profile):
+    """Leaves the evidence in the folder `history` of `folder`, which is given back."""
+    deadline = time.monotonic() + 60 * profile.minutes
+    world = World(folder)
+    world.seed, world.batch_size = seed, profile.batch_size
+    with world:
+        world.journal = Journal(world.history / "world.jsonl")
+        world.journal_entries = lambda: entries(world.history / "world.jsonl")
+        world.journal.add("settings", seed=seed, delay_secs=DELAY_SECS, session_secs=SESSION_SECS,
+                          batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
+        members = Members(world, binaries, Proxies())
+        try:
+            put_to_the_test(world, binaries, members, profile, deadline)
+        finally:
+            members.kill()
+        say("gathers the evidence")
+        load.gather(world)
+    return world.history
+
+
+def put_to_the_test(world, binaries, members, profile, deadline):
+    chaos_secs = max(deadline - time.monotonic() - AROUND_SECS - profile.load_secs, 30)
+    planned = schedule(world.seed, profile.faults, min(MEAN_SECS, chaos_secs / profile.faults / 1.2))
+    (world.folder / "schedule.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in planned], indent=0))
+    members.start()
+    eventually("all partitions are led", 60, lambda: all_led(world))
+    world.journal.add("begun")
+    say(f"{profile.load_secs:.0f} s without faults, then {len(planned)} in {planned[-1].at_secs:.0f} s")
+    flow_secs = profile.load_secs + planned[-1].at_secs
+    writers = Writers(world, binaries, profile.messages / MESSAGES_A_ROW, flow_secs, profile.most_rows)
+    try:
+        time.sleep(profile.load_secs)
+        members.measure("start")
+        Nemesis(world, members, writers).carry_out(planned, time.monotonic() + planned[-1].at_secs + 60)
+        say("heals everything")
+        heal(world, members)
+        eventually("all rows are written", 120, lambda: not writers.is_behind())
+    finally:
+        writers.end(60)
+    say("the writers have ended; the rest has to happen by itself")
+    rest(world, members)
+
+
+def heal(world, members):
+    for file in world.history.glob("outage-*"):
+        file.unlink(missing_ok=True)
+    members.heal()
+    world.heal_servers()
+    world.journal.add("all healed")
+
+
+def rest(world, members):
+    try:
+        eventually("all messages are done", SETTLE_SECS, lambda: is_settled(world))
+    except Failure as failure:
+        # The checker finds what is missing.
+        say(failure)
+    world.journal.add("settled")
+    members.measure("end")
+    members.end()
+    # Those of a killed process are gone within 100 ms.
+    time.sleep(0.5)
+    world.journal.add("strays", found=strays(world, members))
+
+
+def all_led(world):
+    seats = [(TOPIC, "index"), (TOPIC, "cache"), (DELAY_TOPIC, "delayer")]
+    return all(world.offsets(topic, name) is not None for topic, name in seats)
+
+
+def is_settled(world):
+    """The delayer first: what it sends on the others have to do."""
+    for topic, names in ((DELAY_TOPIC, ["delayer"]), (TOPIC, ["index", "cache"])):
+        ends = world.ends(topic)
+        if None in ends or any(world.offsets(topic, name) != ends for name in names):
+            return False
+    return True
+
+
+def say(text):
+    print(f"chaos: {text}", file=sys.stderr, flush=True)
