@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import re
 from array import array
 
 
@@ -82,8 +83,14 @@ class Op:
     begun: float
     # When it had committed and said so; None if it rolled back, died, or was never heard of.
     committed: float = None
-    # ksync-stream has ended well, so all instant messages were acknowledged.
-    is_complete: bool = False
+    # That of its ksync-stream, and when it ended.
+    status: int = None
+    ended: float = 0.0
+
+    @property
+    def is_complete(self):
+        """All instant messages were acknowledged."""
+        return self.status == 0
 
 
 @dataclasses.dataclass
@@ -145,19 +152,38 @@ class History:
             since = max(since, fault.healed + recovery_secs)
         return [*spans, (since, self.ended)] if since < self.ended else spans
 
-    def around(self, at, secs=5.0):
-        """The lines of what happened near a time, for a person who looks for the cause."""
+    def around(self, violation, secs=5.0, most=24):
+        """The lines of what happened near a violation, to its seats and to all, for a person who looks for the cause."""
         lines = [(fault.begun, f"fault: {fault.kind} {fault.victims}") for fault in self.faults]
         lines += [(fault.healed, f"healed: {fault.kind} {fault.victims}") for fault in self.faults]
         for run in self.runs:
-            text = f"run {run.run} of {run.seat}, term {run.term}, offsets {run.first} to {run.last}"
-            lines.append((run.begun, f"{text} begins"))
-            if run.ended:
-                lines.append((run.ended, f"{text}: {run.outcome}"))
-        lines += [(txn.at, f"zookeeper: {txn}"[:300]) for txn in self.txns if txn.is_multi]
-        lines = sorted(line for line in lines if abs(line[0] - at) <= secs)
-        middle = bisect.bisect(lines, (at,))
-        return [f"{time:.3f} {text}" for time, text in lines[max(0, middle - 15):middle + 15]]
+            if concerns(violation, run.seat.name, run.seat.partition):
+                text = f"run {run.run} of {run.seat}, term {run.term}, offsets {run.first} to {run.last}"
+                lines.append((run.begun, f"{text} begins"))
+                if run.ended:
+                    lines.append((run.ended, f"{text}: {run.outcome}"))
+        for txn in self.txns:
+            for operation in txn.operations:
+                names = operation.path.split("/")
+                if names[-1] == "offset" and concerns(violation, names[-2], names[-3]):
+                    lines.append((txn.at, f"zookeeper: {operation.path} = {operation.data.decode()}"))
+        lines = sorted(line for line in lines if abs(line[0] - violation.at) <= secs)
+        middle = bisect.bisect(lines, (violation.at,))
+        lines = [*lines[max(0, middle - most // 2):middle + most // 2], *self.of_transaction(violation)]
+        return [f"{at:.3f} {text}" for at, text in sorted(lines)]
+
+    def of_transaction(self, violation):
+        """What is known of the first one that the text names, however far away."""
+        op = next((self.ops.get(int(number)) for number in re.findall(r"transaction (\d+)", violation.text)), None)
+        if op:
+            yield op.begun, f"transaction {op.op} begins: its delay messages are acknowledged"
+            if op.committed:
+                yield op.committed, f"transaction {op.op} has committed"
+            yield op.ended, f"the ksync-stream of transaction {op.op} ends with status {op.status}"
+
+
+def concerns(violation, name, partition):
+    return violation.text.startswith((f"{name}/{partition}:", f"{name}:"))
 
 
 class Snapshot:

@@ -115,9 +115,10 @@ def ops(path, notes):
         elif entry["event"] == "committed":
             found[entry["op"]].committed = entry["at"]
     for note in notes:
-        if note["event"] == "wrote" and note["status"] == 0:
+        if note["event"] == "wrote":
             for op in range(note["first"], note["first"] + len(note["plan"])):
-                found[op].is_complete = True
+                if op in found:
+                    found[op].status, found[op].ended = note["status"], note["at"]
     return found
 
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 PYTHON = [sys.executable, "-I", "-S"]
 KINDS = ("index", "cache", "delayer")
 EACH = 3
-GRACE_SECS = 8
+GRACE_SECS = 12
 
 
 def environment(world):
@@ -64,11 +64,14 @@ class Member:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def terminate(self):
-        """Asks it to end; gives its exit status, and kills it if that takes too long."""
+    def ask_to_end(self):
         with self.lock:
             self.is_wanted = False
             self.process.terminate()
+
+    def status_at_its_end(self):
+        """Kills it if that takes too long; then None."""
+        with self.lock:
             try:
                 return self.process.wait(timeout=GRACE_SECS + 5)
             except subprocess.TimeoutExpired:
@@ -133,11 +136,11 @@ class Members:
         """A clean end of all, each with its exit status in the journal."""
         self.ended.set()
         for member in self.all:
-            member.is_wanted = False
             member.signal(signal.SIGCONT)
-            member.process.terminate()
+            # Once: a second one would mean that it is to end in the middle of its batch.
+            member.ask_to_end()
         for member in self.all:
-            self.world.journal.add("ended", member=member.name, status=member.terminate())
+            self.world.journal.add("ended", member=member.name, status=member.status_at_its_end())
 
     def kill(self):
         self.ended.set()

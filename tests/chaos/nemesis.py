@@ -92,7 +92,8 @@ class Nemesis:
     def restart(self, member):
         with member.lock:
             begun, pid = time.time(), member.pid
-            status = member.terminate()
+            member.ask_to_end()
+            status = member.status_at_its_end()
             self.world.journal.add("terminated", member=member.name, pid=pid, begun=begun, status=status)
             member.start()
         return member.name

@@ -29,7 +29,7 @@ def report(seed, history, verdict):
         if shown[violation.point] <= MOST_VIOLATIONS:
             yield f"  point {violation.point}: {violation.text}"
             if shown[violation.point] == 1:
-                yield from (f"      {line}" for line in history.around(violation.at))
+                yield from (f"      {line}" for line in history.around(violation))
     for point, count in sorted(points.items()):
         if count > MOST_VIOLATIONS:
             yield f"  point {point}: {count - MOST_VIOLATIONS} more"

@@ -1,0 +1,65 @@
+"""The reader of ZooKeeper's transaction logs, on bytes as ZooKeeper writes them."""
+
+import struct
+import tempfile
+import unittest
+from pathlib import Path
+
+import txn_log
+from txn_log import Operation
+from txn_log import Txn
+
+
+def text(words):
+    return struct.pack(">i", len(words)) + words.encode()
+
+
+def record(kind, body, zxid=7, session=5):
+    data = struct.pack(">qiqqi", session, 1, zxid, 1_500, kind) + body
+    return struct.pack(">qi", 0, len(data)) + data + b"B"
+
+
+def part(kind, body):
+    return struct.pack(">ii", kind, len(body)) + body
+
+
+HEADER = struct.pack(">4siq", b"ZKLG", 2, 0)
+CHECKED = part(txn_log.CHECK, text("/leader/a") + struct.pack(">i", -1))
+SET = text("/offset") + text("42") + struct.pack(">i", 3)
+
+
+class Logs(unittest.TestCase):
+    def read(self, *servers):
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"log.{number}" for number in range(len(servers))]
+            for file, data in zip(files, servers):
+                file.write_bytes(data)
+            return txn_log.read(files)
+
+    def test_a_transaction_of_several_operations_is_read_with_its_fence(self):
+        multi = struct.pack(">i", 2) + CHECKED + part(txn_log.SET_DATA, SET)
+        operations = (Operation("check", "/leader/a"), Operation("set", "/offset", b"42"))
+        self.assertEqual(self.read(HEADER + record(txn_log.MULTI, multi)), [Txn(7, 5, 1.5, operations, is_multi=True)])
+
+    def test_a_transaction_that_was_refused_has_changed_nothing(self):
+        refused = part(txn_log.ERROR, struct.pack(">i", -101))
+        multi = struct.pack(">i", 2) + refused + refused
+        self.assertEqual(self.read(HEADER + record(txn_log.MULTI, multi)), [Txn(7, 5, 1.5, (), is_multi=True)])
+
+    def test_what_several_servers_have_is_told_once_and_in_order(self):
+        first, second = (record(txn_log.SET_DATA, SET, zxid) for zxid in (1, 2))
+        read = self.read(HEADER + second, HEADER + first + second)
+        self.assertEqual([txn.zxid for txn in read], [1, 2])
+
+    def test_zeros_and_half_a_record_end_a_log(self):
+        whole = record(txn_log.SET_DATA, SET)
+        for rest in (bytes(64), whole[:-5], whole[:-1] + bytes(64)):
+            self.assertEqual(len(self.read(HEADER + whole + rest)), 1)
+
+    def test_the_end_of_a_session_is_told(self):
+        (closed,) = self.read(HEADER + record(txn_log.CLOSE_SESSION, b""))
+        self.assertTrue(closed.closes_session)
+
+
+if __name__ == "__main__":
+    unittest.main()
