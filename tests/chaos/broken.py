@@ -71,7 +71,7 @@ class Broken:
 
 KINDS = {
     "handler that lies": Broken("ksync-consume", LYING_HANDLER, frozenset({2, 4})),
-    "moved offset": Broken("ksync-consume", MOVED_OFFSET, frozenset({4, 5})),
+    "moved offset": Broken("ksync-consume", MOVED_OFFSET, frozenset({5})),
     "no delay messages": Broken("ksync-stream", NO_DELAY_MESSAGES, frozenset({3, 8})),
     "short delay": Broken("ksync-delayer", SHORT_DELAY, frozenset({8})),
 }
