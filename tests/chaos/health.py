@@ -1,5 +1,7 @@
 """Whether it goes on while nothing is broken, and leaves nothing behind."""
 
+import bisect
+
 from deliveries import seats
 from history import Seat
 from history import Violation
@@ -28,12 +30,14 @@ def gaps(history, fences, seat, healthy_only=True):
     log = (history.delayed if seat.name == "delayer" else history.instant)[seat.partition]
     delay = history.settings.delay_secs if seat.name == "delayer" else 0
     spans = history.healthy() if healthy_only else [(history.begun, history.ended)]
+    begins = [begin for begin, _ in spans]
     reached, since = 0, history.begun
     steps = [(commit.at, commit.offset) for commit in fences.commits(seat) if commit.offset]
     for at, offset in [*steps, (history.ended, len(log))]:
         if reached < len(log):
             waits = max(since, log.millis[reached] / 1000 + delay)
-            yield from ((max(waits, begin), min(at, end)) for begin, end in spans if begin < at and end > waits)
+            near = spans[max(0, bisect.bisect(begins, waits) - 1):bisect.bisect(begins, at)]
+            yield from ((max(waits, begin), min(at, end)) for begin, end in near if end > waits)
         if offset > reached:
             reached, since = offset, at
 

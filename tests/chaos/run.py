@@ -27,8 +27,11 @@ from writers import Writers
 # From the last input on; then everything has to be done.
 SETTLE_SECS = 2 * DELAY_SECS + SESSION_SECS + 60
 # For the servers' start, the healing and the evidence.
-AROUND_SECS = 75
+AROUND_SECS = 100
+# Between two faults, at most.
 MEAN_SECS = 3
+# By how much the times without faults make it longer.
+PAUSES = 1.2
 # A row is a delay message and two instant ones, that of its writer and that of the delayer.
 MESSAGES_A_ROW = 3
 
@@ -51,7 +54,6 @@ PROFILES = {
 
 def run(folder, binaries, seed, profile):
     """Leaves the evidence in the folder `history` of `folder`, which is given back."""
-    deadline = time.monotonic() + 60 * profile.minutes
     world = World(folder)
     world.seed, world.batch_size = seed, profile.batch_size
     with world:
@@ -61,7 +63,7 @@ def run(folder, binaries, seed, profile):
                           batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
         members = Members(world, binaries, Proxies())
         try:
-            put_to_the_test(world, binaries, members, profile, deadline)
+            put_to_the_test(world, binaries, members, profile)
         finally:
             members.kill()
         say("gathers the evidence")
@@ -69,9 +71,9 @@ def run(folder, binaries, seed, profile):
     return world.history
 
 
-def put_to_the_test(world, binaries, members, profile, deadline):
-    chaos_secs = max(deadline - time.monotonic() - AROUND_SECS - profile.load_secs, 30)
-    planned = schedule(world.seed, profile.faults, min(MEAN_SECS, chaos_secs / profile.faults / 1.2))
+def put_to_the_test(world, binaries, members, profile):
+    chaos_secs = max(60 * profile.minutes - AROUND_SECS - profile.load_secs, 30)
+    planned = schedule(world.seed, profile.faults, min(MEAN_SECS, chaos_secs / profile.faults / PAUSES))
     (world.folder / "schedule.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in planned], indent=0))
     members.start()
     eventually("all partitions are led", 60, lambda: all_led(world))
