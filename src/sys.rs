@@ -36,8 +36,14 @@ pub fn give_back_large_blocks() {
 /// What a broker says of each topic that it was asked for, by the topic's name.
 pub type TopicIds = HashMap<String, KafkaResult<TopicId>>;
 
-/// Asks a broker for the topics' ids; blocks for at most `timeout` and a second.
-pub fn topic_ids<C: ClientContext>(client: &Client<C>, topics: &[Topic], timeout: Duration) -> KafkaResult<TopicIds> {
+/// Asks a broker for the topics' ids, this one or with `None` the one that librdkafka takes for the controller; blocks for at
+/// most `timeout` and a second.
+pub fn topic_ids<C: ClientContext>(
+    client: &Client<C>,
+    broker: Option<i32>,
+    topics: &[Topic],
+    timeout: Duration,
+) -> KafkaResult<TopicIds> {
     let names = topics.iter().map(|topic| CString::new(topic.as_str())).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX - 1000);
@@ -48,6 +54,9 @@ pub fn topic_ids<C: ClientContext>(client: &Client<C>, topics: &[Topic], timeout
         let rk = client.native_ptr();
         let options = rd_kafka_AdminOptions_new(rk, rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         rd_kafka_AdminOptions_set_request_timeout(options, millis, error.as_mut_ptr(), error.len());
+        if let Some(broker) = broker {
+            rd_kafka_AdminOptions_set_broker(options, broker, error.as_mut_ptr(), error.len());
+        }
         let collection = rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let queue = rd_kafka_queue_new(rk);
         rd_kafka_DescribeTopics(rk, collection, options, queue);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,6 +19,9 @@ use super::{ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
 use crate::sys;
 use crate::topic::Topic;
+
+/// How long the broker that answered last is waited for before another one is asked.
+const SOON: Duration = Duration::from_millis(500);
 
 /// How many partitions and replicas new topics get, `3:2`; nothing means what the broker has as its default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,8 @@ struct Layout {
 pub struct Admin {
     client: Arc<AdminClient<ClientLog>>,
     cluster: Cluster,
+    /// The broker that has answered last; below 0 while none has.
+    answers: Arc<AtomicI32>,
 }
 
 impl Admin {
@@ -70,6 +76,7 @@ impl Admin {
         Ok(Admin {
             client: Arc::new(client.map_err(|error| Exit::Misconfigured.because(error))?),
             cluster: cluster.clone(),
+            answers: Arc::new(AtomicI32::new(-1)),
         })
     }
 
@@ -77,9 +84,23 @@ impl Admin {
         &self.cluster.bootstrap
     }
 
-    /// Sends one request for the topics' ids, and blocks until it is answered.
+    /// Asks for the topics' ids, and blocks until it is answered.
+    ///
+    /// Left to itself librdkafka asks the broker that it takes for the controller. While that one is away it tries to reach
+    /// it without any pause, which takes a whole core; so one is asked that has answered.
     pub(super) fn topic_ids(&self, topics: &[Topic], timeout: Duration) -> Result<sys::TopicIds, KafkaError> {
-        sys::topic_ids(self.client.inner(), topics, timeout)
+        let client = self.client.inner();
+        let last = Some(self.answers.load(Ordering::Relaxed)).filter(|id| *id >= 0);
+        if last.is_some()
+            && let Ok(ids) = sys::topic_ids(client, last, topics, SOON)
+        {
+            return Ok(ids);
+        }
+        let metadata = client.fetch_metadata(topics.first().map(Topic::as_str), timeout / 2)?;
+        let answers = Some(metadata.orig_broker_id()).filter(|id| *id >= 0);
+        let ids = sys::topic_ids(client, answers, topics, timeout / 2)?;
+        self.answers.store(answers.unwrap_or(-1), Ordering::Relaxed);
+        Ok(ids)
     }
 
     /// How many partitions the topic has; `None` where it does not exist.
