@@ -10,9 +10,10 @@ use ksync::cli::{
     self, ActionOptions, Common, DelayOption, KafkaOptions, ProgressOption, SourceOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
+use ksync::handler;
 use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
-use ksync::stream::{ChunkLimits, Stream};
+use ksync::stream::{Action, ChunkLimits, Stream};
 
 /// After this time a message that could not be delivered ends the run.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -81,6 +82,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let topic = cli.kafka.one_topic()?;
     cli.source.check()?;
     let action = cli.action.action(&cli.source)?;
+    if let Some(Action::Command(_)) = &action {
+        // One that outlived us could commit when nobody sends its delay messages again.
+        handler::leave_nothing_behind()?;
+    }
     let phases = match (cli.only, &action) {
         (Some(Only::Delay), _) => Phases::DelayOnly,
         (None, Some(_)) => Phases::Both,

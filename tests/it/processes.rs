@@ -165,6 +165,20 @@ fn a_sigkill_of_ksync_leaves_no_handler_and_no_descendant() {
     world.eventually("the warden, too", || !runs(warden));
 }
 
+/// It could commit later than its delay messages are sent on, with nobody left to send them again.
+#[test]
+fn a_sigkill_of_ksync_stream_leaves_no_action() {
+    let world = World::new("killed-stream");
+    let products = world.topic_with_delay("products", 1);
+    let pids = world.file("pids");
+    let action =
+        world.script(&format!("cat >/dev/null; sleep 600 & echo $! >> {0}; echo $$ >> {0}; wait", pids.display()));
+    let mut stream = world.stream_lines(&format!("- -t {products} -- {action}"), "{\"id\":1}\n");
+    let pids = numbers(&world, &pids, 2);
+    stream.kill();
+    world.within(SOON, "the action is gone", || !pids.iter().any(|pid| runs(*pid)));
+}
+
 #[test]
 fn a_sigkill_at_any_moment_leaves_no_process() {
     let (world, products) = world("killed-at-random", 3000);
