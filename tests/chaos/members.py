@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections import Counter
 from pathlib import Path
 
 from world import DELAY_SECS
@@ -154,9 +154,10 @@ class Members:
             with contextlib.suppress(FileNotFoundError):
                 status = Path(f"/proc/{member.pid}/status").read_text()
                 fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-                held = {"threads": int(fields["Threads"]), "rss_kib": int(fields["VmRSS"].split()[0])}
+                names = Counter(task.read_text().strip() for task in Path(f"/proc/{member.pid}/task").glob("*/comm"))
+                held = {"threads": sum(names.values()), "rss_kib": int(fields["VmRSS"].split()[0])}
                 files = len(os.listdir(f"/proc/{member.pid}/fd"))
-                self.world.journal.add("measured", when=when, member=member.name, files=files, **held)
+                self.world.journal.add("measured", when=when, member=member.name, files=files, names=names, **held)
 
 
 def strays(world, members):

@@ -32,6 +32,8 @@ AROUND_SECS = 100
 MEAN_SECS = 3
 # By how much the times without faults make it longer.
 PAUSES = 1.2
+# After which tokio ends threads that have nothing to do, and a bit.
+IDLE_SECS = 12
 # A row is a delay message and two instant ones, that of its writer and that of the delayer.
 MESSAGES_A_ROW = 3
 
@@ -109,6 +111,7 @@ def rest(world, members):
         # The checker finds what is missing.
         say(failure)
     world.journal.add("settled")
+    time.sleep(IDLE_SECS)
     members.measure("end")
     members.end()
     # Those of a killed process are gone within 100 ms.

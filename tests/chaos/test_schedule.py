@@ -1,0 +1,23 @@
+"""The schedule of the faults."""
+
+import unittest
+
+from schedule import KINDS
+from schedule import schedule
+
+
+class Schedule(unittest.TestCase):
+    def test_the_same_seed_gives_the_same_schedule_and_another_seed_another_one(self):
+        self.assertEqual(schedule(7, 25, 3), schedule(7, 25, 3))
+        self.assertNotEqual(schedule(7, 25, 3), schedule(8, 25, 3))
+
+    def test_a_long_one_has_all_kinds_in_the_order_of_time_and_about_the_pauses_that_were_asked_for(self):
+        planned = schedule(1, 1000, 3)
+        self.assertEqual({fault.kind for fault in planned}, set(KINDS))
+        times = [fault.at_secs for fault in planned]
+        self.assertEqual(times, sorted(times))
+        self.assertTrue(2500 < times[-1] < 3600, times[-1])
+
+
+if __name__ == "__main__":
+    unittest.main()
