@@ -17,7 +17,7 @@ def seats(history):
 
 
 def complete_and_in_order(history, fences, messages):
-    """4: an offset passes only what was done; a run begins only where all before it is done; bytes are as written."""
+    """4: an offset passes only what was done; a run begins where all before it is done; bytes are as written."""
     for holes in history.holes:
         yield Violation(4, f"a batch of {holes['name']}/{holes['partition']} had holes: {holes['offsets']}", holes["at"])
     for seat in seats(history):
@@ -118,7 +118,8 @@ def one_at_a_time(history, fences):
     """7: two runs of a seat are alive together only where a process was stopped; and the store lets no older one in."""
     for run in history.runs:
         if run.beside and not in_a_stop(history, run):
-            yield Violation(7, f"{run.seat}: run {run.run} began beside {run.beside}, and nobody was stopped", run.begun)
+            text = f"{run.seat}: run {run.run} began beside {run.beside}, and nobody was stopped"
+            yield Violation(7, text, run.begun)
         gone = fences.gone.get((run.seat, run.term))
         if run.term not in fences.terms.get(run.seat, ()):
             yield Violation(7, f"{run.seat}: run {run.run} has term {run.term}, which no candidate had", run.begun)

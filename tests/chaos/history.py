@@ -153,7 +153,7 @@ class History:
         return [*spans, (since, self.ended)] if since < self.ended else spans
 
     def around(self, violation, secs=5.0, most=24):
-        """The lines of what happened near a violation, to its seats and to all, for a person who looks for the cause."""
+        """The lines of what happened near a violation, to its seats and to all, for whoever looks for the cause."""
         lines = [(fault.begun, f"fault: {fault.kind} {fault.victims}") for fault in self.faults]
         lines += [(fault.healed, f"healed: {fault.kind} {fault.victims}") for fault in self.faults]
         for run in self.runs:

@@ -160,9 +160,9 @@ class Members:
                 self.world.journal.add("measured", when=when, member=member.name, files=files, names=names, **held)
 
 
-def strays(world, members):
+def strays(world):
     """Processes that are left of members that have ended: those of their sessions, and those that carry our mark."""
-    sessions = {entry["pid"] for entry in world.journal_entries() if entry["event"] == "started"}
+    sessions = {note["pid"] for note in world.noted("started")}
     mark = f"CHAOS_RUN={world.folder}".encode()
     found = []
     for folder in Path("/proc").iterdir():

@@ -63,7 +63,7 @@ def all_sent_on(history, messages):
 
 
 def not_early(history, messages):
-    """8: no delay message is sent on before it is due, few are late; an instant message comes after the commit, once."""
+    """8: no delay message is sent on early, few are late; an instant message comes after the commit, once."""
     delay = round(history.settings.delay_secs * 1000)
     for key, appended in messages.instant.items():
         if key not in messages.delayed:
@@ -76,7 +76,7 @@ def not_early(history, messages):
             text = f"record {key[1]} of transaction {key[0]} was announced although it had not committed"
             yield Violation(8, f"{text}, {early[0] - messages.delayed[key]} ms after its delay message", early[0] / 1000)
         elif len(early) > 1:
-            text = f"record {key[1]} of transaction {key[0]} was announced {len(early)} times before the delay was over"
+            text = f"record {key[1]} of transaction {key[0]} was announced {len(early)} times within the delay"
             yield Violation(8, text, early[1] / 1000)
     late = lateness(history, messages)
     if late and late[len(late) * 999 // 1000] > LATE_SECS * 1000:

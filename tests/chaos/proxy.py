@@ -63,7 +63,8 @@ class Proxy:
                 return
             both = {writer, server_writer}
             self.connections |= both
-            await asyncio.gather(self.pump(reader, server_writer, "requests"), self.pump(server_reader, writer, "replies"))
+            requests, replies = self.pump(reader, server_writer, "requests"), self.pump(server_reader, writer, "replies")
+            await asyncio.gather(requests, replies)
             self.connections -= both
         return serve
 

@@ -16,10 +16,12 @@ def report(seed, history, verdict):
     yield f"seed {seed}"
     yield f"faults: {sum(kinds.values())}: {listed(kinds)}"
     yield f"messages: {sum(records):,} ({records[0]:,} instant, {records[1]:,} delayed)"
-    yield f"changes: {len(history.changes):,} in {sum(op.committed is not None for op in ops):,} of {len(ops):,} transactions"
+    committed = sum(op.committed is not None for op in ops)
+    yield f"changes: {len(history.changes):,} in {committed:,} of {len(ops):,} transactions"
     yield f"handler runs: {listed(outcomes)}"
     yield f"leaders: {verdict.terms} terms"
-    yield f"duplicates: {sum(verdict.duplicates.values()):,} records in {sum(map(bool, verdict.duplicates.values()))} seats"
+    twice = verdict.duplicates.values()
+    yield f"duplicates: {sum(twice):,} records in {sum(map(bool, twice))} seats"
     yield f"longest gap: {seconds:.1f} s ({seat}) while all was well, {over_all:.1f} s ({seat_over_all}) over all"
     yield f"violations: {len(verdict.violations)}"
     points = Counter(violation.point for violation in verdict.violations)

@@ -7,8 +7,6 @@ import sys
 import time
 
 import load
-from journal import Journal
-from journal import entries
 from members import Members
 from members import strays
 from nemesis import Nemesis
@@ -56,11 +54,7 @@ PROFILES = {
 
 def run(folder, binaries, seed, profile):
     """Leaves the evidence in the folder `history` of `folder`, which is given back."""
-    world = World(folder)
-    world.seed, world.batch_size = seed, profile.batch_size
-    with world:
-        world.journal = Journal(world.history / "world.jsonl")
-        world.journal_entries = lambda: entries(world.history / "world.jsonl")
+    with World(folder, seed, profile.batch_size) as world:
         world.journal.add("settings", seed=seed, delay_secs=DELAY_SECS, session_secs=SESSION_SECS,
                           batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
         members = Members(world, binaries, Proxies())
@@ -116,7 +110,7 @@ def rest(world, members):
     members.end()
     # Those of a killed process are gone within 100 ms.
     time.sleep(0.5)
-    world.journal.add("strays", found=strays(world, members))
+    world.journal.add("strays", found=strays(world))
 
 
 def all_led(world):

@@ -12,7 +12,8 @@ def convergence(history):
         different = [id for id in history.primary.keys() | copy.keys() if history.primary.get(id) != copy.get(id)]
         if different:
             first = [f"{id}: {copy.get(id)} for {history.primary.get(id)}" for id in sorted(different)[:5]]
-            yield Violation(1, f"{name}: {len(different)} rows are not those of the primary: {', '.join(first)}", history.ended)
+            text = f"{name}: {len(different)} rows are not those of the primary: {', '.join(first)}"
+            yield Violation(1, text, history.ended)
 
 
 def no_lost_update(history):

@@ -1,6 +1,5 @@
 """Each point of the checker, on a small history that is right, and on the same with one thing wrong in it."""
 
-import dataclasses
 import json
 import unittest
 

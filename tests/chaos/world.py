@@ -17,6 +17,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "scripts" / "servers"))
 
+from journal import Journal
+from journal import entries
 from kinds import KINDS
 from kinds import kcat
 from postgres import Postgres
@@ -60,8 +62,8 @@ services = module_of_services()
 class World:
     """As a context it ends the servers, and on failure keeps their logs."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, seed, batch_size):
+        self.folder, self.seed, self.batch_size = folder, seed, batch_size
         self.servers_folder = folder / "servers"
         self.history = folder / "history"
         self.logs = folder / "logs"
@@ -72,6 +74,7 @@ class World:
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in (self.servers_folder, self.history / "locks", self.logs):
             folder.mkdir(parents=True)
+        self.journal = Journal(self.history / "world.jsonl")
         try:
             self.up()
             self.variables = dict(re.findall(r"export (\w+)='?([^'\n]*)", self.scripts_services("env")))
@@ -88,6 +91,10 @@ class World:
         for _, node in self.state.nodes(self.state.servers):
             node_signal(node, signal.SIGCONT)
         self.scripts_services("down")
+
+    def noted(self, event):
+        """The lines of this kind in its journal."""
+        return [entry for entry in entries(self.history / "world.jsonl") if entry["event"] == event]
 
     def scripts_services(self, command, *arguments):
         line = [PROJECT / "scripts" / "services", command, *arguments, "--dir", self.servers_folder]
@@ -107,7 +114,8 @@ class World:
         try:
             self.up()
         except Failure:
-            self.up()  # it waits for a time that is long for servers that start together, not for all that they have to do
+            # Its limit is for servers that start; these have to recover, too.
+            self.up()
 
     def make_topics(self):
         settings = [("message.timestamp.type", "LogAppendTime"), ("min.insync.replicas", "2")]

@@ -102,7 +102,8 @@ class Writers:
             process.kill()
             process.wait(timeout=10)
         self.running.discard(process)
-        self.world.journal.add("wrote", first=first, plan=run.plan, rows=run.rows, begun=begun, status=process.returncode)
+        known = {"first": first, "plan": run.plan, "rows": run.rows, "begun": begun}
+        self.world.journal.add("wrote", status=process.returncode, **known)
 
     def kill(self):
         """Kills those that are at work."""
