@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::select;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{MutexGuard, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 use zookeeper::{EventType, OneshotWatcher, StateWatcher};
 
@@ -13,7 +13,7 @@ use super::Term;
 use super::fence::Fence;
 use super::lease::{Commit, Hold, Lost, since_boot, work_time};
 use super::offsets::{Position, State};
-use super::zookeeper::Session;
+use super::zookeeper::{Pulse, Session};
 
 /// What the holder of one lease cannot do itself.
 #[derive(Debug)]
@@ -52,8 +52,14 @@ impl Tenure {
                     None => return clock,
                 },
             };
+            let turn = select! {
+                biased;
+                lost = &mut interrupted => break lost,
+                lost = clock.run_out() => break lost,
+                turn = turn(&session.pulse, position.is_none()) => turn,
+            };
             let answered = session.pulse.answered();
-            if position.is_none() && answered + pause / 2 > since_boot() {
+            if turn.is_some() && answered + pause / 2 > since_boot() {
                 // Another lease of the session has just shown that writes are answered.
                 clock.renew(answered);
                 continue;
@@ -154,6 +160,15 @@ async fn next_write(
         *kept = Some(Kept { position, due });
         // Nobody listens where the holder's wait was cancelled.
         drop(done.send(Ok(())));
+    }
+}
+
+/// Waits while another lease's heartbeat is under way: it may serve this one, too, and where writes are slow there must not
+/// be one of each.
+async fn turn(pulse: &Pulse, is_heartbeat: bool) -> Option<MutexGuard<'_, ()>> {
+    match is_heartbeat {
+        true => Some(pulse.turn().await),
+        false => None,
     }
 }
 

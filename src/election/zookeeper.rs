@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use log::{debug, info, warn};
 use tokio::select;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use zookeeper::{Acls, Client, CreateMode, CreateOptions, SessionState};
 
@@ -90,12 +90,18 @@ pub(super) struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
     since_boot_nanos: AtomicU64,
+    turn: Mutex<()>,
 }
 
 impl Pulse {
     /// On the clock of [`since_boot`](super::lease::since_boot).
     pub fn answered(&self) -> Duration {
         Duration::from_nanos(self.since_boot_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Waits until no other heartbeat is under way.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     pub fn note(&self, sent: Duration) {
