@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use log::debug;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::kafka::Reader;
@@ -18,6 +19,8 @@ pub struct EndSeen {
     partition: TopicPartition,
     every: Duration,
     asked: Option<Instant>,
+    /// The last question, which may have no answer yet.
+    asking: Option<JoinHandle<()>>,
     seen: watch::Sender<Option<Instant>>,
 }
 
@@ -25,7 +28,7 @@ impl EndSeen {
     pub fn new(reader: &Reader, partition: &TopicPartition, delay: Duration) -> EndSeen {
         let every = (delay / 60).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let (seen, _) = watch::channel(None);
-        EndSeen { reader: reader.clone(), partition: partition.clone(), every, asked: None, seen }
+        EndSeen { reader: reader.clone(), partition: partition.clone(), every, asked: None, asking: None, seen }
     }
 
     /// How long ago the partition was last seen to end where the reading was then.
@@ -35,19 +38,21 @@ impl EndSeen {
 
     /// Asks, if it is time to: all before `position` was read, and nothing more came. Does not wait for the answer.
     pub fn look(&mut self, position: Offset) {
-        if self.asked.is_some_and(|asked| asked.elapsed() < self.every) {
+        // Each question holds a thread until it is answered, or for seconds where the leader is away.
+        let is_asking = self.asking.as_ref().is_some_and(|asking| !asking.is_finished());
+        if is_asking || self.asked.is_some_and(|asked| asked.elapsed() < self.every) {
             return;
         }
         let asked = Instant::now();
         self.asked = Some(asked);
         let (reader, partition, seen) = (self.reader.clone(), self.partition.clone(), self.seen.clone());
-        tokio::spawn(async move {
+        self.asking = Some(tokio::spawn(async move {
             match reader.log(&partition).await {
                 Ok(log) if log.end <= position => drop(seen.send_replace(Some(asked))),
                 Ok(_) => {}
                 Err(error) => debug!("{error:#}"),
             }
-        });
+        }));
     }
 
     /// For when messages are read again, which may be older.

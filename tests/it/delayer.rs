@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 use crate::support::{End, Message, World, value};
 
@@ -196,4 +196,19 @@ fn sigterm_hands_over_at_once_and_nothing_is_sent_twice() {
     world.eventually("all are sent on", || seat.offset() == Some(1000));
     let sent: Vec<_> = world.kafka.records(&products).into_iter().map(|record| record.value.unwrap()).collect();
     assert_eq!(sent, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_broker_that_stands_still_does_not_make_threads_pile_up() {
+    let world = World::alone("threads");
+    let products = world.topic_with_delay("products", 2);
+    let delayer = world.delayer(&format!("-t {products} --delay 2s"));
+    world.kafka.produce(&format!("{products}-delay"), (0..2).map(|i| delay_message("1", now()).to(i)));
+    world.eventually("both partitions are led", || world.kafka.count(&products) == 2);
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", delayer.pid)).unwrap().count();
+    let before = threads();
+    kill_process(world.services.pid("kafka-1"), Signal::STOP).unwrap();
+    // It asks each partition's leader ten times a second where the log ends, and each question waits for 5 s.
+    world.for_a_while(Duration::from_secs(6), "there are few more threads", || threads() <= before + 6);
+    kill_process(world.services.pid("kafka-1"), Signal::CONT).unwrap();
 }

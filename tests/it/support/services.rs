@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
+use rustix::process::Pid;
+
 /// Running servers, in the folder that `scripts/services` keeps for them.
 pub struct Services {
     pub dir: PathBuf,
@@ -49,6 +51,14 @@ impl Services {
     /// Starts it again, at its old address.
     pub fn start_again(&self, server: &str) {
         self.call("up", &[server]);
+    }
+
+    /// The process of one of its own servers, `kafka-1`, to stop and continue.
+    pub fn pid(&self, node: &str) -> Pid {
+        assert!(self.is_own, "other tests use it, too");
+        let status = self.call("status", &[]);
+        let line = status.lines().find(|line| line.starts_with(node)).unwrap();
+        Pid::from_raw(line.split_whitespace().last().unwrap().parse().unwrap()).unwrap()
     }
 
     /// A variable of `scripts/services env`.
