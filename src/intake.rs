@@ -124,6 +124,7 @@ impl Load {
         if !is_first && self.bytes() + at_least > room {
             return false;
         }
+        self.batch.make_room(record, room);
         let before = self.batch.mark();
         self.stop = self.add_record(record, letter, on_invalid);
         if !is_first && self.bytes() > room {

@@ -64,6 +64,16 @@ impl Batch {
         &self.partition
     }
 
+    /// Makes room for the record's line, of as much as `most` for all lines: left to itself a vector takes up to twice of what it
+    /// holds.
+    pub fn make_room(&mut self, record: &Record<'_>, most: usize) {
+        let needed = self.lines.len() + self.head.len() + line::about(record);
+        if needed > self.lines.capacity() {
+            let wanted = (2 * self.lines.capacity()).min(most).max(needed);
+            self.lines.reserve_exact(wanted - self.lines.len());
+        }
+    }
+
     /// Adds the record's line and moves the batch's end past it.
     ///
     /// Fails, and adds nothing, where the value is not JSON.
@@ -327,6 +337,21 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn the_lines_take_no_more_memory_than_they_may_have() {
+        let (mut batch, most) = (batch(), 100_000);
+        let value = format!("{{\"text\":\"{}\"}}", "x".repeat(200));
+        for offset in 0.. {
+            let record = record(offset, Some(value.as_bytes()));
+            batch.make_room(&record, most);
+            batch.push(&record).unwrap();
+            if batch.bytes() > most - 1000 {
+                break;
+            }
+        }
+        assert!(batch.lines.capacity() <= most, "{}", batch.lines.capacity());
     }
 
     #[test]

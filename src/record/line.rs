@@ -37,6 +37,13 @@ pub fn payload(value: Option<&[u8]>) -> Result<&str> {
     Ok(raw.get())
 }
 
+/// How long the record's line is, but for its head; seldom longer, where much has to be escaped.
+pub fn about(record: &Record<'_>) -> usize {
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + length(*value) + 16).sum();
+    length(record.key) + length(record.value) + headers + 128
+}
+
 /// Adds the record's line. Whether the value can be read back from it by [`original`].
 pub fn write(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>, payload: &str) -> Result<bool> {
     write_up_to_payload(out, head, record)?;
