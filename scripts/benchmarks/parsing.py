@@ -11,6 +11,7 @@ from pipes import run
 
 HANDLER = [sys.executable, Path(__file__).parent / "handlers" / "parse.py"]
 WORKER = "ksync-consume --worker"
+PIPED = "cat file | python3"
 ALONE = "python3 < file"
 LEAST_RATIO = 0.95
 
@@ -26,15 +27,22 @@ def parsing(bench):
         def ksync(*arguments):
             return lambda: seconds_each(count, bench.consume("parse", HANDLER, "-e", *arguments, log="-v"))
 
-        # Plain lines, without what ksync tells a worker in between: the least that this parsing costs.
+        # Plain lines, without what ksync tells a worker in between: the least that this parsing costs, from a file and
+        # through a pipe.
         def alone():
-            start = run(HANDLER).seconds
             with file.open() as lines:
-                return (run(HANDLER, stdin=lines).seconds - start) / count
+                return each(run(HANDLER, stdin=lines))
+
+        def piped():
+            return each(run(["cat", file], HANDLER))
+
+        def each(whole):
+            return (whole.seconds - run(HANDLER).seconds) / count
 
         contenders = {
             WORKER: ksync("--worker"),
             "ksync-consume --batch-size 10000": ksync("--batch-size", "10000"),
+            PIPED: piped,
             ALONE: alone,
         }
         taken = {name: [] for name in contenders}

@@ -55,9 +55,14 @@ impl Group {
         kill_process_group(self.pid, signal).ok();
     }
 
+    /// Whether the process has ended.
+    pub fn has_ended(&self) -> bool {
+        descendants::has_ended(self.pid)
+    }
+
     /// Returns when the process has ended, and leaves it to be reaped.
     pub async fn exit(&mut self) {
-        while !descendants::has_ended(self.pid) {
+        while !self.has_ended() {
             self.child_ended.recv().await;
             descendants::reap_orphans();
         }

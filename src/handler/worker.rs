@@ -152,8 +152,13 @@ impl Worker {
     }
 
     /// What it has said already, having no batch: so it is of no more use.
-    pub fn misspoken(&mut self) -> Option<Failure> {
+    fn misspoken(&mut self) -> Option<Failure> {
         self.answers.now().map(spoken_without_a_batch)
+    }
+
+    /// Why it is of no more use, as far as that shows already while it has no batch.
+    pub fn unusable(&mut self) -> Option<Failure> {
+        self.misspoken().or_else(|| self.group.has_ended().then_some(Failure::Gone))
     }
 
     /// While it has no batch: returns, with the reason, when it is of no more use.

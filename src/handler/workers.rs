@@ -1,6 +1,6 @@
 //! The workers of this process: those that wait for a batch, and when they are replaced.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::descendants::Marker;
 use super::outcome::{Failed, Failure, Outcome};
@@ -16,12 +16,15 @@ use super::worker::{Worked, Worker};
 use super::{Batch, Command, GRACE};
 use crate::topic::Name;
 
+/// A worker that gets no batch for so long is looked after.
+const REST: Duration = Duration::from_millis(50);
+
 /// Workers of one command: as many as batches are given at the same time, started when they are needed.
 pub struct Workers {
     command: Command,
     name: Name,
     terms: WorkerTerms,
-    idle: Mutex<Vec<Idle>>,
+    idle: Arc<Mutex<Idle>>,
     /// How often all were to be replaced; a worker that was started before the last time gets no more batches.
     renewals: watch::Receiver<u64>,
 }
@@ -35,8 +38,18 @@ pub struct WorkerTerms {
     pub recycle_after: Option<u64>,
 }
 
-/// A worker without a batch. It is looked after, so that its output does not fill up and its end is noticed.
+/// The workers without a batch.
+#[derive(Default)]
 struct Idle {
+    /// Nobody looks after these yet. Most often they get the next batch at once, and a task for each would delay it.
+    fresh: Vec<Hired>,
+    /// Whether a task will look after the fresh ones.
+    is_tended: bool,
+    watched: Vec<Watched>,
+}
+
+/// A worker that is looked after, so that its output does not fill up and its end is noticed.
+struct Watched {
     recall: oneshot::Sender<()>,
     /// `None` where it has ended.
     worker: JoinHandle<Option<Hired>>,
@@ -59,7 +72,7 @@ impl Workers {
                 renew.send_modify(|renewal| *renewal += 1);
             }
         });
-        Ok(Workers { command, name, terms, idle: Mutex::new(vec![]), renewals })
+        Ok(Workers { command, name, terms, idle: Arc::default(), renewals })
     }
 
     /// As [`Command::run`], by a worker. Its batch ends once `go` says true.
@@ -113,29 +126,28 @@ impl Workers {
 
     /// Ends them all. Those that have a batch are not waited for.
     pub(super) async fn close(&self) {
-        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
-        let retired = idle.into_iter().map(|Idle { recall, worker }| {
+        let Idle { fresh, watched, .. } = std::mem::take(&mut *lock(&self.idle));
+        let fresh = fresh.into_iter().map(|hired| tokio::spawn(retire(hired)));
+        let watched = watched.into_iter().map(|Watched { recall, worker }| {
             recall.send(()).ok(); // It may have ended.
             tokio::spawn(async move {
                 if let Ok(Some(hired)) = worker.await {
-                    drop(hired.worker.retire().await);
+                    retire(hired).await;
                 }
             })
         });
-        for retired in retired.collect::<Vec<_>>() {
+        for retired in fresh.chain(watched).collect::<Vec<_>>() {
             retired.await.ok(); // A panic has been told.
         }
     }
 
     /// One that waits, or a new one.
     pub(super) async fn hire(&self) -> Result<Hired, Failed> {
-        while let Some(Idle { recall, worker }) = self.pop() {
-            recall.send(()).ok(); // It may have ended.
-            if let Ok(Some(mut hired)) = worker.await {
-                match hired.worker.misspoken() {
-                    None => return Ok(hired),
-                    Some(failure) => dismiss(hired, failure).await,
-                }
+        while let Some(mut hired) = self.recall().await {
+            match hired.worker.unusable() {
+                _ if hired.renewal < *self.renewals.borrow() => drop(tokio::spawn(retire(hired))),
+                None => return Ok(hired),
+                Some(failure) => dismiss(hired, failure).await,
             }
         }
         let renewal = *self.renewals.borrow();
@@ -156,38 +168,65 @@ impl Workers {
         }
     }
 
-    fn pop(&self) -> Option<Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    /// One of those that wait; `None` where there is none.
+    async fn recall(&self) -> Option<Hired> {
+        loop {
+            let Watched { recall, worker } = {
+                let mut idle = lock(&self.idle);
+                match idle.fresh.pop() {
+                    Some(hired) => return Some(hired),
+                    None => idle.watched.pop()?,
+                }
+            };
+            recall.send(()).ok(); // It may have ended.
+            if let Ok(Some(hired)) = worker.await {
+                return Some(hired);
+            }
+        }
     }
 
     /// Lets it wait for another batch, or replaces it.
     fn keep(&self, hired: Hired) {
-        let is_worn = self.terms.recycle_after.is_some_and(|limit| hired.worker.batches >= limit);
-        let (recall, recalled) = oneshot::channel();
-        let worker = tokio::spawn(wait(hired, is_worn, recalled, self.renewals.clone()));
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(Idle { recall, worker });
+        if self.terms.recycle_after.is_some_and(|limit| hired.worker.batches >= limit) {
+            tokio::spawn(retire(hired));
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        idle.fresh.push(hired);
+        if !std::mem::replace(&mut idle.is_tended, true) {
+            let (idle, renewals) = (self.idle.clone(), self.renewals.clone());
+            tokio::spawn(async move {
+                sleep(REST).await;
+                lock(&idle).watch(&renewals);
+            });
+        }
     }
 }
 
+impl Idle {
+    /// Has each of the fresh ones looked after by a task of its own.
+    fn watch(&mut self, renewals: &watch::Receiver<u64>) {
+        self.is_tended = false;
+        self.watched.extend(self.fresh.drain(..).map(|hired| {
+            let (recall, recalled) = oneshot::channel();
+            Watched { recall, worker: tokio::spawn(wait(hired, recalled, renewals.clone())) }
+        }));
+    }
+}
+
+fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Looks after a worker without a batch; gives it back once it is recalled.
-async fn wait(
-    mut hired: Hired,
-    is_worn: bool,
-    recalled: oneshot::Receiver<()>,
-    mut renewals: watch::Receiver<u64>,
-) -> Option<Hired> {
+async fn wait(mut hired: Hired, recalled: oneshot::Receiver<()>, mut renewals: watch::Receiver<u64>) -> Option<Hired> {
     let since = hired.renewal;
-    let renewed = async {
-        if !is_worn {
-            // An error means that the process comes to its end.
-            renewals.wait_for(|renewal| *renewal > since).await.ok();
-        }
-    };
+    // An error means that the process comes to its end.
+    let renewed = async { renewals.wait_for(|renewal| *renewal > since).await.map(drop) };
     tokio::select! {
         biased;
-        () = renewed => {
-            debug!("a worker is replaced after {} batches", hired.worker.batches);
-            drop(hired.worker.retire().await);
+        _ = renewed => {
+            retire(hired).await;
             None
         }
         _ = recalled => Some(hired),
@@ -196,6 +235,11 @@ async fn wait(
             None
         }
     }
+}
+
+async fn retire(hired: Hired) {
+    debug!("a worker is retired after {} batches", hired.worker.batches);
+    drop(hired.worker.retire().await);
 }
 
 async fn dismiss(hired: Hired, failure: Failure) {
