@@ -294,7 +294,8 @@ impl Forwarder<'_, '_> {
         }
         warn!("{}: {failed:#}; trying again", self.held.seat);
         self.pass_time(lead::Waiting::Pause(Instant::now() + RETRY), sleep(RETRY)).await?;
-        records.seek(offset).await.map_err(End::Again)
+        records.seek(offset);
+        Ok(())
     }
 
     /// What is in flight is waited for and counted, however the work ended; unless somebody else leads already.

@@ -1,6 +1,5 @@
 //! Gathering the records of a partition into batches, the next one while the last is being handled.
 
-use std::future::pending;
 use std::time::Duration;
 
 use anyhow::{Context, Error, anyhow};
@@ -210,7 +209,7 @@ impl<'a> Intake<'a> {
     /// Reads ahead for as long as it is polled; never returns once the batch is full. Cancelling loses nothing.
     pub async fn fill_on<T>(&mut self) -> T {
         self.fill().await;
-        pending().await
+        self.records.idle().await
     }
 
     /// Gives what was read, and goes on with an empty one.

@@ -233,7 +233,8 @@ impl<'l> Courier<'_, 'l> {
             Some(_) if round.sent > 1 => self.most = 1,
             last => return Err(self.halted(last.unwrap_or(offset), &Error::new(why))),
         }
-        records.seek(offset).await.map_err(End::Again)
+        records.seek(offset);
+        Ok(())
     }
 
     fn patience(&self) -> Patience<'l> {

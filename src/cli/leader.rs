@@ -20,6 +20,10 @@ use crate::topic::{Name, Topic};
 /// After this time a record that could not be delivered is given to the producer anew.
 const DELIVERY: Duration = Duration::from_secs(120);
 
+/// What librdkafka holds of a partition that has much to be read, in bytes: a large batch of a producer's, the answer that
+/// it came in, and what each of its records takes besides.
+const SLOT: usize = 2 << 20;
+
 /// Options of a process that leads partitions.
 #[derive(Args, Clone, Debug)]
 pub struct LeaderOptions {
@@ -113,7 +117,7 @@ impl LeaderOptions {
             named => Some(Mirror::open(cluster, named.unwrap_or(&group))?),
         };
         Ok(Leading {
-            reader: Reader::open(cluster, &admin, &group, partitions)?,
+            reader: Reader::open(cluster, &admin, &group, partitions, self.ahead(name))?,
             mirror,
             admin,
             election: Election::ZooKeeper(ZooKeeper::connect(zookeeper, self.session_timeout)?),
@@ -129,6 +133,15 @@ impl LeaderOptions {
             board: Board::default(),
             watched: None,
         })
+    }
+
+    /// How many partitions may be read ahead at once: half of the memory is for what librdkafka holds. A delayer keeps its
+    /// own messages until they are due, and must not wait for others then.
+    fn ahead(&self, name: &Name) -> usize {
+        match *name == Name::delayer() {
+            true => usize::MAX,
+            false => (self.memory / 2 / SLOT).max(2),
+        }
     }
 
     /// What ksync-consume leads its topics with, and where it puts bad records.

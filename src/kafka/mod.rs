@@ -3,9 +3,12 @@
 mod admin;
 mod check;
 mod ids;
+mod message;
 mod mirror;
+mod partition;
 mod reader;
 mod settings;
+mod slots;
 mod writer;
 
 use std::fmt;
@@ -22,8 +25,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub use admin::{Admin, NewTopics};
 pub use check::{Check, Hazard, Pair};
 pub use ids::TopicIds;
+pub use message::{Message, Timestamp};
 pub use mirror::Mirror;
-pub use reader::{Event, Log, Message, Partition, Reader, Timestamp, group};
+pub use partition::{Event, Partition};
+pub use reader::{Log, Reader, group};
 pub use writer::{Headers, Lane, Outgoing, Undelivered, Writer};
 
 /// How to reach a cluster: what each client of ours is made with.

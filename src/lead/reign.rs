@@ -129,7 +129,7 @@ impl Reign<'_> {
             lease.commit(Position { offset, topic_id, leader_epoch, last: None, skipped }).await.map_err(End::Lost)?;
         }
         let partition = &self.seat.partition;
-        let records = self.leading.reader.partition(partition, offset, leader_epoch).await.map_err(End::Again)?;
+        let records = self.leading.reader.partition(partition, offset, leader_epoch);
         if standing.is_none() {
             info!("{}: leading from offset {offset}, term {}", self.seat, lease.term());
         }

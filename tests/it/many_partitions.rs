@@ -136,3 +136,35 @@ fn grouped_commits_are_written_in_time_and_at_the_end() {
     assert_eq!(start("500ms -e").wait(), End::Status(0));
     assert_eq!(handler.payloads().len(), 110, "what was committed came again");
 }
+
+#[test]
+fn with_little_memory_partitions_are_read_in_turns_and_one_that_is_halted_keeps_none_waiting() {
+    let world = World::new("turns");
+    let (partitions, records) = (16, 500);
+    let products = world.topic("products", partitions);
+    for partition in 0..partitions {
+        let text = "x".repeat(200);
+        let record = |number| value(format!("{{\"of\":{partition},\"number\":{number},\"text\":\"{text}\"}}"));
+        world.kafka.produce(&products, (0..records).map(|number| record(number).to(partition)));
+    }
+    // Memory for two at once. Two halt at their first record, and each batch takes a while.
+    let fails = "case $KSYNC_BATCH_PARTITION in 3|7) exit 1;; esac; sleep 0.1";
+    let handler = world.handler(fails);
+    let options = format!("-v -t {products} -n indexer --memory 1MiB -j 16 --isolate-after 1 --retry-pause-max 1s");
+    let mut consumer = world.consume(&format!("{options} -- {handler}"));
+    let is_done = |partition| world.seat(&products, partition, "indexer").offset() == Some(records);
+    world.within(Duration::from_secs(60), "all are done but the halted ones", || {
+        (0..partitions).all(|partition| [3, 7].contains(&partition) || is_done(partition))
+    });
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    let mut done: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for payload in handler.payloads() {
+        let payload: serde_json::Value = serde_json::from_str(&payload).unwrap();
+        done.entry(payload["of"].as_u64().unwrap()).or_default().push(payload["number"].as_u64().unwrap());
+    }
+    let all: Vec<u64> = (0..500).collect();
+    assert!(done.len() == 14 && done.values().all(|numbers| *numbers == all), "once each, in their order");
+    let turns = consumer.log_of("debug").iter().filter(|line| line.contains(": others are read instead")).count();
+    assert!(turns >= 10, "{turns} turns");
+}

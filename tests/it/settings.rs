@@ -358,7 +358,7 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
     let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4)).unwrap();
     Leading {
-        reader: Reader::open(&cluster, &admin, "ksync.idle", 1).unwrap(),
+        reader: Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap(),
         mirror: None,
         admin,
         election: Election::ZooKeeper(zookeeper),
