@@ -190,7 +190,7 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
         // It has nobody to tell.
         return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    sys::give_back_large_blocks();
+    sys::hold_little_free_memory();
     end_at_a_panic();
     let tool = parse::<T>(std::env::args_os().collect());
     let common = tool.common().clone();

@@ -22,7 +22,7 @@ const DELIVERY: Duration = Duration::from_secs(120);
 
 /// What librdkafka holds of a partition that has much to be read, in bytes: a large batch of a producer's, the answer that
 /// it came in, and what each of its records takes besides.
-const SLOT: usize = 2 << 20;
+const SLOT: usize = 5 << 19;
 
 /// Options of a process that leads partitions.
 #[derive(Args, Clone, Debug)]

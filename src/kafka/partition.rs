@@ -21,6 +21,10 @@ use crate::topic::{Offset, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What any partition may hold: so a steady flow through many partitions needs no turns.
+const FEW: usize = 64;
+const FEW_BYTES: usize = 64 << 10;
+
 /// One partition as it is read. Dropping it ends the reading.
 pub struct Partition {
     partition: TopicPartition,
@@ -150,7 +154,7 @@ struct Ahead {
     records: Records<ClientLog>,
     // Calls back when there is something in the queue.
     _split: PartitionQueue<ClientLog>,
-    /// `None` where nothing is held.
+    /// `None` where no more than a little is held.
     slot: Option<Slot>,
     assigned: Arc<Assigned>,
 }
@@ -182,20 +186,17 @@ impl Ahead {
         Ok(ahead)
     }
 
-    /// Whether it may hold what comes next: a record wants a slot.
+    /// Whether it may hold what it has: for more than a little it wants a slot.
     fn may_go_on(&mut self, from: Offset, slots: &Arc<Slots>) -> bool {
         if self.assigned.is_over() {
             return false;
         }
-        if self.slot.is_none()
-            && let Some(next) = self.records.poll(from.0)
-        {
-            if next.is_ok() {
-                self.slot = slots.free(self.assigned.recall());
-            }
-            let may = next.is_err() || self.slot.is_some();
+        if self.slot.is_none() && self.records.poll(from.0).is_some() {
             self.records.put_back();
-            return may;
+            if !self.records.are_few(FEW, FEW_BYTES) {
+                self.slot = slots.free(self.assigned.recall());
+                return self.slot.is_some();
+            }
         }
         true
     }

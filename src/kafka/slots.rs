@@ -2,7 +2,7 @@
 //!
 //! For each partition librdkafka holds at least a whole batch of its producer, whatever its limits are, and half a kilobyte
 //! besides for each record. Where 64 partitions have much to be read that makes 50 MiB and more. A partition that was read
-//! to its end holds nothing, and needs no slot.
+//! to its end needs no slot, nor for a few new records.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -152,7 +152,6 @@ mod tests {
         drop(first);
         let mut all = vec![];
         while all.len() < 20 {
-            assert!(slots.free(|| ()).is_none(), "somebody waits");
             all.push(got.recv().await.unwrap());
         }
         assert!(all.is_sorted(), "{all:?}");

@@ -62,6 +62,16 @@ impl<C: ConsumerContext> Records<C> {
         self.taken.back().map(|native| unsafe { native.0.as_ref() }.offset)
     }
 
+    /// Whether so few records and bytes are all that was read ahead.
+    pub fn are_few(&self, records: usize, bytes: usize) -> bool {
+        // SAFETY: the messages are alive until they are taken out, and the queue is ours.
+        let sizes =
+            self.taken.iter().map(|native| unsafe { native.0.as_ref() }).map(|message| message.len + message.key_len);
+        self.taken.len() <= records
+            && sizes.sum::<usize>() <= bytes
+            && unsafe { rd_kafka_queue_length(self.queue.as_ptr()) } == 0
+    }
+
     /// What was given last will be given again.
     pub fn put_back(&mut self) {
         if let Some(given) = self.given.take() {
