@@ -168,3 +168,26 @@ fn with_little_memory_partitions_are_read_in_turns_and_one_that_is_halted_keeps_
     let turns = consumer.log_of("debug").iter().filter(|line| line.contains(": others are read instead")).count();
     assert!(turns >= 10, "{turns} turns");
 }
+
+#[test]
+fn a_steady_flow_through_many_partitions_needs_no_turns_however_little_memory_there_is() {
+    let world = World::new("steady");
+    let partitions = 16;
+    let products = world.topic("products", partitions);
+    let flow = |number| {
+        let record = |partition| value(format!("{{\"id\":{number}}}")).to(partition);
+        world.kafka.produce(&products, (0..partitions).map(record));
+    };
+    let options = format!("-v -t {products} -n indexer --memory 1MiB --batch-wait 1ms --worker");
+    let handler = world.worker("");
+    let consumer = world.consume(&format!("{options} -- {handler}"));
+    let all_at =
+        |offset| (0..partitions).all(|partition| world.seat(&products, partition, "indexer").offset() == Some(offset));
+    flow(0);
+    world.eventually("all are read to their end", || all_at(1));
+    let turns = || consumer.log_of("debug").iter().filter(|line| line.contains(": others are read instead")).count();
+    let before = turns();
+    (1..30).for_each(flow);
+    world.eventually("all is done", || all_at(30));
+    assert_eq!(turns(), before);
+}
