@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::io::{BufRead, Write};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ksync::election::{Election, Lease, Lost, Position, Seat, Servers, StoredOffset, StoredState, Term, ZooKeeper};
@@ -13,28 +15,32 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep_until, timeout};
 use zookeeper::{Acls, Client, CreateMode, Error};
 
-use crate::support::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Services, pass};
+use crate::support::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Services, pass, remove};
 
 /// The session timeout of all tests.
-const T: Duration = Duration::from_secs(2);
-const SOON: Duration = Duration::from_millis(100);
+pub const T: Duration = Duration::from_secs(2);
+pub const SOON: Duration = Duration::from_millis(100);
 
 /// An empty chroot for one test, and a look at it past the code under test.
-struct World {
-    server: String,
+pub struct World {
+    pub server: String,
     chroot: String,
-    zk: Client,
-    shutdown: Shutdown,
+    pub zk: Client,
+    pub shutdown: Shutdown,
     trigger: Trigger,
 }
 
 impl World {
-    async fn new(test: &str) -> World {
-        let server = Services::shared().get("KSYNC_ZOOKEEPER").to_owned();
+    pub async fn new(test: &str) -> World {
+        World::on(Services::shared().get("KSYNC_ZOOKEEPER"), test).await
+    }
+
+    pub async fn on(server: &str, test: &str) -> World {
+        let server = server.to_owned();
         let chroot = format!("/election-{test}");
         let zk = Client::connect(&server).await.unwrap();
         remove(&zk, &chroot).await;
@@ -46,7 +52,7 @@ impl World {
         self.election_through(&self.server)
     }
 
-    fn election_through(&self, address: &str) -> Election {
+    pub fn election_through(&self, address: &str) -> Election {
         let servers: Servers = format!("{address}{}", self.chroot).parse().unwrap();
         Election::ZooKeeper(ZooKeeper::connect(&servers, T).unwrap())
     }
@@ -71,14 +77,14 @@ impl World {
         }
     }
 
-    async fn queue(&self) -> Vec<String> {
+    pub async fn queue(&self) -> Vec<String> {
         match self.zk.list_children(&self.path("leader")).await {
             Err(Error::NoNode) => Vec::new(),
             children => children.unwrap(),
         }
     }
 
-    async fn eventually(&self, what: &str, condition: impl AsyncFn() -> bool) {
+    pub async fn eventually(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let deadline = Instant::now() + 4 * T;
         while !condition().await {
             assert!(Instant::now() < deadline, "not so in time: {what}");
@@ -87,31 +93,21 @@ impl World {
     }
 }
 
-async fn remove(zk: &Client, path: &str) {
-    while let Ok(children) = zk.list_children(path).await {
-        for child in children {
-            Box::pin(remove(zk, &format!("{path}/{child}"))).await;
-        }
-        // A node that came up meanwhile is seen in the next round.
-        drop(zk.delete(path, None).await);
-    }
-}
-
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
+pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     timeout(limit, future).await.unwrap_or_else(|_| panic!("not within {limit:?}"))
 }
 
-fn seat(partition: i32) -> Seat {
+pub fn seat(partition: i32) -> Seat {
     let topic: Topic = "products".parse().unwrap();
     Seat { partition: topic.partition(partition), name: "indexer".parse().unwrap() }
 }
 
-fn at(offset: i64) -> Position {
+pub fn at(offset: i64) -> Position {
     let last = LastRecord { offset: Offset(offset - 1), ts: Some(1_700_000_000_123), crc32c: 7 };
     Position { offset: Offset(offset), topic_id: TopicId(0xab), leader_epoch: Some(3), last: Some(last), skipped: None }
 }
 
-fn assert_between<T: PartialOrd + Debug>(value: T, low: T, high: T) {
+pub fn assert_between<T: PartialOrd + Debug>(value: T, low: T, high: T) {
     assert!(low <= value && value <= high, "{value:?} is not between {low:?} and {high:?}");
 }
 
@@ -120,6 +116,7 @@ pub struct Proxy {
     pub address: String,
     mode: watch::Sender<Mode>,
     accepted: watch::Receiver<usize>,
+    requests: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,6 +126,8 @@ pub enum Mode {
     Frozen,
     /// Requests arrive, what the server sends is lost.
     Deaf,
+    /// Whatever passes takes so long, in each direction.
+    Slow(Duration),
     /// Connections are closed, old and new.
     Closed,
 }
@@ -140,18 +139,20 @@ impl Proxy {
         let (mode, modes) = watch::channel(Mode::Open);
         let (counter, accepted) = watch::channel(0);
         let server = server.to_owned();
+        let count = Arc::<AtomicUsize>::default();
+        let requests = count.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counter.send_modify(|count| *count += 1);
-                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone()));
+                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), requests.clone()));
             }
         });
-        Proxy { address, mode, accepted }
+        Proxy { address, mode, accepted, requests: count }
     }
 
-    async fn carry(client: TcpStream, server: String, mut modes: watch::Receiver<Mode>) {
+    async fn carry(client: TcpStream, server: String, mut modes: watch::Receiver<Mode>, count: Arc<AtomicUsize>) {
         match modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) {
-            Ok(Mode::Open | Mode::Deaf) => {}
+            Ok(Mode::Open | Mode::Deaf | Mode::Slow(_)) => {}
             _ => return,
         }
         let Ok(server) = TcpStream::connect(server).await else {
@@ -163,15 +164,21 @@ impl Proxy {
         let (mut from_server, mut to_server) = server.into_split();
         let mut replies = modes.clone();
         let mut requests = modes.clone();
+        let ignored = AtomicUsize::new(0);
         tokio::select! {
-            () = pump(&mut from_client, &mut to_server, &mut requests, false) => {}
-            () = pump(&mut from_server, &mut to_client, &mut replies, true) => {}
+            () = pump(&mut from_client, &mut to_server, &mut requests, false, &count) => {}
+            () = pump(&mut from_server, &mut to_client, &mut replies, true, &ignored) => {}
             _ = modes.wait_for(|mode| *mode == Mode::Closed) => {}
         }
     }
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// How many packets have come from clients.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Ends all connections; new ones work.
@@ -190,19 +197,35 @@ async fn pump(
     to: &mut (impl AsyncWriteExt + Unpin),
     modes: &mut watch::Receiver<Mode>,
     replies: bool,
+    count: &AtomicUsize,
 ) {
-    let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let Ok(mode) = modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) else {
-            return;
-        };
-        if replies && mode == Mode::Deaf {
-            continue;
+    let (arrived, mut on_its_way) = mpsc::unbounded_channel();
+    let latencies = modes.clone();
+    let read = async move {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            count.fetch_add(1, Ordering::Relaxed);
+            let latency = match *latencies.borrow() {
+                Mode::Slow(latency) => latency,
+                _ => Duration::ZERO,
+            };
+            if arrived.send((tokio::time::Instant::now() + latency, buffer[..length].to_vec())).is_err() {
+                return;
+            }
         }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
+    };
+    let write = async {
+        while let Some((due, bytes)) = on_its_way.recv().await {
+            sleep_until(due).await;
+            let Ok(mode) = modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) else {
+                return;
+            };
+            if !(replies && mode == Mode::Deaf) && to.write_all(&bytes).await.is_err() {
+                return;
+            }
         }
-    }
+    };
+    tokio::join!(read, write);
 }
 
 /// A process that leads and commits what it is told to, so that it can be stopped and killed.

@@ -26,6 +26,7 @@ mod worker_faults;
 
 mod database;
 mod election;
+mod ensemble;
 mod examples;
 mod handler;
 mod isolation;

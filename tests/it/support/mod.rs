@@ -30,7 +30,7 @@ pub use self::process::{End, Process};
 pub use self::services::Services;
 pub use self::txn_log::reigns;
 pub use self::worker::{Note, Worker};
-pub use self::zookeeper::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Seat};
+pub use self::zookeeper::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Seat, remove};
 
 use self::process::Lines;
 

@@ -32,6 +32,12 @@ impl Services {
         Arc::new(Services::up(dir, &["kafka", "zookeeper", "--brokers", &brokers.to_string()], true))
     }
 
+    /// Three ZooKeeper servers that end with the value.
+    pub fn ensemble(id: &str) -> Arc<Services> {
+        let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
+        Arc::new(Services::up(dir, &["zookeeper", "--zookeepers", "3"], true))
+    }
+
     fn up(dir: PathBuf, servers: &[&str], is_own: bool) -> Services {
         let mut services = Services { dir, variables: HashMap::new(), is_own };
         services.call("up", servers);

@@ -61,6 +61,11 @@ impl Seat {
         block_on(self.client.delete(&self.path(node), None)).unwrap();
     }
 
+    /// Deletes all that there is of it, as a person's deleteall does.
+    pub fn delete_all(&self) {
+        block_on(remove(&self.client, &self.path));
+    }
+
     /// The candidates in their order.
     pub fn candidates(&self) -> Vec<String> {
         let mut names = match block_on(self.client.list_children(&self.path("leader"))) {
@@ -69,5 +74,16 @@ impl Seat {
         };
         names.sort_by_key(|name| name.rsplit_once('_').and_then(|(_, number)| number.parse::<i64>().ok()));
         names
+    }
+}
+
+/// Deletes a node with all that is below it.
+pub async fn remove(zk: &Client, path: &str) {
+    while let Ok(children) = zk.list_children(path).await {
+        for child in children {
+            Box::pin(remove(zk, &format!("{path}/{child}"))).await;
+        }
+        // A node that came up meanwhile is seen in the next round.
+        drop(zk.delete(path, None).await);
     }
 }

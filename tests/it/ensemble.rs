@@ -1,0 +1,192 @@
+//! What may happen to ZooKeeper itself, and to the way there: servers that are cut off, slow lines, lost data.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ksync::election::Lost;
+use rustix::process::{Signal, kill_process};
+
+use crate::consume::ids;
+use crate::election::{self, Mode, Proxy, SOON, T, assert_between, at, seat, within};
+use crate::support::{End, Services, World, block_on, is_full, pass};
+
+/// What a server says of itself in answer to a command of four letters.
+fn told(server: &str, command: &str) -> String {
+    let mut connection = TcpStream::connect(server).unwrap();
+    connection.write_all(command.as_bytes()).unwrap();
+    let mut said = String::new();
+    connection.read_to_string(&mut said).unwrap();
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_in_time_though_its_own_server_goes_on_to_answer() {
+    let id = format!("cut-off-{}", std::process::id());
+    let ensemble = tokio::task::spawn_blocking(move || Services::ensemble(&id)).await.unwrap();
+    let servers: Vec<&str> = ensemble.get("KSYNC_ZOOKEEPER").split(',').collect();
+    let is_leader = |server: &&str| told(server, "srvr").contains("Mode: leader");
+    let leader = servers.iter().position(is_leader).expect("one leads");
+    let follower = (leader + 1) % 3;
+    for own in [follower, leader] {
+        let world = election::World::on(servers[own], &format!("cut-off-{own}")).await;
+        let election = world.election_through(servers[own]);
+        let mut candidacy = election.candidate(seat(0));
+        let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+        lease.commit(at(7)).await.unwrap();
+
+        // Whoever is left alone, be it the leader, can carry out no write; it still answers pings and reads.
+        let others =
+            (0..3).filter(|other| *other != own).map(|other| ensemble.pid(&format!("zookeeper-{}", other + 1)));
+        let others: Vec<_> = others.collect();
+        let stopped = Instant::now();
+        others.iter().for_each(|pid| kill_process(*pid, Signal::STOP).unwrap());
+        let lost = within(T, lease.lost()).await;
+        assert_between(stopped.elapsed(), T * 3 / 10 - SOON, T * 4 / 10 + 2 * SOON);
+        assert!(matches!(lost, Lost::Unanswered(_)), "{lost:?}");
+        others.iter().for_each(|pid| kill_process(*pid, Signal::CONT).unwrap());
+
+        let lease = within(10 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+        lease.commit(at(8)).await.unwrap();
+        assert_eq!(world.queue().await.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_line_moves_no_leadership() {
+    let world = election::World::new("slow").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let mut candidacy = election.candidate(seat(0));
+    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+    // There and back it is a tenth of the session timeout: a second where that is ten. Twice as much would be too much, since a
+    // write that is answered after 0.2 of it leaves no time for the next one to be answered within 0.4.
+    proxy.set(Mode::Slow(T / 20));
+    let (begun, time) = (Instant::now(), if is_full() { 300 * T } else { 4 * T });
+    let mut offset = 0;
+    while begun.elapsed() < time {
+        offset += 1;
+        lease.commit(at(offset)).await.unwrap();
+        pass(T / 20).await;
+    }
+    assert!(lease.is_held() && offset > 5);
+}
+
+#[test]
+fn a_line_that_flaps_lets_the_work_go_on_and_skips_nothing() {
+    let world = World::new("flaps");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..200));
+    let handler = world.handler("sleep 0.02");
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let options = format!("--zookeeper {}/{} --session-timeout 2s --batch-size 1", proxy.address, world.id);
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it is at work", || seat.offset() > Some(0));
+    let (begun, time) = (Instant::now(), Duration::from_secs(if is_full() { 300 } else { 8 }));
+    let before = seat.offset();
+    let mut highest = before;
+    while begun.elapsed() < time {
+        for mode in [Mode::Closed, Mode::Open] {
+            proxy.set(mode);
+            world.for_a_while(Duration::from_millis(500), "the offset never goes back", || {
+                let now = seat.offset();
+                std::mem::replace(&mut highest, now) <= now
+            });
+        }
+    }
+    assert!(highest > before, "no progress: {highest:?}");
+    world.eventually("all is done", || seat.offset() == Some(200));
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    let done = handler.payloads();
+    assert!((0..200).all(|id| done.contains(&format!("{{\"id\":{id}}}"))), "{} runs", done.len());
+}
+
+#[test]
+fn where_all_that_is_stored_is_deleted_the_leader_stops_and_begins_anew() {
+    let world = World::new("deleted");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..3));
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("all is done", || seat.offset() == Some(3));
+    seat.delete_all();
+    world.eventually("it begins at the beginning", || handler.payloads().len() >= 6 && seat.offset() == Some(3));
+    assert!(consumer.says(&["no longer leading"]) && consumer.says(&["no offset is stored, beginning at 0"]));
+}
+
+#[test]
+fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_none() {
+    let world = World::alone("set-back");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    let offset = || world.seat(&products, 0, "indexer").offset();
+    world.kafka.produce(&products, ids(0..3));
+    world.eventually("the first are done", || offset() == Some(3));
+    let data = Path::new(world.services.get("KSYNC_ZOOKEEPER_DATA"));
+    let backup = world.file("backup");
+    let copy = |from: &Path, to: &Path| {
+        let status = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap();
+        assert!(status.success());
+    };
+    world.services.stop("zookeeper");
+    copy(data, &backup);
+    world.services.start_again("zookeeper");
+    world.kafka.produce(&products, ids(3..10));
+    world.eventually("all are done", || offset() == Some(10));
+    world.services.stop("zookeeper");
+    fs::remove_dir_all(data).unwrap();
+    copy(&backup, data);
+    world.services.start_again("zookeeper");
+    world.within(Duration::from_secs(60), "what came after the backup is done again", || {
+        offset() == Some(10) && handler.payloads().len() >= 17
+    });
+    let done = handler.payloads();
+    assert!((0..10).all(|id| done.contains(&format!("{{\"id\":{id}}}"))), "{done:?}");
+    drop(consumer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_candidates_one_leads_at_a_time_and_each_change_wakes_but_the_next() {
+    let world = election::World::new("herd").await;
+    let (candidates, changes) = if is_full() { (200, 50) } else { (40, 20) };
+    let proxy = Proxy::to(&world.server).await;
+    let elections: Vec<_> = (0..candidates).map(|_| world.election_through(&proxy.address)).collect();
+    let (leads, mut leaders) = tokio::sync::mpsc::unbounded_channel();
+    let tasks: Vec<_> = elections
+        .iter()
+        .map(|election| {
+            let (mut candidacy, shutdown, leads) = (election.candidate(seat(0)), world.shutdown.clone(), leads.clone());
+            tokio::spawn(async move {
+                while let Ok(Some(lease)) = candidacy.lead(&shutdown).await {
+                    leads.send(lease).unwrap();
+                    // One candidacy is enough for each.
+                    std::future::pending::<()>().await;
+                }
+            })
+        })
+        .collect();
+    world.eventually("all queue", async || world.queue().await.len() == candidates).await;
+    let (before, begun) = (proxy.requests(), Instant::now());
+    let mut term = None;
+    for _ in 0..changes {
+        let lease = within(4 * T, leaders.recv()).await.unwrap();
+        assert!(Some(lease.term()) > term, "{:?} after {term:?}", lease.term());
+        term = Some(lease.term());
+        lease.commit(at(1)).await.unwrap();
+        lease.release().await;
+    }
+    // A ping goes to the server each third of the session timeout, or more seldom.
+    let pings = candidates * (begun.elapsed().div_duration_f64(T / 3).ceil() as usize);
+    let requests = proxy.requests() - before;
+    assert!(
+        requests <= pings + 12 * changes,
+        "{requests} requests for {changes} changes, of which {pings} may be pings"
+    );
+    tasks.iter().for_each(|task| task.abort());
+}
