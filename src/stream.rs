@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::announce::{Announcer, Phases};
 use crate::database::{self, Database, Limit, Scan, Statement, Trouble};
 use crate::exit::Exit;
-use crate::handler::{Command, Failed, Failure, Input, Outcome};
+use crate::handler::{Command, Failed, Input, Kind, Outcome};
 use crate::message::{Change, key_of};
 use crate::progress::Progress;
 use crate::shutdown::Shutdown;
@@ -180,10 +180,10 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
     match command.run(input, ready(true), pending()).await {
         Outcome::Done(_) => Ok(()),
         Outcome::Failed(Failed { failure, .. }) => {
-            let exit = match failure {
-                Failure::Exit(75 | 111) => Exit::Again,
-                Failure::Exit(77 | 78 | 126 | 127) | Failure::NotStarted { .. } => Exit::Misconfigured,
-                _ => Exit::Person,
+            let exit = match failure.kind() {
+                Kind::Temporary => Exit::Again,
+                Kind::Misconfigured => Exit::Misconfigured,
+                Kind::Permanent | Kind::Failed => Exit::Person,
             };
             Err(exit.because(anyhow!("the action failed: {failure}; the delay messages of its chunk are sent")))
         }

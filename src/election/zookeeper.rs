@@ -41,13 +41,14 @@ impl ZooKeeper {
     /// Needs a tokio runtime. Fails only where the machine's name cannot be read.
     pub fn connect(servers: &Servers, session_timeout: Duration) -> Result<ZooKeeper> {
         let hostname = "/proc/sys/kernel/hostname";
-        let host = std::fs::read_to_string(hostname).with_context(|| format!("cannot read {hostname}"))?;
+        let host = std::fs::read(hostname).with_context(|| format!("cannot read {hostname}"))?;
         let (sender, sessions) = watch::channel(None);
         let (end, closing) = Shutdown::new();
         let keeper = Keeper { servers: servers.clone(), session_timeout, sessions: sender, closing, outage: None };
         tokio::spawn(keeper.run());
         let process = format!("{:032x}", rand::random::<u128>()).into();
-        let host = format!("{}\n", host.trim_end()).into();
+        // It may be any bytes; it only tells people where to look.
+        let host = format!("{}\n", String::from_utf8_lossy(host.trim_ascii_end())).into();
         Ok(ZooKeeper { process, host, servers: servers.clone(), sessions, end: Arc::new(end) })
     }
 

@@ -14,6 +14,7 @@ mod exam;
 mod failover;
 mod gem;
 mod life;
+mod limits;
 mod messages;
 mod redrive;
 mod replay;
