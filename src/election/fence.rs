@@ -92,7 +92,22 @@ impl Fence {
         transaction.commit().await
     }
 
-    /// Shows that writes are still answered, by writing the candidate's data to itself.
+    pub fn heart(&self) -> Heart {
+        let Fence { session, candidate, host, .. } = self;
+        Heart { session: session.clone(), candidate: candidate.clone(), host: host.clone() }
+    }
+}
+
+/// What shows that writes are still answered.
+#[derive(Debug)]
+pub(super) struct Heart {
+    session: Session,
+    candidate: String,
+    host: String,
+}
+
+impl Heart {
+    /// Writes the candidate's data to itself.
     pub async fn beat(&self) -> Result<(), Lost> {
         match self.session.client.set_data(&self.candidate, self.host.as_bytes(), None).await {
             Ok(_) => Ok(()),

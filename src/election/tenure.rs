@@ -1,19 +1,20 @@
 //! The end that serves a lease: carries out its commits, and keeps it alive by writes that are answered.
 
 use std::future::pending;
-use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::select;
-use tokio::sync::{MutexGuard, mpsc, oneshot, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use zookeeper::{EventType, OneshotWatcher, StateWatcher};
 
 use super::Term;
-use super::fence::Fence;
+use super::fence::{Fence, Heart};
 use super::lease::{Commit, Hold, Lost, since_boot, work_time};
 use super::offsets::{Position, State};
-use super::zookeeper::{Pulse, Session};
+use super::zookeeper::Session;
 
 /// What the holder of one lease cannot do itself.
 #[derive(Debug)]
@@ -34,62 +35,79 @@ impl Tenure {
     /// Serves until the lease is lost, which its holder then knows, or given up. To the holder it counts as released only
     /// when the clock, which is handed back, is dropped.
     pub async fn serve(self, fence: &mut Fence, signs: Signs, session: &Session) -> Clock {
-        // Dropped at the end of this: a commit that still waits there fails with the lease, not when servers are back.
-        let Tenure { term, clock, mut commits } = self;
-        let pause = clock.session_timeout / 10;
-        let mut beat = interval_at(Instant::now() + pause, pause);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let Signs { mut link, gone } = signs;
-        let mut interrupted = pin!(interrupted(&mut link, gone, session));
-        let mut kept = None;
-        let lost = loop {
-            let Write { position, done } = select! {
-                biased;
-                lost = &mut interrupted => break lost,
-                lost = clock.run_out() => break lost,
-                write = next_write(&mut commits, &mut kept, &mut beat) => match write {
-                    Some(write) => write,
-                    None => return clock,
-                },
-            };
-            let turn = select! {
-                biased;
-                lost = &mut interrupted => break lost,
-                lost = clock.run_out() => break lost,
-                turn = turn(&session.pulse, position.is_none()) => turn,
-            };
-            let answered = session.pulse.answered();
-            if turn.is_some() && answered + pause / 2 > since_boot() {
-                // Another lease of the session has just shown that writes are answered.
-                clock.renew(answered);
-                continue;
-            }
-            // What is kept takes the place of a heartbeat.
-            let position = position.or_else(|| kept.take().map(|kept: Kept| kept.position));
-            let sent = since_boot();
-            let written = select! {
-                biased;
-                lost = &mut interrupted => Err(lost),
-                lost = clock.run_out() => Err(lost),
-                written = write(fence, term, position) => written,
-            };
-            match &written {
+        let Tenure { term, clock, commits } = self;
+        let (heart, work) = (fence.heart(), Work { clock: &clock, fence, term, session });
+        // The clock is stopped before anything is dropped: a commit that still waits then fails with the reason.
+        select! {
+            biased;
+            () = async { clock.stop(interrupted(signs, session).await) } => {}
+            () = async { clock.stop(clock.run_out().await) } => {}
+            () = async { clock.stop(keep_alive(&clock, &heart, session).await) } => {}
+            () = work.carry_out(commits) => {}
+        }
+        clock
+    }
+}
+
+/// Writes to the candidate again and again, unless another write of the session was answered just now. It does not wait
+/// for the answer to the write before: where each takes long, the lease would run out meanwhile.
+///
+/// Returns where a write is refused.
+async fn keep_alive(clock: &Clock, heart: &Heart, session: &Session) -> Lost {
+    let pause = clock.session_timeout / 10;
+    let mut beat = interval_at(Instant::now() + pause, pause);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut answered, mut under_way) = (session.pulse.answered(), FuturesUnordered::new());
+    loop {
+        select! {
+            biased;
+            Some((sent, beaten)) = under_way.next() => match beaten {
                 Ok(()) => {
                     session.pulse.note(sent);
                     clock.renew(sent);
                 }
-                Err(lost) => clock.stop(lost.clone()),
+                Err(lost) => return lost,
+            },
+            // By another lease of the session.
+            Ok(()) = answered.changed() => clock.renew(*answered.borrow_and_update()),
+            _ = beat.tick() => if session.pulse.takes_beat(pause / 2) {
+                under_way.push(async { (since_boot(), heart.beat().await) });
+            },
+        }
+    }
+}
+
+/// What commits are carried out with.
+struct Work<'a> {
+    clock: &'a Clock,
+    fence: &'a mut Fence,
+    term: Term,
+    session: &'a Session,
+}
+
+impl Work<'_> {
+    /// Returns once the lease is given up and nothing is kept any more, or a commit has failed.
+    async fn carry_out(self, mut commits: mpsc::Receiver<Commit>) {
+        let mut kept = None;
+        while let Some(Write { position, done }) = next_write(&mut commits, &mut kept).await {
+            let sent = since_boot();
+            let written = self.fence.commit(&State::new(position, self.term)).await;
+            match &written {
+                Ok(()) => {
+                    self.session.pulse.note(sent);
+                    self.clock.renew(sent);
+                }
+                Err(lost) => self.clock.stop(lost.clone()),
             }
+            let has_failed = written.is_err();
             if let Some(done) = done {
                 // Nobody listens where the holder's wait was cancelled.
-                drop(done.send(written.clone()));
+                drop(done.send(written));
             }
-            if let Err(lost) = written {
-                break lost;
+            if has_failed {
+                return;
             }
-        };
-        clock.stop(lost);
-        clock
+        }
     }
 }
 
@@ -129,52 +147,33 @@ struct Kept {
     due: Instant,
 }
 
-/// What is to be written, nothing being a heartbeat, and who waits for it.
+/// What is to be written, and who waits for it.
 struct Write {
-    position: Option<Position>,
+    position: Position,
     done: Option<oneshot::Sender<Result<(), Lost>>>,
 }
 
 /// Waits until something is to be written; `None` once the lease is given up and nothing is kept any more.
-async fn next_write(
-    commits: &mut mpsc::Receiver<Commit>,
-    kept: &mut Option<Kept>,
-    beat: &mut Interval,
-) -> Option<Write> {
+async fn next_write(commits: &mut mpsc::Receiver<Commit>, kept: &mut Option<Kept>) -> Option<Write> {
+    let of = |kept: Kept| Write { position: kept.position, done: None };
     loop {
         let commit = select! {
             biased;
             commit = commits.recv() => commit,
-            () = is_due(kept.as_ref()) => return Some(Write::of(kept.take())),
-            _ = beat.tick() => return Some(Write::of(None)),
+            () = is_due(kept.as_ref()) => return kept.take().map(of),
         };
         let Some(Commit { position, interval, done }) = commit else {
-            return kept.take().map(|kept| Write::of(Some(kept)));
+            return kept.take().map(of);
         };
         // It lies behind what is kept.
         let before = kept.take();
         if interval.is_zero() {
-            return Some(Write { position: Some(position), done: Some(done) });
+            return Some(Write { position, done: Some(done) });
         }
         let due = before.map_or_else(|| Instant::now() + interval, |kept| kept.due);
         *kept = Some(Kept { position, due });
         // Nobody listens where the holder's wait was cancelled.
         drop(done.send(Ok(())));
-    }
-}
-
-/// Waits while another lease's heartbeat is under way: it may serve this one, too, and where writes are slow there must not
-/// be one of each.
-async fn turn(pulse: &Pulse, is_heartbeat: bool) -> Option<MutexGuard<'_, ()>> {
-    match is_heartbeat {
-        true => Some(pulse.turn().await),
-        false => None,
-    }
-}
-
-impl Write {
-    fn of(kept: Option<Kept>) -> Write {
-        Write { position: kept.map(|kept| kept.position), done: None }
     }
 }
 
@@ -185,15 +184,8 @@ async fn is_due(kept: Option<&Kept>) {
     }
 }
 
-async fn write(fence: &mut Fence, term: Term, position: Option<Position>) -> Result<(), Lost> {
-    match position {
-        Some(position) => fence.commit(&State::new(position, term)).await,
-        None => fence.beat().await,
-    }
-}
-
 /// Returns when the connection broke, however briefly, the candidate is gone, or the election is closed.
-async fn interrupted(link: &mut StateWatcher, gone: OneshotWatcher, session: &Session) -> Lost {
+async fn interrupted(Signs { mut link, gone }: Signs, session: &Session) -> Lost {
     select! {
         biased;
         _ = link.changed() => Lost::Disconnected,

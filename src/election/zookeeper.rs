@@ -1,18 +1,18 @@
 //! The one ZooKeeper session of the process: made again whenever it has ended, shared by all seats.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::{debug, info, warn};
 use tokio::select;
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use zookeeper::{Acls, Client, CreateMode, CreateOptions, SessionState};
 
 use super::Seat;
+use super::lease::since_boot;
 use super::servers::Servers;
 use crate::shutdown::{Shutdown, Trigger};
 use crate::topic::Topic;
@@ -22,6 +22,9 @@ pub(super) const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.wit
 
 /// How long closing waits for the server's word.
 const CLOSE: Duration = Duration::from_secs(1);
+
+/// By how much later an answered write has to be to be told to all leases.
+const STEP: Duration = Duration::from_millis(10);
 
 /// The connection to ZooKeeper. Clones share one session; it ends when the last clone and candidate is gone.
 #[derive(Clone, Debug)]
@@ -87,27 +90,34 @@ pub(super) struct Session {
     chroot: Arc<str>,
 }
 
-/// When the last write of a session that was answered was sent: all leases of the session live by it.
+/// When the last write of a session that was answered was sent, on the clock of [`since_boot`]: all its leases live by it.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
-    since_boot_nanos: AtomicU64,
-    turn: Mutex<()>,
+    answered: watch::Sender<Duration>,
+    /// When the last heartbeat was sent.
+    beat: Mutex<Duration>,
 }
 
 impl Pulse {
-    /// On the clock of [`since_boot`](super::lease::since_boot).
-    pub fn answered(&self) -> Duration {
-        Duration::from_nanos(self.since_boot_nanos.load(Ordering::Relaxed))
+    pub fn answered(&self) -> watch::Receiver<Duration> {
+        self.answered.subscribe()
     }
 
-    /// Waits until no other heartbeat is under way.
-    pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
-    }
-
+    /// A write that was sent then is answered. Not each of them is told: there may be thousands in a second.
     pub fn note(&self, sent: Duration) {
-        let nanos = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX);
-        self.since_boot_nanos.fetch_max(nanos, Ordering::Relaxed);
+        self.answered.send_if_modified(|answered| {
+            let is_told = *answered + STEP <= sent;
+            *answered = if is_told { sent } else { *answered };
+            is_told
+        });
+    }
+
+    /// Whether to send a heartbeat now, because for so long none was sent nor was any write answered.
+    pub fn takes_beat(&self, pause: Duration) -> bool {
+        let (now, mut beat) = (since_boot(), self.beat.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_due = now >= pause + (*beat).max(*self.answered.borrow());
+        *beat = if is_due { now } else { *beat };
+        is_due
     }
 }
 

@@ -61,9 +61,9 @@ async fn a_slow_line_moves_no_leadership() {
     let election = world.election_through(&proxy.address);
     let mut candidacy = election.candidate(seat(0));
     let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
-    // There and back it is a tenth of the session timeout: a second where that is ten. Twice as much would be too much, since a
-    // write that is answered after 0.2 of it leaves no time for the next one to be answered within 0.4.
-    proxy.set(Mode::Slow(T / 20));
+    // There and back it is a fifth of the session timeout, and no answer is late by itself; but a lease that waited for
+    // each before its next heartbeat would run out.
+    proxy.set(Mode::Slow(T / 10));
     let (begun, time) = (Instant::now(), if is_full() { 300 * T } else { 4 * T });
     let mut offset = 0;
     while begun.elapsed() < time {
