@@ -199,6 +199,11 @@ class Points(unittest.TestCase):
         self.follow(0, Fault("kill", BEGIN + 2, BEGIN + 2.5, ["index-1"]))
         self.expect()
 
+    def test_6_a_new_leader_that_was_held_up_for_long_after_the_fault(self):
+        self.history.settings.session_secs = 1
+        self.follow(0, Fault("kill", BEGIN + 2.5, BEGIN + 2.6, ["index-1"]))
+        self.expect()
+
     def test_6_a_new_leader_that_repeats_a_batch_though_no_fault_was_near(self):
         self.follow(0, Fault("terminate", BEGIN + 2, BEGIN + 2.5, ["index-1"]))
         self.expect((6, "of a new leader repeats 1 records from 0"))
