@@ -265,6 +265,9 @@ impl Undelivered {
 impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.error.rdkafka_error_code() {
+            Some(code @ RDKafkaErrorCode::InvalidTimestamp) => {
+                write!(f, "Kafka did not take the record: {code}; is the clock of this machine right?")
+            }
             Some(code) => write!(f, "Kafka did not take the record: {code}"),
             None => write!(f, "Kafka did not take the record: {}", self.error),
         }
