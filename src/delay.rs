@@ -16,9 +16,11 @@ use crate::lead::{self, Done, End, Held, Work};
 use crate::shutdown::Shutdown;
 use crate::topic::Topic;
 
+mod clock;
 mod end_seen;
 mod waiting;
 
+use clock::Clock;
 use end_seen::EndSeen;
 use waiting::{Room, Waiting};
 
@@ -48,13 +50,14 @@ impl Work for Delay {
         let Some(topic) = self.topics.get(&held.seat.partition.topic) else {
             return End::Halted(anyhow!("nothing is known of where its messages go"));
         };
-        if let Err(refused) = self.election.declare_delay(&held.seat, self.delay).await {
-            return End::Halted(refused);
-        }
+        let clock = match self.election.declare_delay(&held.seat, self.delay).await {
+            Ok(theirs) => Clock::beside(theirs),
+            Err(refused) => return End::Halted(refused),
+        };
         let end_seen = EndSeen::new(&self.reader, &held.seat.partition, self.delay);
         let flight = Flight { lane: self.writer.lane(), sent: VecDeque::new(), counted: 0, moved: Instant::now() };
         let waiting = Room::new(self.room);
-        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, waiting, flight, end_seen };
+        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, waiting, flight, clock, end_seen };
         let end = forwarder.run(records).await;
         forwarder.finish(end).await
     }
@@ -69,6 +72,7 @@ struct Forwarder<'a, 'l> {
     /// Read, and not sent yet.
     waiting: Room,
     flight: Flight,
+    clock: Clock,
     end_seen: EndSeen,
 }
 
@@ -105,7 +109,7 @@ impl Forwarder<'_, '_> {
         }
     }
 
-    /// Reads what is there, sends what is due, and waits for either.
+    /// Reads what is there, sends what is due, and waits for either, or for the next look at the end.
     async fn turn(&mut self, records: &mut kafka::Partition) -> Result<(), End> {
         if self.flight.lane.has_failed() {
             return self.go_back(records).await;
@@ -120,7 +124,7 @@ impl Forwarder<'_, '_> {
         if is_read_empty {
             self.end_seen.look(records.position());
         }
-        let (due, is_full) = (self.waiting.due(), self.waiting.is_full());
+        let (due, is_full, look) = (self.waiting.due(), self.waiting.is_full(), self.end_seen.next());
         let what = match due {
             Some((offset, at)) => lead::Waiting::Due { offset, at },
             None => lead::Waiting::Records,
@@ -129,6 +133,7 @@ impl Forwarder<'_, '_> {
         self.pass_time(what, async {
             tokio::select! {
                 () = readable, if !is_full => {}
+                () = sleep_until(look), if is_read_empty => {}
                 () = sleep_until(due.map_or_else(Instant::now, |(_, at)| at)), if due.is_some() => {}
             }
         })
@@ -144,8 +149,8 @@ impl Forwarder<'_, '_> {
             }
             match records.poll() {
                 Some(Event::Record(message)) => {
-                    let at_most = self.end_seen.ago();
-                    self.waiting.push(Waiting::of(&message, self.delay.delay, at_most));
+                    let age = |made| self.end_seen.age(self.clock.age(made));
+                    self.waiting.push(Waiting::of(&message, self.delay.delay, age));
                 }
                 Some(Event::End(_)) => {}
                 Some(Event::OutOfLog) => return Err(End::Again(anyhow!("the offset is not in the log any more"))),

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow};
 use log::{debug, error, info, warn};
@@ -29,6 +29,8 @@ const GROWTH: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long to wait before a server that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How far apart two clocks may be before that is told.
+const APART: Duration = Duration::from_secs(5);
 
 mod board;
 mod reign;
@@ -271,12 +273,23 @@ impl Leading {
 
     /// Makes known how long the delayer waits.
     ///
-    /// Fails where another one waits for another time, with both hosts in the text.
+    /// Fails where another one waits for another time, with both hosts in the text. Warns of a clock that is wrong.
     pub async fn declare_delay(&self, delay: Duration) -> Result<()> {
+        let mut apart = Duration::ZERO;
         for (topic, partitions) in &self.topics {
             for partition in partitions {
-                self.election.declare_delay(&self.seat(topic.partition(*partition)), delay).await?;
+                let theirs = self.election.declare_delay(&self.seat(topic.partition(*partition)), delay).await?;
+                let ahead = SystemTime::now().duration_since(theirs);
+                apart = apart.max(ahead.unwrap_or_else(|behind| behind.duration()));
             }
+        }
+        if apart > APART {
+            warn!(
+                "the clock of this machine and that of {} are {} s apart: set whichever is wrong, or what waits at a \
+                 take-over may be held longer than it has to",
+                self.election,
+                apart.as_secs()
+            );
         }
         Ok(())
     }

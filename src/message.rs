@@ -79,15 +79,6 @@ pub fn key_of(payload: &[u8], key: &[String]) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// How long a delay message still waits when the delayer first sees it.
-///
-/// `age` is how long ago it was made, as far as a clock or its writer tells (zero where that lies in the future);
-/// `at_most` is how long ago the delayer saw the partition end before this message, which it cannot be older than. So
-/// nothing waits longer than `delay`, and a forged time lets nothing through before it.
-pub fn wait(delay: Duration, age: Duration, at_most: Option<Duration>) -> Duration {
-    delay.saturating_sub(at_most.map_or(age, |limit| age.min(limit)))
-}
-
 /// The partition among `partitions` that the key belongs to, as the Java client chooses it.
 pub fn partition_of(key: &[u8], partitions: &[i32]) -> i32 {
     let positive = (murmur2(key) & 0x7fff_ffff) as usize;
@@ -160,15 +151,6 @@ mod tests {
         for without in ["{}", "7", r#"{"id":null}"#] {
             assert_eq!(key(without, &["id"]), None, "{without}");
         }
-    }
-
-    #[test]
-    fn no_forged_time_holds_a_message_longer_or_lets_it_through() {
-        let secs = Duration::from_secs;
-        assert_eq!(wait(secs(300), secs(100), None), secs(200));
-        assert_eq!(wait(secs(300), secs(4000), None), secs(0));
-        assert_eq!(wait(secs(300), secs(0), Some(secs(10))), secs(300));
-        assert_eq!(wait(secs(300), secs(4000), Some(secs(10))), secs(290));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::dead_letter::Letter;
 use crate::kafka::{Headers, Message, Timestamp};
 use crate::lead::Done;
-use crate::message::{DelayMessage, wait};
+use crate::message::DelayMessage;
 use crate::topic::Offset;
 
 /// How many messages are held at most, whatever their size.
@@ -29,14 +29,15 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// `at_most` is how long ago the partition was seen to end before it.
-    pub fn of(message: &Message<'_>, delay: Duration, at_most: Option<Duration>) -> Waiting {
+    /// `age` is how old a message is that was made then, as far as that may be believed.
+    pub fn of(message: &Message<'_>, delay: Duration, age: impl Fn(SystemTime) -> Duration) -> Waiting {
         let record = message.record();
         let done = Done::after(&record);
         let (key, headers) = (message.key().map(<[u8]>::to_vec), message.headers());
         match DelayMessage::parse(message.value()) {
             Ok(DelayMessage { payload, created_at }) => {
-                let due = Instant::now() + wait(delay, age(message.timestamp(), created_at), at_most);
+                let age = made(message.timestamp(), created_at).map_or(Duration::ZERO, age);
+                let due = Instant::now() + delay.saturating_sub(age);
                 Waiting { key, headers, payload: Ok(payload.to_vec()), letter: None, done, due }
             }
             Err(why) => {
@@ -56,15 +57,13 @@ impl Waiting {
     }
 }
 
-/// How long ago a message was made: by the broker's clock where it gave the time, else as its writer says.
-fn age(timestamp: Timestamp, created_at: Option<SystemTime>) -> Duration {
-    let made = match timestamp {
+/// When a message was made: by the broker's clock where it gave the time, else as its writer says.
+fn made(timestamp: Timestamp, created_at: Option<SystemTime>) -> Option<SystemTime> {
+    match timestamp {
         Timestamp::Append(time) => Some(time),
         Timestamp::Create(time) => created_at.or(Some(time)),
         Timestamp::None => created_at,
-    };
-    // A time that lies in the future counts as now.
-    made.and_then(|made| made.elapsed().ok()).unwrap_or_default()
+    }
 }
 
 /// Messages in their order, and how many more there is room for.

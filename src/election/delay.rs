@@ -1,7 +1,7 @@
 //! What tools tell each other through ZooKeeper: the delay that a delayer waits, and who queues for what.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use log::debug;
@@ -21,12 +21,23 @@ struct Declared {
     host: String,
 }
 
+/// What becomes of a declaration.
+enum Answer {
+    /// With the server's time of that.
+    Written(SystemTime),
+    /// Another delayer that is alive has declared this.
+    Other(Declared),
+}
+
 impl ZooKeeper {
-    pub(super) async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<()> {
+    pub(super) async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<SystemTime> {
         let delay_ms = u64::try_from(delay.as_millis())?;
         let declared = &Declared { delay_ms, host: self.host.trim_end().to_owned() };
-        let other = self.ask(|session| async move { self.declare(&session, seat, declared).await });
-        let Some(other) = other.await? else { return Ok(()) };
+        let answer = self.ask(|session| async move { self.declare(&session, seat, declared).await });
+        let other = match answer.await? {
+            Answer::Written(at) => return Ok(at),
+            Answer::Other(other) => other,
+        };
         bail!(
             "cannot delay {} by {delay:?} on {}: a delayer is at work on {} that delays it by {:?}; \
              give both the same --delay",
@@ -37,8 +48,7 @@ impl ZooKeeper {
         )
     }
 
-    /// Writes the node, or returns what another delayer that is alive has written.
-    async fn declare(&self, session: &Session, seat: &Seat, own: &Declared) -> Result<Option<Declared>, Error> {
+    async fn declare(&self, session: &Session, seat: &Seat, own: &Declared) -> Result<Answer, Error> {
         let path = session.path(seat, "delay");
         let json = serde_json::to_vec(own).expect("a number and a text can be written as JSON");
         loop {
@@ -48,20 +58,23 @@ impl ZooKeeper {
                     if let Some(other) = found.filter(|found| found.delay_ms != own.delay_ms)
                         && self.has_rival(session, seat).await?
                     {
-                        return Ok(Some(other));
+                        return Ok(Answer::Other(other));
                     }
-                    session.client.set_data(&path, &json, Some(stat.version)).await.map(drop)
+                    session.client.set_data(&path, &json, Some(stat.version)).await
                 }
                 Err(Error::NoNode) => {
                     session.client.mkdir(&session.path(seat, "leader"), &PERSISTENT).await?;
-                    session.client.create(&path, &json, &PERSISTENT).await.map(drop)
+                    session.client.create(&path, &json, &PERSISTENT).await.map(|(stat, _)| stat)
                 }
                 Err(err) => Err(err),
             };
             match written {
                 // Another delayer wrote at the same time: whose value stands is to be read.
                 Err(Error::BadVersion | Error::NodeExists | Error::NoNode) => {}
-                written => return written.map(|()| None),
+                written => {
+                    let millis = u64::try_from(written?.mtime).unwrap_or_default();
+                    return Ok(Answer::Written(SystemTime::UNIX_EPOCH + Duration::from_millis(millis)));
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ mod zookeeper;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
@@ -89,11 +89,12 @@ impl Election {
         Candidacy { election: self.clone(), seat, last: None, place: watch::Sender::default() }
     }
 
-    /// Makes known that the delayer of `seat` waits `delay`, once a server answers. Cancelling loses nothing.
+    /// Makes known that the delayer of `seat` waits `delay`, once a server answers, and gives the time at that server.
+    /// Cancelling loses nothing.
     ///
     /// Fails, with both hosts and both values in the text, where another delayer of the seat is alive and has declared
     /// another one. Two that start at once both see it only if it is called before queueing and again when leading.
-    pub async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<()> {
+    pub async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<SystemTime> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.declare_delay(seat, delay).await
     }

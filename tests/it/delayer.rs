@@ -110,8 +110,7 @@ fn a_forged_past_alone_lets_no_fresh_message_through() {
     world.kafka.produce(&delay_topic, [delay_message("1", 0.0)]);
     world.eventually("it is sent on", || world.kafka.count(&products) == 1);
     let held = world.kafka.records(&products)[0].timestamp_ms as f64 / 1000.0 - begun;
-    // It cannot be older than the last look at the end of the partition, which is at most 1.1 s ago.
-    assert!((4.9..7.5).contains(&held), "held back for {held} s");
+    assert!((6.0..7.5).contains(&held), "held back for {held} s");
 }
 
 #[test]

@@ -728,7 +728,8 @@ async fn another_delay_is_refused_while_its_delayer_is_alive() {
     let seat = Seat { partition: topic.partition(0), name: "delayer".parse().unwrap() };
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     assert_eq!(first.delay_of(&topic).await.unwrap(), None);
-    first.declare_delay(&seat, minutes(5)).await.unwrap();
+    let now = first.declare_delay(&seat, minutes(5)).await.unwrap();
+    assert!(now.elapsed().unwrap() < Duration::from_secs(5), "the server's time is {now:?}");
     let lease = first.candidate(seat.clone()).lead(&world.shutdown).await.unwrap().unwrap();
     second.declare_delay(&seat, minutes(5)).await.unwrap();
     first.declare_delay(&seat, minutes(6)).await.unwrap();
