@@ -96,6 +96,7 @@ impl Announcer {
                 key: change.key.as_deref(),
                 value: Some(&change.payload),
                 headers: None,
+                timestamp: None,
             };
             if let Err(undelivered) = self.lane.send(message).await {
                 return Err(failure(undelivered, &self.topic));
@@ -119,6 +120,7 @@ impl Announcer {
                 key: change.key.as_deref(),
                 value: Some(&value),
                 headers: None,
+                timestamp: None,
             };
             sent = self.lane.send(message).await;
             if sent.is_err() {

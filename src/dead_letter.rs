@@ -172,6 +172,7 @@ impl DeadLetters {
             headers = headers.with(STDERR, Some(stderr));
         }
         let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
-        lane.send(Outgoing { topic, partition: None, key, value, headers: Some(headers) }).await
+        let headers = Some(headers);
+        lane.send(Outgoing { topic, partition: None, key, value, headers, timestamp: None }).await
     }
 }

@@ -187,6 +187,7 @@ impl Forwarder<'_, '_> {
             key: message.key.as_deref(),
             value: Some(payload),
             headers: message.headers.clone(),
+            timestamp: message.timestamp(),
         };
         let sent = tokio::select! {
             biased;

@@ -170,7 +170,7 @@ impl<'l> Courier<'_, 'l> {
             let offset = Offset(done.offset.0 - 1);
             let Returned { topic, partition, key, value, headers } = &letter;
             let (key, value, headers) = (key.as_deref(), value.as_deref(), headers.clone());
-            let outgoing = Outgoing { topic, partition: *partition, key, value, headers };
+            let outgoing = Outgoing { topic, partition: *partition, key, value, headers, timestamp: None };
             match self.patience().wait(self.lane.send(outgoing)).await? {
                 Ok(()) => {
                     round.sent += 1;

@@ -26,6 +26,8 @@ pub struct Waiting {
     /// Where the partition stands once it is sent.
     pub done: Done,
     due: Instant,
+    /// What the broker's clock shows when it is due, where the message tells.
+    due_there: Option<SystemTime>,
 }
 
 impl Waiting {
@@ -38,17 +40,26 @@ impl Waiting {
             Ok(DelayMessage { payload, created_at }) => {
                 let age = made(message.timestamp(), created_at).map_or(Duration::ZERO, age);
                 let due = Instant::now() + delay.saturating_sub(age);
-                Waiting { key, headers, payload: Ok(payload.to_vec()), letter: None, done, due }
+                let due_there = match message.timestamp() {
+                    Timestamp::Append(time) => Some(time + age.max(delay)),
+                    Timestamp::Create(_) | Timestamp::None => None,
+                };
+                Waiting { key, headers, payload: Ok(payload.to_vec()), letter: None, done, due, due_there }
             }
             Err(why) => {
                 let letter = Some(Letter::of(message, format!("{why:#}")));
-                Waiting { key, headers, payload: Err(why), letter, done, due: Instant::now() }
+                Waiting { key, headers, payload: Err(why), letter, done, due: Instant::now(), due_there: None }
             }
         }
     }
 
     pub fn offset(&self) -> Offset {
         Offset(self.done.offset.0 - 1)
+    }
+
+    /// The time to send it on with. By this machine's clock, if that is wrong, its topic might refuse it, or soon delete it.
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        self.due_there.map(|time| time + self.due.elapsed())
     }
 
     fn bytes(&self) -> usize {

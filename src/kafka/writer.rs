@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use log::warn;
@@ -69,6 +69,8 @@ impl Writer {
         message.key = record.key;
         message.payload = record.value;
         message.headers = record.headers.as_ref().map(|headers| headers.native.clone());
+        let since = record.timestamp.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        message.timestamp = since.and_then(|since| i64::try_from(since.as_millis()).ok());
         let producer = self.0.producer.read().unwrap_or_else(PoisonError::into_inner);
         producer.send(message).map_err(|(error, _)| error)
     }
@@ -118,6 +120,8 @@ pub struct Outgoing<'a> {
     /// `None` writes a tombstone.
     pub value: Option<&'a [u8]>,
     pub headers: Option<Headers>,
+    /// `None`: this machine's time. The broker's own counts where its topic says so.
+    pub timestamp: Option<SystemTime>,
 }
 
 /// A record's headers, to be sent.
