@@ -8,6 +8,7 @@ mod command_lines;
 
 mod bad_input;
 mod by_key;
+mod clocks;
 mod consume;
 mod delayer;
 mod exam;

@@ -1,5 +1,6 @@
 //! A world for each test: its own place in Kafka and ZooKeeper, the processes it starts, and what these said if it fails.
 
+mod clock;
 mod database;
 mod handler;
 mod kafka;
@@ -22,6 +23,7 @@ use ::zookeeper::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
+pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
 pub use self::handler::{Gate, Handler, Run, payload};
 pub use self::kafka::{Kafka, Message, value};
@@ -82,10 +84,13 @@ impl World {
         topic
     }
 
-    /// Makes a topic and its delay topic, with the broker's clock in the latter, and gives the former's name.
+    /// Makes a topic and its delay topic, in both of which the broker says when it appended a record, and gives the former's
+    /// name.
     pub fn topic_with_delay(&self, name: &str, partitions: i32) -> String {
-        let topic = self.topic(name, partitions);
-        self.kafka.create(&format!("{topic}-delay"), partitions, &[("message.timestamp.type", "LogAppendTime")]);
+        let topic = format!("{name}-{}", self.id);
+        for topic in [&topic, &format!("{topic}-delay")] {
+            self.kafka.create(topic, partitions, &[("message.timestamp.type", "LogAppendTime")]);
+        }
         topic
     }
 
@@ -142,6 +147,13 @@ impl World {
         let dir = self.dir.join(format!("worker-{}", self.next()));
         fs::create_dir(&dir).unwrap();
         Worker::new(&dir, body)
+    }
+
+    /// A wall clock of its own.
+    pub fn clock(&self) -> Clock {
+        let dir = self.dir.join(format!("clock-{}", self.next()));
+        fs::create_dir(&dir).unwrap();
+        Clock::new(&dir)
     }
 
     /// A shell script, by its path.

@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::process::Pid;
 
+use super::Clock;
+
 /// Running servers, in the folder that `scripts/services` keeps for them.
 pub struct Services {
     pub dir: PathBuf,
@@ -59,6 +61,11 @@ impl Services {
         self.call("up", &[server]);
     }
 
+    /// The same, by another clock.
+    pub fn start_again_at(&self, server: &str, clock: &Clock) {
+        self.call_with("up", &[server], &clock.environment());
+    }
+
     /// The process of one of its own servers, `kafka-1`, to stop and continue.
     pub fn pid(&self, node: &str) -> Pid {
         assert!(self.is_own, "other tests use it, too");
@@ -74,8 +81,13 @@ impl Services {
     }
 
     fn call(&self, command: &str, arguments: &[&str]) -> String {
+        self.call_with(command, arguments, &[])
+    }
+
+    fn call_with(&self, command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
         let mut script = Command::new(project().join("scripts/services"));
-        let output = script.arg(command).args(arguments).arg("--dir").arg(&self.dir).output().unwrap();
+        script.arg(command).args(arguments).arg("--dir").arg(&self.dir).envs(environment.iter().copied());
+        let output = script.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "scripts/services {command} failed ({}): {said}", output.status);
         String::from_utf8(output.stdout).unwrap()

@@ -1,0 +1,279 @@
+//! Clocks that are wrong, jump or strobe: each delay message is held for the delay by the broker's clock, which is right.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::support::{Clock, End, Message, Process, World, is_full, value};
+
+const DELAYER: &str = env!("CARGO_BIN_EXE_ksync-delayer");
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+const DELAY: Duration = Duration::from_secs(2);
+const HOUR: f64 = 3600.0;
+const FOR_EVER: &str = "9223372036854775807";
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+fn delay_message(id: usize, created_at: f64) -> Message {
+    value(format!("{{\"payload\": {id}, \"created_at\": {created_at:.3}}}"))
+}
+
+fn delayer(world: &World, topic: &str, clock: &Clock) -> Process {
+    // A zone with daylight saving, of half an hour: what reads it would show.
+    let environment = [&clock.environment()[..], &[("TZ", "Australia/Lord_Howe")]].concat();
+    world.start(DELAYER, &format!("-t {topic} --delay 2s"), &environment)
+}
+
+/// How long each message was held, in milliseconds. Checks that all were sent on, once, in order, and none of them early.
+fn held(world: &World, topic: &str) -> Vec<i64> {
+    let (made, sent) = (world.kafka.records(&format!("{topic}-delay")), world.kafka.records(topic));
+    let payload = |value: &Option<String>| {
+        let value = value.as_ref().unwrap();
+        value.strip_prefix("{\"payload\": ").unwrap().split(',').next().unwrap().to_owned()
+    };
+    let made_ids: Vec<_> = made.iter().map(|record| payload(&record.value)).collect();
+    let sent_ids: Vec<_> = sent.iter().map(|record| record.value.clone().unwrap()).collect();
+    assert_eq!(sent_ids, made_ids, "{topic}");
+    let held: Vec<_> = made.iter().zip(&sent).map(|(made, sent)| sent.timestamp_ms - made.timestamp_ms).collect();
+    assert!(held.iter().all(|millis| *millis >= DELAY.as_millis() as i64), "early in {topic}: {held:?}");
+    held
+}
+
+fn assert_in_time(held: &[i64], topic: &str) {
+    // Late by what a busy machine takes.
+    assert!(held.iter().all(|millis| *millis < DELAY.as_millis() as i64 + 1000), "late in {topic}: {held:?}");
+}
+
+#[test]
+fn a_clock_that_is_wrong_from_the_start_lets_nothing_through_early_and_holds_nothing_for_longer_than_the_delay() {
+    const BEFORE: usize = 20;
+    const AFTER: usize = 8;
+    let world = World::new("wrong-clock");
+    let wrong =
+        [("ahead", HOUR), ("behind", -HOUR), ("day", 24.0 * HOUR), ("yesterday", -24.0 * HOUR), ("1970", -now())];
+    let clocks = wrong.map(|(name, seconds_ahead)| {
+        let clock = world.clock();
+        clock.set(seconds_ahead);
+        (world.topic_with_delay(name, 1), clock)
+    });
+    let produce = |ids: std::ops::Range<usize>| {
+        for (topic, _) in &clocks {
+            world.kafka.produce(&format!("{topic}-delay"), ids.clone().map(|id| delay_message(id, now())));
+        }
+    };
+    produce(0..BEFORE);
+    let delayers = clocks.each_ref().map(|(topic, clock)| delayer(&world, topic, clock));
+    let all_are_sent = |count| clocks.iter().all(|(topic, _)| world.kafka.count(topic) == count);
+    let took = world.within(DELAY * 3, "what was there before is sent on", || all_are_sent(BEFORE as i64));
+    eprintln!("what was there before the delayers: sent on within {took:?}");
+    for id in BEFORE..BEFORE + AFTER {
+        produce(id..id + 1);
+    }
+    world.eventually("the rest is sent on", || all_are_sent((BEFORE + AFTER) as i64));
+    for ((topic, _), delayer) in clocks.iter().zip(delayers) {
+        assert_in_time(&held(&world, topic)[BEFORE..], topic);
+        assert!(delayer.says(&["warn: the clock of this machine and that of ZooKeeper at", "s apart"]), "{topic}");
+    }
+}
+
+/// What `disturb` does to the clock of a delayer, step by step, disturbs neither the messages that come meanwhile nor the
+/// election.
+fn is_undisturbed(world: &World, steps: usize, mut disturb: impl FnMut(usize, &Clock)) {
+    let (topic, clock) = (world.topic_with_delay("products", 1), world.clock());
+    let delay_topic = format!("{topic}-delay");
+    let delayer = delayer(world, &topic, &clock);
+    is_at_work(world, &topic);
+    let queue = world.seat(&delay_topic, 0, "delayer").candidates();
+    for step in 0..steps {
+        disturb(step, &clock);
+        world.kafka.produce(&delay_topic, (1..=3).map(|id| delay_message(3 * step + id, now())));
+        world.for_a_while(Duration::from_millis(150), "time passes", || true);
+    }
+    world.eventually("all are sent on", || world.kafka.count(&topic) == 1 + 3 * steps as i64);
+    assert_in_time(&held(world, &topic), &topic);
+    assert_eq!(world.seat(&delay_topic, 0, "delayer").candidates(), queue);
+    let told = [delayer.log_of("warn"), delayer.log_of("error")].concat();
+    assert_eq!(told.iter().filter(|line| !line.contains("is short")).count(), 0, "{told:?}");
+}
+
+/// A first message was sent on: by then the delayer has seen the end of the partition often.
+fn is_at_work(world: &World, topic: &str) {
+    world.kafka.produce(&format!("{topic}-delay"), [delay_message(0, now())]);
+    world.eventually("the first message is sent on", || world.kafka.count(topic) == 1);
+}
+
+#[test]
+fn a_clock_that_jumps_while_messages_wait_changes_neither_their_times_nor_the_leader() {
+    let world = World::new("jumps");
+    let mut rng = StdRng::seed_from_u64(5);
+    // A jump at each fourth step: messages come before it, and after it.
+    let jumps = if is_full() { 20 } else { 4 };
+    is_undisturbed(&world, 4 * jumps, |step, clock| {
+        if step % 4 == 2 {
+            clock.set(rng.random_range(-3.0 * HOUR..3.0 * HOUR));
+        }
+    });
+}
+
+#[test]
+fn a_clock_that_strobes_changes_neither_the_times_of_messages_nor_the_leader() {
+    let world = World::new("strobe");
+    let flips = if is_full() { 300 } else { 20 };
+    is_undisturbed(&world, flips, |step, clock| clock.set([2.0, -2.0][step % 2]));
+}
+
+#[test]
+fn a_delayer_whose_clock_is_wrong_sends_on_what_the_topic_takes_and_keeps() {
+    let world = World::new("stamps");
+    let sent = [("day", 24.0 * HOUR), ("1970", -now())].map(|(name, seconds_ahead)| {
+        let clock = world.clock();
+        clock.set(seconds_ahead);
+        // The broker takes no time that is more than an hour ahead, and would soon delete what is long past.
+        let topic = world.topic(name, 1);
+        world.kafka.create(&format!("{topic}-delay"), 1, &[("message.timestamp.type", "LogAppendTime")]);
+        let delayer = delayer(&world, &topic, &clock);
+        world.kafka.produce(&format!("{topic}-delay"), [delay_message(0, now())]);
+        (topic, delayer)
+    });
+    for (topic, _delayer) in &sent {
+        world.eventually("it is sent on", || world.kafka.count(topic) == 1);
+        assert_in_time(&held(&world, topic), topic);
+    }
+}
+
+#[test]
+fn no_forged_time_lets_a_message_through_early_or_holds_those_behind_it() {
+    let in_2100 = 4_102_444_800;
+    let stamped = |millis: i64| Message { timestamp_ms: Some(millis), ..value(r#"{"payload": 1}"#) };
+    let forged = [
+        stamped(1),
+        stamped(-1000),
+        stamped(in_2100 * 1000),
+        delay_message(1, 0.0),
+        delay_message(1, -1e9),
+        delay_message(1, in_2100 as f64),
+        delay_message(1, 1e300),
+        Message { timestamp_ms: Some(1), ..delay_message(1, in_2100 as f64) },
+        Message { timestamp_ms: Some(in_2100 * 1000), ..delay_message(1, 0.0) },
+    ];
+    let world = World::new("forgeries");
+    let partitions = forged.len() as i32;
+    let (topic, delay_topic) = (format!("products-{}", world.id), format!("products-{}-delay", world.id));
+    world.kafka.create(&topic, partitions, &[("message.timestamp.type", "LogAppendTime")]);
+    // No longer the default: the broker believes all that it is told.
+    world.kafka.create(&delay_topic, partitions, &[("message.timestamp.after.max.ms", FOR_EVER)]);
+    let _delayer = world.delayer(&format!("-t {topic} --delay 2s"));
+    let each = |id| (0..partitions).map(move |partition| delay_message(id, now()).to(partition));
+    world.kafka.produce(&delay_topic, each(0));
+    world.eventually("the first messages are sent on", || world.kafka.count(&topic) == i64::from(partitions));
+    let written = now();
+    world.kafka.produce(&delay_topic, forged.into_iter().zip(0..).map(|(message, partition)| message.to(partition)));
+    world.kafka.produce(&delay_topic, each(2));
+    world.eventually("all are sent on", || world.kafka.count(&topic) == 3 * i64::from(partitions));
+    let sent = world.kafka.records(&topic);
+    for of_one in sent.chunks(3) {
+        assert_eq!([0, 1, 2].map(|i| of_one[i].value.as_deref().unwrap()), ["0", "1", "2"]);
+        for record in &of_one[1..] {
+            assert_held_since((written, written), record.timestamp_ms, "a forged time");
+        }
+    }
+}
+
+/// Of a message that was written between two moments and sent on at that time.
+fn assert_held_since((from, to): (f64, f64), sent_ms: i64, what: &str) {
+    let (earliest, latest) = (from + DELAY.as_secs_f64(), to + DELAY.as_secs_f64() + 1.0);
+    let sent = sent_ms as f64 / 1000.0;
+    // The broker cuts off what is less than a millisecond.
+    assert!((earliest - 0.001..latest).contains(&sent), "{what}: sent on {:.3} s after it was written", sent - from);
+}
+
+#[test]
+fn a_writer_whose_clock_is_wrong_makes_nothing_early_or_late() {
+    let world = World::new("writers");
+    let by_the_broker = world.topic_with_delay("append", 1);
+    let by_the_writer = format!("create-{}", world.id);
+    world.kafka.create(&by_the_writer, 1, &[("message.timestamp.type", "LogAppendTime")]);
+    world.kafka.create(&format!("{by_the_writer}-delay"), 1, &[]);
+    let _delayer = world.delayer(&format!("-t {by_the_broker} -t {by_the_writer} --delay 2s"));
+    let write = |topic: &str, seconds_ahead: f64| {
+        let clock = world.clock();
+        clock.set(seconds_ahead);
+        let mut stream = world.start(STREAM, &format!("- -t {topic} --only delay"), &clock.environment());
+        stream.tell(format!("{{\"id\":{seconds_ahead}}}"));
+        (stream.wait(), stream.log_of("error"))
+    };
+    for topic in [&by_the_broker, &by_the_writer] {
+        is_at_work(&world, topic);
+        let written = now();
+        for seconds_ahead in [600.0, -600.0] {
+            assert_eq!(write(topic, seconds_ahead), (End::Status(0), vec![]));
+        }
+        let written = (written, now());
+        world.eventually("both are sent on", || world.kafka.count(topic) == 3);
+        let sent = world.kafka.records(topic);
+        assert_eq!([1, 2].map(|i| sent[i].value.as_deref().unwrap()), [r#"{"id":600}"#, r#"{"id":-600}"#]);
+        sent[1..].iter().for_each(|record| assert_held_since(written, record.timestamp_ms, topic));
+    }
+    assert_in_time(&held(&world, &by_the_broker), &by_the_broker);
+    // More than the broker takes: nothing is announced, so nothing may be changed.
+    let refused = format!(
+        "cannot send the delay messages; nothing was changed: cannot write to topic {by_the_writer}-delay: Kafka did not \
+         take the record: InvalidTimestamp (Broker: Invalid timestamp); is the clock of this machine right?"
+    );
+    assert_eq!(write(&by_the_writer, 2.0 * HOUR), (End::Status(1), vec![refused]));
+}
+
+#[test]
+fn a_broker_whose_clock_is_wrong_or_jumps_has_its_messages_held_for_the_delay_all_the_same() {
+    let world = World::alone("broker");
+    let clock = world.clock();
+    clock.set(-HOUR);
+    world.services.stop("kafka");
+    world.services.start_again_at("kafka", &clock);
+    let topic = world.topic_with_delay("products", 1);
+    let delayer = world.delayer(&format!("-t {topic} --delay 2s"));
+    world.eventually("it leads", || delayer.says(&["leading from offset 0"]));
+    // What was there before could be judged by other clocks only.
+    world.for_a_while(Duration::from_secs(1), "it has seen the end of the partition", || true);
+    for (round, seconds_ahead) in [-HOUR, HOUR].into_iter().enumerate() {
+        clock.set(seconds_ahead);
+        let ids = 10 * round..10 + 10 * round;
+        world.kafka.produce(&format!("{topic}-delay"), ids.clone().map(|id| delay_message(id, now())));
+        world.eventually("they are sent on", || world.kafka.count(&topic) == ids.end as i64);
+    }
+    assert_in_time(&held(&world, &topic), &topic);
+}
+
+#[test]
+fn of_messages_that_flow_hardly_any_is_late() {
+    const A_SECOND: u64 = 200;
+    let world = World::new("lateness");
+    let seconds = if is_full() { 10 } else { 3 };
+    let delayers = [("right", 0.0), ("ahead", HOUR)].map(|(name, seconds_ahead)| {
+        let (topic, clock) = (world.topic_with_delay(name, 1), world.clock());
+        clock.set(seconds_ahead);
+        let delayer = delayer(&world, &topic, &clock);
+        is_at_work(&world, &topic);
+        (topic, delayer)
+    });
+    let flows = delayers.each_ref().map(|(topic, _)| {
+        let messages = (1..=A_SECOND * seconds).map(|id| delay_message(id as usize, now())).collect();
+        world.kafka.flow(&format!("{topic}-delay"), messages, Duration::from_secs(seconds))
+    });
+    for flow in flows {
+        flow.join().unwrap();
+    }
+    for (topic, _) in &delayers {
+        world.eventually("all are sent on", || world.kafka.count(topic) as u64 == 1 + A_SECOND * seconds);
+        let mut late: Vec<_> = held(&world, topic).iter().map(|millis| millis - DELAY.as_millis() as i64).collect();
+        late.sort();
+        // The nearest rank, counted from 1.
+        let percentile = |p: usize| late[(late.len() * p).div_ceil(100) - 1];
+        let (median, p99, most) = (percentile(50), percentile(99), percentile(100));
+        eprintln!("{topic}: {} messages late by {median} ms (median), {p99} ms (p99), {most} ms (most)", late.len());
+        assert!(!is_full() || p99 <= 50, "late by {p99} ms (p99)");
+    }
+}
