@@ -1,5 +1,6 @@
 //! Clocks that are wrong, jump or strobe: each delay message is held for the delay by the broker's clock, which is right.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
@@ -7,10 +8,12 @@ use rand::{Rng, SeedableRng};
 
 use crate::support::{Clock, End, Message, Process, World, is_full, value};
 
+const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
 const DELAYER: &str = env!("CARGO_BIN_EXE_ksync-delayer");
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
 const DELAY: Duration = Duration::from_secs(2);
 const HOUR: f64 = 3600.0;
+const IN_2100: i64 = 4_102_444_800;
 const FOR_EVER: &str = "9223372036854775807";
 
 fn now() -> f64 {
@@ -59,9 +62,11 @@ fn a_clock_that_is_wrong_from_the_start_lets_nothing_through_early_and_holds_not
         clock.set(seconds_ahead);
         (world.topic_with_delay(name, 1), clock)
     });
-    let produce = |ids: std::ops::Range<usize>| {
+    let produce = |ids: Range<usize>| {
         for (topic, _) in &clocks {
-            world.kafka.produce(&format!("{topic}-delay"), ids.clone().map(|id| delay_message(id, now())));
+            // What the writer says does not count where the broker says it.
+            let message = |id| delay_message(id, [0.0, now(), IN_2100 as f64][id % 3]);
+            world.kafka.produce(&format!("{topic}-delay"), ids.clone().map(message));
         }
     };
     produce(0..BEFORE);
@@ -126,6 +131,23 @@ fn a_clock_that_strobes_changes_neither_the_times_of_messages_nor_the_leader() {
 }
 
 #[test]
+fn a_consumer_whose_clock_jumps_goes_on_as_before() {
+    let world = World::new("consumer-jumps");
+    let (products, clock, handler) = (world.topic("products", 1), world.clock(), world.handler(""));
+    let consumer = world.start(CONSUME, &format!("-t {products} -n indexer -- {handler}"), &clock.environment());
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it leads", || seat.offset() == Some(0));
+    let queue = seat.candidates();
+    for (record, hours) in (0..).zip([1.0, -1.0, 24.0, -24.0, 0.0, -3.0]) {
+        clock.set(hours * HOUR);
+        world.kafka.produce(&products, [value(record.to_string())]);
+        world.eventually("it is done", || seat.offset() == Some(record + 1));
+    }
+    assert_eq!(handler.payloads(), ["0", "1", "2", "3", "4", "5"]);
+    assert_eq!((seat.candidates(), consumer.log_of("warn")), (queue, vec![]));
+}
+
+#[test]
 fn a_delayer_whose_clock_is_wrong_sends_on_what_the_topic_takes_and_keeps() {
     let world = World::new("stamps");
     let sent = [("day", 24.0 * HOUR), ("1970", -now())].map(|(name, seconds_ahead)| {
@@ -146,18 +168,17 @@ fn a_delayer_whose_clock_is_wrong_sends_on_what_the_topic_takes_and_keeps() {
 
 #[test]
 fn no_forged_time_lets_a_message_through_early_or_holds_those_behind_it() {
-    let in_2100 = 4_102_444_800;
     let stamped = |millis: i64| Message { timestamp_ms: Some(millis), ..value(r#"{"payload": 1}"#) };
     let forged = [
         stamped(1),
         stamped(-1000),
-        stamped(in_2100 * 1000),
+        stamped(IN_2100 * 1000),
         delay_message(1, 0.0),
         delay_message(1, -1e9),
-        delay_message(1, in_2100 as f64),
+        delay_message(1, IN_2100 as f64),
         delay_message(1, 1e300),
-        Message { timestamp_ms: Some(1), ..delay_message(1, in_2100 as f64) },
-        Message { timestamp_ms: Some(in_2100 * 1000), ..delay_message(1, 0.0) },
+        Message { timestamp_ms: Some(1), ..delay_message(1, IN_2100 as f64) },
+        Message { timestamp_ms: Some(IN_2100 * 1000), ..delay_message(1, 0.0) },
     ];
     let world = World::new("forgeries");
     let partitions = forged.len() as i32;
