@@ -137,7 +137,7 @@ async fn commit(handled: Option<Done>, proven: Option<Proven>, held: &Held<'_>) 
 fn end_by(stop: &Stop) -> End {
     match stop {
         Stop::Invalid(why) => End::Halted(anyhow!("{why:#}")),
-        Stop::OutOfLog => End::Again(anyhow!("the offset is not in the log any more")),
+        Stop::OutOfLog => End::OutOfLog,
     }
 }
 

@@ -153,7 +153,7 @@ impl Forwarder<'_, '_> {
                     self.waiting.push(Waiting::of(&message, self.delay.delay, age));
                 }
                 Some(Event::End(_)) => {}
-                Some(Event::OutOfLog) => return Err(End::Again(anyhow!("the offset is not in the log any more"))),
+                Some(Event::OutOfLog) => return Err(End::OutOfLog),
                 Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.held.seat),
                 None => return Ok(true),
             }

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, anyhow};
 
-use crate::topic::{Offset, TopicId, TopicPartition};
+use crate::record::LastRecord;
+use crate::topic::{Epoch, Offset, TopicId, TopicPartition};
 
 /// Where the reading of a partition stands, and which log that offset belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +15,24 @@ pub struct Standing {
     /// `None` where only the offset is known: the gem or a person wrote it.
     pub topic_id: Option<TopicId>,
     pub leader_epoch: Option<i32>,
+    /// The last record that was read; after it there may be what no consumer is given.
+    pub last: Option<LastRecord>,
     /// The last record that the operator had passed without being worked on.
     pub skipped: Option<Offset>,
+}
+
+impl Standing {
+    /// Only where this offset is.
+    pub fn at(offset: Offset) -> Standing {
+        Standing { offset, topic_id: None, leader_epoch: None, last: None, skipped: None }
+    }
+
+    /// By which the broker can tell whether the log was cut off before the offset.
+    pub fn epoch(&self) -> Option<Epoch> {
+        // A control record after the last one may be of a later epoch, in a log that nobody has cut off.
+        let end = self.last.map_or(self.offset, |last| last.offset.next().min(self.offset));
+        self.leader_epoch.map(|number| Epoch { number, end })
+    }
 }
 
 /// A record that the operator has passed without being worked on, `products/0@4711`.
@@ -46,6 +63,8 @@ pub struct Log {
     pub begin: Offset,
     /// The offset that the next record will have.
     pub end: Offset,
+    /// The broker says that the log was cut off before the kept offset, whatever came after that.
+    pub is_cut: bool,
 }
 
 /// A loss that the operator accepts, `products/0:100-4711@TOPICID`: of this partition, from the kept offset to the one
@@ -97,6 +116,8 @@ pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[Acc
         anyhow!("the log begins at {} now: the records from {offset} to {} are lost", log.begin, log.begin.0 - 1)
     } else if offset > log.end {
         anyhow!("the log ends at {} now, before the kept offset {offset}: it was truncated", log.end)
+    } else if log.is_cut {
+        anyhow!("the log was truncated before the kept offset {offset}, and other records came after that")
     } else {
         return Ok(offset);
     };
@@ -117,9 +138,28 @@ mod tests {
 
     fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
         let products: crate::topic::Topic = "products".parse().unwrap();
-        let kept = Standing { offset: Offset(offset), topic_id: id, leader_epoch: None, skipped: None };
-        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100) };
+        let kept = Standing { topic_id: id, ..Standing::at(Offset(offset)) };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: false };
         fit(&products.partition(3), kept, log, accepted)
+    }
+
+    #[test]
+    fn an_offset_in_a_log_that_was_cut_off_before_it_does_not_fit() {
+        let partition = "products".parse::<crate::topic::Topic>().unwrap().partition(3);
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: true };
+        let error = format!("{:#}", fit(&partition, Standing::at(Offset(70)), log, &[]).unwrap_err());
+        assert!(error.contains(&format!("--accept-loss products/3:70-50@{NOW}")), "{error}");
+        assert!(error.ends_with("truncated before the kept offset 70, and other records came after that"), "{error}");
+    }
+
+    #[test]
+    fn an_epoch_counts_up_to_the_last_record_that_was_read() {
+        let last = |offset| Some(LastRecord { offset: Offset(offset), ts: None, crc32c: 0 });
+        let epoch = |last| Standing { leader_epoch: Some(3), last, ..Standing::at(Offset(70)) }.epoch();
+        for (last, end) in [(None, 70), (last(69), 70), (last(66), 67), (last(75), 70)] {
+            assert_eq!(epoch(last), Some(Epoch { number: 3, end: Offset(end) }));
+        }
+        assert_eq!(Standing { last: last(69), ..Standing::at(Offset(70)) }.epoch(), None);
     }
 
     #[test]

@@ -89,11 +89,11 @@ impl Load {
 
     /// How far the partition is done if it is done up to one of the batch's records, and none of the letters is put aside.
     pub fn done_before(&self, index: usize) -> Option<Done> {
-        // The epoch of the record before is not known; with a wrong one the broker would see a truncated log.
         let offset = self.batch.offset(index);
         let offset = self.letters.first().map_or(offset, |letter| letter.offset().min(offset));
         let skipped = self.skipped.filter(|skipped| *skipped < offset);
-        Some(Done { offset, leader_epoch: None, last: None, skipped })
+        // The epoch of the record before is not known; a later one does as well.
+        Some(Done { offset, leader_epoch: self.batch.leader_epoch(), last: None, skipped })
     }
 
     fn skip(&mut self, partition: &TopicPartition, message: &Message<'_>) {

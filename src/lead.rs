@@ -64,6 +64,8 @@ pub enum End {
     Halted(Error),
     /// The log is not what it was, or a server has to be asked again: look at it anew.
     Again(Error),
+    /// The offset, or its epoch, is not in the log.
+    OutOfLog,
     /// The handler is not set up as it has to be, so no partition can go on: the process ends.
     Misconfigured(Error),
     /// A bounded run met nothing but failures for its `--give-up`.
@@ -123,6 +125,12 @@ impl Held<'_> {
     /// committed under this lease.
     pub async fn commit(&self, from: Standing, checked: Checked, done: Done) -> Result<Standing, End> {
         let Done { offset, leader_epoch, last, skipped } = done;
+        // Past what no consumer is given there is no epoch: then the one before still tells whether the log was cut off.
+        let (leader_epoch, last) = if leader_epoch.is_some() || last.is_some() {
+            (leader_epoch, last)
+        } else {
+            (from.leader_epoch, from.last)
+        };
         let skipped = skipped.or(from.skipped);
         let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
         let committed = self.lease.commit_within(position, self.commit_interval);
@@ -132,7 +140,7 @@ impl Held<'_> {
             mirror.note(&self.seat.partition, offset);
         }
         debug!("{}: committed offset {offset}", self.seat);
-        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch, skipped })
+        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch, last, skipped })
     }
 
     /// Awaits `something`, and lets those who ask see so long that it is waited for.

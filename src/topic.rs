@@ -139,6 +139,14 @@ impl fmt::Display for Offset {
     }
 }
 
+/// That all records before `end` were written in this epoch of the partition's leader, or in an earlier one. An epoch that is
+/// later than that of the last of them does as well: where the log is cut off before `end`, a still later one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    pub number: i32,
+    pub end: Offset,
+}
+
 /// The id that the brokers gave to this incarnation of a topic: one that is deleted and made again has another.
 /// All zero where the brokers are older than 2.8 and have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

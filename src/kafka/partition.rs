@@ -17,7 +17,7 @@ use super::ClientLog;
 use super::message::Message;
 use super::slots::{Slot, Slots};
 use crate::sys::{self, Records};
-use crate::topic::{Offset, TopicPartition};
+use crate::topic::{Epoch, Offset, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -30,8 +30,8 @@ pub struct Partition {
     partition: TopicPartition,
     source: Source,
     next: Offset,
-    /// The leader epoch of the record before.
-    epoch: Option<i32>,
+    /// Of what was read last.
+    epoch: Option<Epoch>,
     /// `None` where nothing is read ahead.
     ahead: Option<Ahead>,
 }
@@ -59,7 +59,7 @@ pub(super) struct Source {
 impl Partition {
     /// To be read from `from`. With the epoch that belongs to it a log that was truncated meanwhile is noticed:
     /// [`Partition::poll`] then gives [`Event::OutOfLog`].
-    pub(super) fn new(source: Source, partition: &TopicPartition, from: Offset, epoch: Option<i32>) -> Partition {
+    pub(super) fn new(source: Source, partition: &TopicPartition, from: Offset, epoch: Option<Epoch>) -> Partition {
         Partition { partition: partition.clone(), source, next: from, epoch, ahead: None }
     }
 
@@ -73,7 +73,8 @@ impl Partition {
         match ahead.records.poll(self.next.0)? {
             Ok(message) => {
                 let message = Message(message);
-                (self.next, self.epoch) = (message.offset().next(), message.leader_epoch());
+                self.next = message.offset().next();
+                self.epoch = message.leader_epoch().map(|number| Epoch { number, end: self.next });
                 Some(Event::Record(message))
             }
             Err(failure) => Some(match failure.code {
@@ -164,8 +165,10 @@ impl Ahead {
         source: &Source,
         assigned: Arc<Assigned>,
         slot: Slot,
-        (from, epoch): (Offset, Option<i32>),
+        (next, epoch): (Offset, Option<Epoch>),
     ) -> Result<Ahead> {
+        // What lies between is nothing that a consumer is given, or is passed over.
+        let from = epoch.map_or(next, |epoch| epoch.end.min(next));
         let (consumer, partition) = (&source.consumer, &assigned.partition);
         let (name, number) = (partition.topic.as_str(), partition.partition);
         let split = consumer.split_partition_queue(name, number);
@@ -178,7 +181,7 @@ impl Ahead {
         let mut list = ahead.assigned.begin(from)?;
         if let Some(epoch) = epoch {
             // Assigning alone does not check the epoch; seeking does.
-            sys::set_leader_epoch(&mut list, epoch);
+            sys::set_leader_epoch(&mut list, epoch.number);
             let consumer = consumer.clone();
             let sought = tokio::task::spawn_blocking(move || consumer.seek_partitions(list, TIMEOUT)).await?;
             sought.with_context(|| format!("cannot seek in {}", ahead.assigned.partition))?;

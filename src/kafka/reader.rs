@@ -13,7 +13,7 @@ use super::partition::{Partition, Source, list_of};
 use super::slots::Slots;
 use super::{Admin, ClientLog, Cluster, TopicIds};
 use crate::exit::Exit;
-use crate::topic::{Offset, TopicPartition};
+use crate::topic::{Epoch, Offset, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -121,7 +121,7 @@ impl Reader {
 
     /// Begins to read at `from`, as [`Partition::readable`] waits for it. With the epoch that belongs to the offset a log
     /// that was truncated meanwhile is noticed: [`Partition::poll`] then gives [`super::Event::OutOfLog`].
-    pub fn partition(&self, partition: &TopicPartition, from: Offset, epoch: Option<i32>) -> Partition {
+    pub fn partition(&self, partition: &TopicPartition, from: Offset, epoch: Option<Epoch>) -> Partition {
         Partition::new(self.source.clone(), partition, from, epoch)
     }
 }

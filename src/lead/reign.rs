@@ -12,7 +12,7 @@ use crate::exit::Exit;
 use crate::fit::{self, Standing};
 use crate::kafka;
 use crate::shutdown::Shutdown;
-use crate::topic::{Offset, TopicId};
+use crate::topic::{Epoch, Offset, TopicId};
 
 /// How long a halted partition waits before it is tried again.
 const HALT: Duration = Duration::from_secs(60);
@@ -41,8 +41,10 @@ impl Reign<'_> {
         let seat = self.seat;
         self.post.leads(lease.term());
         let mut standing = None;
+        // Where the log was not what it was: once that may be a replica that lags behind.
+        let (mut missed, mut is_cut) = (None, false);
         loop {
-            let end = match self.begin(&lease, standing, shutdown).await {
+            let end = match self.begin(&lease, (standing, is_cut), shutdown).await {
                 Ok((mut held, mut records)) => {
                     let end = match held.is_done() {
                         true => End::Done,
@@ -54,6 +56,7 @@ impl Reign<'_> {
                 Err(end) => end,
             };
             let bounded = self.leading.bounded.is_some();
+            is_cut = false;
             match end {
                 End::Done => {
                     lease.release().await;
@@ -79,6 +82,14 @@ impl Reign<'_> {
                 }
                 End::Again(reason) => {
                     warn!("{seat}: {reason:#}; looking at it anew");
+                    let until = Instant::now() + RETRY;
+                    self.pause((until, Waiting::Pause(until)), &lease, shutdown).await;
+                }
+                End::OutOfLog => {
+                    warn!("{seat}: the offset is not in the log any more; looking at it anew");
+                    let offset = standing.map(|kept| kept.offset);
+                    is_cut = missed == offset;
+                    missed = offset;
                     let until = Instant::now() + RETRY;
                     self.pause((until, Waiting::Pause(until)), &lease, shutdown).await;
                 }
@@ -114,30 +125,31 @@ impl Reign<'_> {
     async fn begin<'l>(
         &'l self,
         lease: &'l Lease,
-        standing: Option<Standing>,
+        known: (Option<Standing>, bool),
         shutdown: &Shutdown,
     ) -> Result<(Held<'l>, kafka::Partition), End> {
         let place = tokio::select! {
             biased;
             why = lease.lost() => return Err(End::Lost(why)),
             () = shutdown.requested() => return Err(End::Shutdown),
-            place = self.post.during(Waiting::Kafka, self.place(lease, standing)) => place?,
+            place = self.post.during(Waiting::Kafka, self.place(lease, known)) => place?,
         };
-        let Place { offset, topic_id, leader_epoch, skipped, is_new } = place;
+        let Place { standing, topic_id, epoch, is_new } = place;
+        let Standing { offset, leader_epoch, last, skipped, .. } = standing;
         if is_new {
             // The number is written before the first record is read: a crash must not move the beginning.
-            lease.commit(Position { offset, topic_id, leader_epoch, last: None, skipped }).await.map_err(End::Lost)?;
+            lease.commit(Position { offset, topic_id, leader_epoch, last, skipped }).await.map_err(End::Lost)?;
         }
         let partition = &self.seat.partition;
-        let records = self.leading.reader.partition(partition, offset, leader_epoch);
-        if standing.is_none() {
+        let records = self.leading.reader.partition(partition, offset, epoch);
+        if known.0.is_none() {
             info!("{}: leading from offset {offset}, term {}", self.seat, lease.term());
         }
         self.post.moves(offset);
         let held = Held {
             seat: self.seat.clone(),
             lease,
-            standing: Standing { offset, topic_id: Some(topic_id), leader_epoch, skipped },
+            standing,
             until: self.until,
             topic_id,
             ids: self.leading.reader.ids().clone(),
@@ -148,7 +160,7 @@ impl Reign<'_> {
         Ok((held, records))
     }
 
-    async fn place(&self, lease: &Lease, standing: Option<Standing>) -> Result<Place, End> {
+    async fn place(&self, lease: &Lease, (standing, is_cut): (Option<Standing>, bool)) -> Result<Place, End> {
         let (partition, reader) = (&self.seat.partition, &self.leading.reader);
         let id = reader.ids().ask(&partition.topic).await.map_err(End::Again)?;
         let Some(topic_id) = id else {
@@ -162,13 +174,19 @@ impl Reign<'_> {
         let Some(kept) = kept else {
             let offset = self.first(log).await.map_err(End::Again)?;
             info!("{}: no offset is stored, beginning at {offset}", self.seat);
-            return Ok(Place { offset, topic_id, leader_epoch: None, skipped: None, is_new: true });
+            let standing = Standing { topic_id: Some(topic_id), ..Standing::at(offset) };
+            return Ok(Place { standing, topic_id, epoch: None, is_new: true });
         };
-        let log = fit::Log { topic_id, begin: log.begin, end: log.end };
+        let log = fit::Log { topic_id, begin: log.begin, end: log.end, is_cut };
         let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
         let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
-        let leader_epoch = kept.leader_epoch.filter(|_| !moved);
-        Ok(Place { offset, topic_id, leader_epoch, skipped: kept.skipped, is_new: moved })
+        let standing = match moved {
+            true => Standing { topic_id: Some(topic_id), skipped: kept.skipped, ..Standing::at(offset) },
+            false => Standing { topic_id: Some(topic_id), ..kept },
+        };
+        // What lies before the log's beginning cannot be read any more.
+        let epoch = standing.epoch().map(|epoch| Epoch { end: epoch.end.max(log.begin), ..epoch });
+        Ok(Place { standing, topic_id, epoch, is_new: moved })
     }
 
     /// What the take-over found; `None` where no offset is stored.
@@ -189,8 +207,8 @@ impl Reign<'_> {
         }
         match &stored.state {
             StoredState::Kept(state) if state.position.offset == offset => {
-                let Position { topic_id, leader_epoch, skipped, .. } = state.position;
-                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch, skipped }));
+                let Position { topic_id, leader_epoch, last, skipped, .. } = state.position;
+                return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch, last, skipped }));
             }
             StoredState::Kept(state) => warn!(
                 "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
@@ -199,7 +217,7 @@ impl Reign<'_> {
             StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
             StoredState::None => {}
         }
-        Ok(Some(Standing { offset, topic_id: None, leader_epoch: None, skipped: None }))
+        Ok(Some(Standing::at(offset)))
     }
 
     async fn first(&self, log: kafka::Log) -> Result<Offset> {
@@ -216,10 +234,9 @@ impl Reign<'_> {
 
 /// Where to begin to read.
 struct Place {
-    offset: Offset,
+    standing: Standing,
     topic_id: TopicId,
-    leader_epoch: Option<i32>,
-    skipped: Option<Offset>,
+    epoch: Option<Epoch>,
     /// Not what is stored: to be written first.
     is_new: bool,
 }

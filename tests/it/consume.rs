@@ -326,7 +326,7 @@ fn an_offset_that_is_not_a_number_halts_the_partition() {
 }
 
 /// The option that an error has printed.
-fn printed_option(errors: &[String]) -> String {
+pub fn printed_option(errors: &[String]) -> String {
     let error = errors.iter().find(|error| error.contains("--accept-loss")).expect("an option is printed");
     let (_, option) = error.split_once("--accept-loss ").unwrap();
     option.split(':').take(2).collect::<Vec<_>>().join(":")

@@ -16,6 +16,7 @@ mod failover;
 mod gem;
 mod life;
 mod limits;
+mod logs;
 mod messages;
 mod redrive;
 mod replay;

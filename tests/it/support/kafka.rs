@@ -1,9 +1,12 @@
 //! Kafka as a test sees it: past the code under test.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfig};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -85,6 +88,10 @@ impl Kafka {
     }
 
     fn client<T: FromClientConfig>(&self) -> T {
+        self.config().create().unwrap()
+    }
+
+    fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.bootstrap)
@@ -97,7 +104,7 @@ impl Kafka {
         for (name, value) in &self.settings {
             config.set(*name, *value);
         }
-        config.create().unwrap()
+        config
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
@@ -109,8 +116,17 @@ impl Kafka {
     }
 
     pub fn create_replicated(&self, topic: &str, (partitions, replicas): (i32, i32), settings: &[(&str, &str)]) {
+        self.create_new(topic, partitions, TopicReplication::Fixed(replicas), settings);
+    }
+
+    /// On these brokers each partition, the first of which leads.
+    pub fn create_on(&self, topic: &str, brokers: &[&[i32]], settings: &[(&str, &str)]) {
+        self.create_new(topic, brokers.len() as i32, TopicReplication::Variable(brokers), settings);
+    }
+
+    fn create_new(&self, topic: &str, partitions: i32, replicas: TopicReplication<'_>, settings: &[(&str, &str)]) {
         // Some tests write records with times long past, which the broker would delete at its next look.
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas)).set("retention.ms", "-1");
+        let new = NewTopic::new(topic, partitions, replicas).set("retention.ms", "-1");
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let admin = self.admin();
@@ -144,30 +160,45 @@ impl Kafka {
         block_on(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
     }
 
+    /// Sets this of the topic, and nothing else: what was set before is gone.
+    pub fn set(&self, topic: &str, settings: &[(&str, &str)]) {
+        let new = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
+        let set = block_on(self.admin().alter_configs([&new], &AdminOptions::new())).unwrap();
+        assert!(set.iter().all(Result::is_ok), "{set:?}");
+    }
+
+    /// The leader of a partition, and the replicas that are in sync.
+    pub fn leader(&self, topic: &str, partition: usize) -> (i32, Vec<i32>) {
+        let metadata = self.admin().inner().fetch_metadata(Some(topic), TIMEOUT).unwrap();
+        let found = &metadata.topics()[0].partitions()[partition];
+        (found.leader(), found.isr().to_vec())
+    }
+
+    /// Where the log of a partition begins and ends.
+    pub fn log(&self, topic: &str, partition: i32) -> (i64, i64) {
+        let consumer: BaseConsumer = self.client();
+        consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap()
+    }
+
     pub fn partitions(&self, topic: &str) -> usize {
         self.admin().inner().fetch_metadata(Some(topic), TIMEOUT).unwrap().topics()[0].partitions().len()
     }
 
     /// Returns when all are acknowledged; a topic's records lie in the order given.
     pub fn produce(&self, topic: &str, messages: impl IntoIterator<Item = Message>) {
-        let producer: BaseProducer = self.client();
-        for message in messages {
-            let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
-                headers.insert(Header { key: name, value: value.as_ref() })
-            });
-            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
-            record.partition = message.partition;
-            record.key = message.key.as_deref();
-            record.payload = message.value.as_deref();
-            record.timestamp = message.timestamp_ms;
-            record.headers = (!message.headers.is_empty()).then_some(headers);
-            while let Err((error, again)) = producer.send(record) {
-                assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull));
-                producer.poll(Duration::from_millis(10));
-                record = again;
-            }
-        }
-        producer.flush(TIMEOUT).unwrap();
+        send(&self.client(), topic, messages);
+    }
+
+    /// Begins a transaction with these messages, which are in the log when this returns.
+    pub fn transaction(&self, topic: &str, messages: impl IntoIterator<Item = Message>) -> Transaction {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{topic}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let producer: BaseProducer = self.config().set("transactional.id", id).create().unwrap();
+        producer.init_transactions(TIMEOUT).unwrap();
+        producer.begin_transaction().unwrap();
+        send(&producer, topic, messages);
+        Transaction(producer)
     }
 
     /// Produces the messages in the background, spread over about `time`.
@@ -213,6 +244,8 @@ impl Kafka {
                     timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
                 }),
                 Err(KafkaError::PartitionEOF(_)) => open -= 1,
+                // One of several brokers is away; the others have what there is.
+                Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)) => {}
                 Err(error) => panic!("cannot read {topic}: {error}"),
             }
         }
@@ -227,6 +260,40 @@ impl Kafka {
         let partitions = metadata.topics()[0].partitions();
         partitions.iter().map(|p| consumer.fetch_watermarks(topic, p.id(), TIMEOUT).unwrap().1).sum()
     }
+}
+
+/// A transaction that is open.
+pub struct Transaction(BaseProducer);
+
+impl Transaction {
+    pub fn commit(self) {
+        self.0.commit_transaction(TIMEOUT).unwrap();
+    }
+
+    pub fn abort(self) {
+        self.0.abort_transaction(TIMEOUT).unwrap();
+    }
+}
+
+/// Returns when all are acknowledged.
+fn send(producer: &BaseProducer, topic: &str, messages: impl IntoIterator<Item = Message>) {
+    for message in messages {
+        let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
+            headers.insert(Header { key: name, value: value.as_ref() })
+        });
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+        record.partition = message.partition;
+        record.key = message.key.as_deref();
+        record.payload = message.value.as_deref();
+        record.timestamp = message.timestamp_ms;
+        record.headers = (!message.headers.is_empty()).then_some(headers);
+        while let Err((error, again)) = producer.send(record) {
+            assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull));
+            producer.poll(Duration::from_millis(10));
+            record = again;
+        }
+    }
+    producer.flush(TIMEOUT).unwrap();
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,5 +1,6 @@
 //! A world for each test: its own place in Kafka and ZooKeeper, the processes it starts, and what these said if it fails.
 
+mod broker;
 mod clock;
 mod database;
 mod handler;

@@ -1,0 +1,334 @@
+//! Logs that are made again, expire or are cut off, at any moment: never is a record skipped in silence.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
+
+use crate::consume::printed_option;
+use crate::support::{End, Gate, Handler, Message, Process, World, is_full, value};
+
+/// The sequence of cases is always the same.
+const SEED: u64 = 11;
+/// Long enough that librdkafka does not hold all of a log.
+const PAD: usize = 4000;
+
+/// What the reader of a partition is at when its log changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    Away,
+    Reading,
+    Handling,
+}
+
+/// A partition whose log changes.
+struct Case {
+    topic: String,
+    partition: i32,
+    moment: Moment,
+    /// What was in its log before, by the offsets.
+    before: Vec<String>,
+    written: usize,
+}
+
+impl Case {
+    /// Writes so many records, each with a value that no other has.
+    fn write(&mut self, world: &World, count: usize, age: Option<i64>) {
+        let numbers = self.written..self.written + count;
+        let pad = "x".repeat(PAD);
+        let values: Vec<_> = numbers
+            .map(|number| format!(r#"{{"id":"{}/{}/{number}","pad":"{pad}"}}"#, self.topic, self.partition))
+            .collect();
+        let message = |text: &String| Message { timestamp_ms: age, ..value(text).to(self.partition) };
+        world.kafka.produce(&self.topic, values.iter().map(message));
+        self.written += count;
+        self.before.extend(values);
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.topic, self.partition)
+    }
+
+    fn offset(&self, world: &World) -> i64 {
+        world.seat(&self.topic, self.partition, "indexer").offset().unwrap_or(0)
+    }
+
+    fn is_halted(&self, process: &Process) -> bool {
+        process.says(&["error: ", &format!("{} as indexer: halted", self.name()), "--accept-loss"])
+    }
+}
+
+/// Partitions and those who read them: some are away, some read, some are held up in a handler.
+struct Scene<'a> {
+    world: &'a World,
+    rng: StdRng,
+    cases: Vec<Case>,
+    handler: Handler,
+    gate: Gate,
+    readers: Vec<Process>,
+}
+
+impl<'a> Scene<'a> {
+    /// With each moment in turn.
+    fn new(world: &'a World, partitions: impl Iterator<Item = (String, i32)>, round: u64) -> Scene<'a> {
+        let moments = [Moment::Away, Moment::Reading, Moment::Handling].into_iter().cycle();
+        let cases = partitions.zip(moments).map(|((topic, partition), moment)| Case {
+            topic,
+            partition,
+            moment,
+            before: vec![],
+            written: 0,
+        });
+        let gate = world.gate();
+        // Held up from the offset that stands in the partition's file, if it has one.
+        let held = format!("held='{}'/$KSYNC_BATCH_TOPIC-$KSYNC_BATCH_PARTITION", world.dir.display());
+        let body = format!(
+            "{held}; [ ! -e $held ] || [ $KSYNC_BATCH_LAST_OFFSET -lt $(cat $held) ] || {{ touch $held.here; await {gate}; }}"
+        );
+        let handler = world.handler(&body);
+        let rng = StdRng::seed_from_u64(SEED + round);
+        Scene { world, rng, cases: cases.collect(), handler, gate, readers: vec![] }
+    }
+
+    /// Writes to each log.
+    fn write(&mut self, count: std::ops::Range<usize>, age: Option<i64>) {
+        for case in &mut self.cases {
+            case.write(self.world, self.rng.random_range(count.clone()), age);
+        }
+    }
+
+    fn consume(&self, cases: impl Fn(&Case) -> bool, options: &str) -> Process {
+        let chosen = || self.cases.iter().filter(|case| cases(case));
+        let topics: BTreeSet<_> = chosen().map(|case| case.topic.clone()).collect();
+        let partitions: BTreeSet<_> = chosen().map(|case| case.partition.to_string()).collect();
+        let (topics, partitions) = (Vec::from_iter(topics).join(","), Vec::from_iter(partitions).join(","));
+        self.world.consume(&format!(
+            "-t {topics} -p {partitions} -n indexer --batch-size 7 -j 64 {options} -- {}",
+            self.handler
+        ))
+    }
+
+    /// Has all be read: to the end by those who are away afterwards, by the others to random offsets.
+    fn read(&mut self) {
+        assert_eq!(self.consume(|case| case.moment == Moment::Away, "-e").wait(), End::Status(0));
+        let mut until = vec![];
+        for case in &self.cases {
+            let offset = self.rng.random_range(1..case.before.len());
+            until.push(offset as i64);
+            if case.moment == Moment::Handling {
+                std::fs::write(self.held(case), offset.to_string()).unwrap();
+            }
+        }
+        for moment in [Moment::Reading, Moment::Handling] {
+            self.readers.push(self.consume(|case| case.moment == moment, ""));
+        }
+        for (case, until) in self.cases.iter().zip(until) {
+            let held = self.held(case).with_extension("here");
+            self.world.eventually("it is at that offset", || match case.moment {
+                Moment::Handling => held.exists(),
+                _ => case.offset(self.world) >= until,
+            });
+        }
+    }
+
+    fn held(&self, case: &Case) -> std::path::PathBuf {
+        self.world.dir.join(format!("{}-{}", case.topic, case.partition))
+    }
+
+    /// Has all go on after their logs have changed, until each is halted or at its end.
+    fn go_on(&mut self) {
+        self.readers.push(self.consume(|case| case.moment == Moment::Away, ""));
+        self.gate.open();
+        for case in &self.cases {
+            self.world.eventually("it is halted or at its end", || {
+                let end = self.world.kafka.log(&case.topic, case.partition).1;
+                case.offset(self.world) == end || self.readers.iter().any(|reader| case.is_halted(reader))
+            });
+        }
+        for mut reader in self.readers.drain(..) {
+            reader.signal(Signal::TERM);
+            assert_eq!(reader.wait(), End::Status(0));
+        }
+    }
+
+    /// Halted is what lost records, with the reason that `why` gives for the offset, until that very loss is accepted; how many.
+    fn judge(self, why: impl Fn(&Case, i64) -> String) -> usize {
+        let done = BTreeSet::from_iter(self.handler.payloads());
+        let mut first = self.consume(|_| true, "-e");
+        let end = first.wait();
+        let errors = first.log_of("error");
+        let (mut options, mut others) = (String::new(), String::new());
+        for case in &self.cases {
+            let offset = case.offset(self.world);
+            let (begin, log_end) = self.world.kafka.log(&case.topic, case.partition);
+            let halted = format!("{} as indexer: halted", case.name());
+            let Some(error) = errors.iter().find(|error| error.starts_with(&halted)) else {
+                assert_eq!(offset, log_end, "{}", case.name());
+                continue;
+            };
+            let (option, why) = (printed_option(std::slice::from_ref(error)), why(case, offset));
+            assert!(option.starts_with(&format!("{}:{offset}-{begin}@", case.name())), "{error}");
+            assert!(error.contains(&why), "not for the reason '{why}': {error}");
+            let undone = case.before[..offset as usize].iter().find(|value| !done.contains(*value));
+            assert_eq!(undone, None, "committed, but not done");
+            write!(options, " --accept-loss {option}").unwrap();
+            write!(others, " --accept-loss {}", option.replace(&format!(":{offset}-"), &format!(":{}-", offset + 1)))
+                .unwrap();
+        }
+        if errors.is_empty() {
+            assert_eq!(end, End::Status(0));
+        } else {
+            let mut other = self.consume(|_| true, &format!("-e {others}"));
+            assert_eq!((other.wait(), other.log_of("error").len()), (End::Status(1), errors.len()));
+            let mut accepted = self.consume(|_| true, &format!("-e {options}"));
+            assert_eq!((accepted.wait(), accepted.log_of("error")), (End::Status(0), vec![]));
+        }
+        self.nothing_is_left();
+        errors.len()
+    }
+
+    /// Each record that is there was given to the handler, and the offset is at its end.
+    fn nothing_is_left(&self) {
+        let done = BTreeSet::from_iter(self.handler.payloads());
+        for case in &self.cases {
+            assert_eq!(case.offset(self.world), self.world.kafka.log(&case.topic, case.partition).1, "{}", case.name());
+        }
+        for topic in BTreeSet::from_iter(self.cases.iter().map(|case| &case.topic)) {
+            let skipped = self
+                .world
+                .kafka
+                .records(topic)
+                .into_iter()
+                .find(|record| !done.contains(record.value.as_ref().unwrap()));
+            assert_eq!(skipped.map(|record| (record.partition, record.offset)), None, "skipped in silence: {topic}");
+        }
+    }
+}
+
+/// Topics of one partition.
+fn topics(world: &World, round: u64, count: usize) -> Vec<(String, i32)> {
+    (0..count).map(|number| (world.topic(&format!("t{round}-{number}"), 1), 0)).collect()
+}
+
+/// Rounds, and the partitions of each.
+fn amount() -> (u64, usize) {
+    if is_full() { (5, 10) } else { (1, 3) }
+}
+
+fn topics_made_again(test: &str, is_longer: bool) {
+    let world = World::new(test);
+    let (rounds, count) = amount();
+    for round in 0..rounds {
+        let mut scene = Scene::new(&world, topics(&world, round, count).into_iter(), round);
+        scene.write(30..100, None);
+        scene.read();
+        for case in &mut scene.cases {
+            let (before, offset) = (case.before.clone(), case.offset(&world) as usize);
+            let records = match is_longer {
+                true => before.len() + scene.rng.random_range(1..30),
+                false => scene.rng.random_range(0..=offset.saturating_sub(1)),
+            };
+            world.kafka.delete(&case.topic);
+            world.kafka.create(&case.topic, 1, &[]);
+            case.write(&world, records, None);
+            case.before = before;
+        }
+        scene.go_on();
+        let halted = scene.judge(|_, offset| format!("what followed offset {offset} is lost"));
+        assert_eq!(halted, count);
+    }
+}
+
+#[test]
+fn a_topic_made_again_that_is_shorter_is_never_taken_for_the_old_one() {
+    topics_made_again("shorter", false);
+}
+
+#[test]
+fn a_topic_made_again_that_is_longer_is_never_taken_for_the_old_one() {
+    topics_made_again("longer", true);
+}
+
+#[test]
+fn what_retention_has_deleted_before_it_was_read_is_named_to_the_record() {
+    /// In 2023.
+    const LONG_AGO: i64 = 1_700_000_000_000;
+    let world = World::alone("retention");
+    world.services.stop("kafka");
+    let often = "log.retention.check.interval.ms=100\nlog.initial.task.delay.ms=100\n";
+    let _broker = world.start_broker("kafka-1", often);
+    let (rounds, count) = amount();
+    for round in 0..rounds {
+        let mut scene = Scene::new(&world, topics(&world, round, count).into_iter(), round);
+        scene.write(30..100, Some(LONG_AGO));
+        scene.read();
+        for case in &mut scene.cases {
+            // Also of what those who are away have not seen.
+            let unseen = scene.rng.random_range(1..30);
+            case.write(&world, unseen, Some(LONG_AGO));
+            let end = case.before.len() as i64;
+            world.kafka.set(&case.topic, &[("retention.ms", "3600000")]);
+            world.eventually("the log begins behind it", || world.kafka.log(&case.topic, 0) == (end, end));
+            let later = scene.rng.random_range(0..30);
+            case.write(&world, later, None);
+            case.before.truncate(end as usize);
+        }
+        scene.go_on();
+        let away = scene.cases.iter().filter(|case| case.moment == Moment::Away).count();
+        let halted =
+            scene.judge(|case, offset| format!("the records from {offset} to {} are lost", case.before.len() - 1));
+        assert!(halted >= away, "{halted} of {away}");
+    }
+}
+
+#[test]
+fn what_an_unclean_election_has_cut_off_is_never_skipped_in_silence() {
+    let (rounds, count) = if is_full() { (5, 10) } else { (1, 6) };
+    let world = World::alone_with("unclean", 3);
+    let (mut leader, mut follower) = (1, 2);
+    // The first ones are those of `scripts/services`, and end here.
+    let first = [world.services.pid("kafka-1"), world.services.pid("kafka-2")];
+    let mut brokers: [Option<Process>; 2] = [None, None];
+    for round in 0..rounds {
+        let topic = format!("products{round}-{}", world.id);
+        let settings = [("unclean.leader.election.enable", "true"), ("min.insync.replicas", "1")];
+        world.kafka.create_on(&topic, &vec![&[leader, follower][..]; count], &settings);
+        let mut scene = Scene::new(&world, (0..count as i32).map(|partition| (topic.clone(), partition)), round);
+        scene.write(20..60, None);
+        let mut end = |broker: i32, signal| match &mut brokers[broker as usize - 1] {
+            Some(process) => {
+                process.signal(signal);
+                process.wait();
+            }
+            None => world.end_broker(first[broker as usize - 1], signal),
+        };
+        end(follower, Signal::TERM);
+        world.leads(&topic, 0, (leader, &[leader]));
+        // These have only one replica, and go with it.
+        scene.write(20..60, None);
+        scene.read();
+        end(leader, Signal::KILL);
+        brokers[follower as usize - 1] = Some(world.start_broker(&format!("kafka-{follower}"), ""));
+        for partition in 0..count {
+            world.leads(&topic, partition, (follower, &[follower]));
+        }
+        for case in &mut scene.cases {
+            let before = case.before.clone();
+            // Nothing, less than was lost, or more.
+            let records = [0, 10, 80][scene.rng.random_range(0..3)];
+            case.write(&world, records, None);
+            case.before = before;
+        }
+        scene.go_on();
+        let away = scene.cases.iter().filter(|case| case.moment == Moment::Away).count();
+        let halted = scene.judge(|_, _| "truncated".to_owned());
+        assert!(halted >= away, "{halted} of {away}");
+        brokers[leader as usize - 1] = Some(world.start_broker(&format!("kafka-{leader}"), ""));
+        for partition in 0..count {
+            world.leads(&topic, partition, (follower, &[1, 2]));
+        }
+        (leader, follower) = (follower, leader);
+    }
+}
