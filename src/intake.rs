@@ -47,6 +47,8 @@ pub struct Intake<'a> {
     skips: Vec<Offset>,
     load: Load,
     first_at: Option<Instant>,
+    /// What was read lies before it.
+    seen: Offset,
     /// The next record does not fit.
     is_full: bool,
 }
@@ -188,8 +190,8 @@ impl<'a> Intake<'a> {
         (until, skips): (Option<Offset>, Vec<Offset>),
     ) -> Intake<'a> {
         let (partition, load) = (partition.clone(), Load::new(partition));
-        let (first_at, is_full) = (None, false);
-        Intake { partition, records, limits, on_invalid, until, skips, load, first_at, is_full }
+        let (first_at, seen, is_full) = (None, records.position(), false);
+        Intake { partition, records, limits, on_invalid, until, skips, load, first_at, seen, is_full }
     }
 
     /// Reads until a batch is ready to be taken: full, or old enough. Cancelling loses nothing.
@@ -261,9 +263,15 @@ impl<'a> Intake<'a> {
                         self.is_full = true;
                         continue;
                     }
+                    self.seen = message.offset().next();
                     self.first_at.get_or_insert_with(Instant::now);
                 }
                 Some(Event::End(offset)) => {
+                    if offset > self.seen {
+                        // A batch of nothing, if need be: what nobody is given is not to look like what nobody has read.
+                        self.seen = offset;
+                        self.first_at.get_or_insert_with(Instant::now);
+                    }
                     // Past control records too, which nobody is given. What `until` was measured by lies before this end.
                     self.load.batch.pass_to(self.until.map_or(offset, |until| offset.max(until)));
                 }

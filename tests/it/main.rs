@@ -7,6 +7,7 @@ mod support;
 mod command_lines;
 
 mod bad_input;
+mod brokers;
 mod by_key;
 mod clocks;
 mod consume;
