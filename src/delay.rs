@@ -55,7 +55,8 @@ impl Work for Delay {
             Err(refused) => return End::Halted(refused),
         };
         let end_seen = EndSeen::new(&self.reader, &held.seat.partition, self.delay);
-        let flight = Flight { lane: self.writer.lane(), sent: VecDeque::new(), counted: 0, moved: Instant::now() };
+        let lane = self.writer.lane();
+        let flight = Flight { lane, sent: VecDeque::new(), most: usize::MAX, counted: 0, moved: Instant::now() };
         let waiting = Room::new(self.room);
         let mut forwarder = Forwarder { delay: self, topic, held, shutdown, waiting, flight, clock, end_seen };
         let end = forwarder.run(records).await;
@@ -80,6 +81,8 @@ struct Forwarder<'a, 'l> {
 struct Flight {
     lane: Lane,
     sent: VecDeque<Done>,
+    /// How many are sent before all of them have to be acknowledged.
+    most: usize,
     /// How many of the acknowledged ones the offset has passed.
     counted: u64,
     /// When it was last moved.
@@ -196,7 +199,13 @@ impl Forwarder<'_, '_> {
             () = self.shutdown.requested() => return Err(End::Shutdown),
         };
         match sent {
-            Ok(()) => self.flight.sent.push_back(message.done),
+            Ok(()) => {
+                self.flight.sent.push_back(message.done);
+                if self.flight.sent.len() >= self.flight.most {
+                    self.land().await?;
+                    self.flight.most = self.flight.most.saturating_mul(2);
+                }
+            }
             // What failed before it is found by the next turn, which then begins again there.
             Err(_) if self.flight.lane.has_failed() => {}
             Err(never) => {
@@ -285,6 +294,7 @@ impl Forwarder<'_, '_> {
     /// After a failed report: begins again with the first message that was not acknowledged.
     async fn go_back(&mut self, records: &mut kafka::Partition) -> Result<(), End> {
         self.land().await?;
+        let refused = self.flight.sent.len();
         self.flight.sent.clear();
         self.flight.counted = 0;
         self.waiting.clear();
@@ -293,13 +303,19 @@ impl Forwarder<'_, '_> {
             return Ok(());
         };
         let (offset, transient) = (self.held.standing.offset, undelivered.is_transient());
-        let failed =
-            Error::new(undelivered).context(format!("cannot send messages from offset {offset} on to {}", self.topic));
-        if !transient {
-            return Err(End::Halted(failed));
+        if !transient && refused > 1 {
+            // A broker refuses a whole batch for one of its messages, or for their sum. Which one shows when each goes alone.
+            self.flight.most = 1;
+        } else if !transient {
+            let what = format!("cannot send the message of offset {offset} on to {}", self.topic);
+            return Err(End::Halted(Error::new(undelivered).context(what)));
+        } else {
+            warn!(
+                "{}: cannot send messages from offset {offset} on to {}: {undelivered}; trying again",
+                self.held.seat, self.topic
+            );
+            self.pass_time(lead::Waiting::Pause(Instant::now() + RETRY), sleep(RETRY)).await?;
         }
-        warn!("{}: {failed:#}; trying again", self.held.seat);
-        self.pass_time(lead::Waiting::Pause(Instant::now() + RETRY), sleep(RETRY)).await?;
         records.seek(offset);
         Ok(())
     }

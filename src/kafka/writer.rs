@@ -100,9 +100,8 @@ fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Rep
         .set("queue.buffering.max.messages", "1000000")
         .set("queue.buffering.max.kbytes", (128 << 10).to_string())
         // One record may be large where the topic allows it; a batch of them stays below the topics' default.
-        .set("message.max.bytes", "100000000")
-        .set("batch.size", "1000000");
-    for (name, default) in [("compression.type", "lz4"), ("linger.ms", "5")] {
+        .set("message.max.bytes", "100000000");
+    for (name, default) in [("compression.type", "lz4"), ("linger.ms", "5"), ("batch.size", "1000000")] {
         if config.get(name).is_none() {
             config.set(name, default);
         }

@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use crate::support::{End, World, value};
+use rustix::process::Signal;
+
+use crate::support::{End, World, is_full, value};
+
+/// A delay message with this payload.
+fn delay_message(payload: &str) -> String {
+    format!(r#"{{"payload": {payload}, "created_at": 1700000000.000}}"#)
+}
 
 #[test]
 fn records_of_an_aborted_transaction_are_not_given_and_the_offset_passes_its_marker() {
@@ -66,4 +73,78 @@ fn a_marker_that_a_later_leader_has_written_is_no_sign_of_a_log_that_was_cut_off
     world.kafka.produce(&products, [value("3")]);
     assert_eq!(world.consume(&format!("-t {products} -n indexer -e -- {handler}")).wait(), End::Status(0));
     assert_eq!(handler.payloads(), ["1", "2", "3"]);
+}
+
+#[test]
+fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_they_are_back() {
+    let world = World::alone_with("too-few", 3);
+    let (products, orders) = (format!("products-{}", world.id), format!("orders-{}", world.id));
+    let clock = ("message.timestamp.type", "LogAppendTime");
+    for topic in [&products, &format!("{products}-delay"), &orders] {
+        world.kafka.create_on(topic, &[&[1, 2]], &[("min.insync.replicas", "2"), clock]);
+    }
+    let delay_topic = format!("{orders}-delay");
+    world.kafka.create_on(&delay_topic, &[&[1, 3]], &[("min.insync.replicas", "2"), clock]);
+    world.end_broker(world.services.pid("kafka-2"), Signal::TERM);
+    world.leads(&orders, 0, (1, &[1]));
+
+    let action = world.script("cat > /dev/null; touch acted");
+    let mut stream = world.stream_lines(&format!("- -t {products} -- {action}"), "{\"id\":1}\n");
+    let delayer = world.delayer(&format!("-t {orders} --delay 500ms"));
+    world.kafka.produce(&delay_topic, (1..=3).map(|id| value(delay_message(&id.to_string()))));
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    world.eventually("the delayer leads", || delayer.says(&["leading from offset 0"]));
+    world.for_a_while(Duration::from_secs(3), "nothing is done", || {
+        seat.offset() == Some(0) && world.kafka.count(&orders) == 0 && !world.dir.join("acted").exists()
+    });
+    if is_full() {
+        // Longer than both try to send a message.
+        world.within(Duration::from_secs(90), "ksync-stream gives up", || !stream.is_running());
+        assert_eq!(stream.wait(), End::Status(75));
+        let text =
+            format!("cannot send the delay messages; nothing was changed: cannot write to topic {products}-delay");
+        assert!(stream.log_of("error")[0].starts_with(&text), "{:?}", stream.log());
+        let text = format!("cannot send messages from offset 0 on to {orders}");
+        world.within(Duration::from_secs(90), "the delayer begins anew", || delayer.says(&[&text, "trying again"]));
+        assert_eq!((seat.offset(), world.dir.join("acted").exists()), (Some(0), false));
+    }
+    let _broker = world.start_broker("kafka-2", "");
+    world.within(Duration::from_secs(60), "all are sent on", || seat.offset() == Some(3));
+    let sent: Vec<_> = world.kafka.records(&orders).into_iter().filter_map(|record| record.value).collect();
+    assert_eq!(sent, ["1", "2", "3"]);
+    if !is_full() {
+        assert_eq!(stream.wait(), End::Status(0));
+        assert!(world.dir.join("acted").exists());
+    }
+}
+
+#[test]
+fn a_message_that_became_too_large_halts_its_partition_of_the_delayer_and_no_other() {
+    let world = World::new("too-large");
+    let products = world.topic_with_delay("products", 2);
+    let delay_topic = format!("{products}-delay");
+    let delayer = world.delayer(&format!("-t {products} --delay 100ms"));
+    world.eventually("both are led", || {
+        (0..2).all(|p| delayer.says(&[&format!("{delay_topic}/{p} as delayer: leading from offset 0")]))
+    });
+    world.kafka.set(&products, &[("max.message.bytes", "1000")]);
+    // Such that compression does not make it small.
+    let large: Vec<u64> = (0..500).map(|_| rand::random()).collect();
+    let large = format!("{large:?}");
+    let messages = [delay_message("1"), delay_message(&large), delay_message("2")];
+    world.kafka.produce(&delay_topic, messages.iter().map(|message| value(message).to(0)));
+    world.kafka.produce(&delay_topic, [value(delay_message("3")).to(1)]);
+    let halted =
+        format!("{delay_topic}/0 as delayer: halted at offset 1: cannot send the message of offset 1 on to {products}");
+    world.eventually("it halts", || delayer.says(&["error: ", &halted, "Message size too large"]));
+    let (first, other) = (world.seat(&delay_topic, 0, "delayer"), world.seat(&delay_topic, 1, "delayer"));
+    world.eventually("the other partition goes on", || other.offset() == Some(1));
+    assert_eq!(first.offset(), Some(1));
+
+    world.kafka.set(&products, &[("max.message.bytes", "1048588")]);
+    drop(delayer);
+    let _mended = world.delayer(&format!("-t {products} --delay 100ms"));
+    world.eventually("all are sent on", || first.offset() == Some(3));
+    let sent: Vec<_> = world.kafka.records(&products).into_iter().map(|record| record.value.unwrap()).collect();
+    assert!(sent.iter().map(|value| value.replace(' ', "")).eq(["1", &large.replace(' ', ""), "2", "3"]), "{sent:?}");
 }
