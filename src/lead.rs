@@ -27,6 +27,8 @@ use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
 const GROWTH: Duration = Duration::from_secs(30);
 /// How often it is looked whether an idle partition's topic is still the same.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long no broker may know a topic before it is taken for deleted: one that starts again may know none for some seconds.
+const GONE: Duration = Duration::from_secs(30);
 /// How long to wait before a server that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How far apart two clocks may be before that is told.
@@ -98,7 +100,7 @@ impl Held<'_> {
     pub async fn check_topic(&self) -> Result<Checked, End> {
         let topic = &self.seat.partition.topic;
         loop {
-            match self.during(Waiting::Kafka, self.ids.ask(topic)).await {
+            match self.during(Waiting::Kafka, topic_id(&self.ids, topic)).await {
                 Ok(Some(id)) if id == self.topic_id => return Ok(Checked(id)),
                 Ok(Some(id)) => {
                     return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
@@ -392,6 +394,17 @@ impl Leading {
                 Err(error) => warn!("{error:#}; trying again"),
             }
             sleep(RETRY).await;
+        }
+    }
+}
+
+/// The topic's id as it is now; `None` where no broker has known it for so long that it has to be deleted.
+async fn topic_id(ids: &kafka::TopicIds, topic: &Topic) -> Result<Option<TopicId>> {
+    let begun = Instant::now();
+    loop {
+        match ids.ask(topic).await? {
+            None if begun.elapsed() < GONE => sleep(RETRY).await,
+            answer => return Ok(answer),
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use log::{error, info, warn};
 use tokio::time::{Instant, sleep_until};
 
-use super::{End, Held, Leading, Post, RETRY, Waiting, Work};
+use super::{End, Held, Leading, Post, RETRY, Waiting, Work, topic_id};
 use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
 use crate::fit::{self, Standing};
@@ -162,7 +162,7 @@ impl Reign<'_> {
 
     async fn place(&self, lease: &Lease, (standing, is_cut): (Option<Standing>, bool)) -> Result<Place, End> {
         let (partition, reader) = (&self.seat.partition, &self.leading.reader);
-        let id = reader.ids().ask(&partition.topic).await.map_err(End::Again)?;
+        let id = topic_id(reader.ids(), &partition.topic).await.map_err(End::Again)?;
         let Some(topic_id) = id else {
             return Err(End::Halted(anyhow!("topic {} does not exist any more", partition.topic)));
         };

@@ -19,6 +19,7 @@ mod life;
 mod limits;
 mod logs;
 mod messages;
+mod protocol;
 mod redrive;
 mod replay;
 mod settings;

@@ -1,0 +1,216 @@
+//! Answers that a broker may give, each error once and again, by librdkafka's own mock of a broker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ksync::election::{Election, ZooKeeper};
+use ksync::kafka::{Admin, Cluster, Event, Outgoing, Partition, Reader, Writer};
+use ksync::lead::{Board, Done, End, Held, Leading, Work};
+use ksync::shutdown::Shutdown;
+use ksync::topic::{Offset, Topic};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::RDKafkaApiKey::{self, Fetch, InitProducerId, Metadata, Produce};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::watch;
+
+use crate::support::{Kafka, World, block_on, is_full, log_lines, value};
+
+/// A broker that gives the errors that it is told to give, with a topic of one partition.
+struct Mock {
+    broker: MockCluster<'static, DefaultProducerContext>,
+    kafka: Kafka,
+    cluster: Cluster,
+    topic: Topic,
+}
+
+impl Mock {
+    fn new(topic: &str) -> Mock {
+        let broker = MockCluster::new(1).unwrap();
+        broker.create_topic(topic, 1, 1).unwrap();
+        let bootstrap = broker.bootstrap_servers();
+        let kafka = Kafka::at(&bootstrap);
+        Mock { broker, kafka, cluster: Cluster { bootstrap, properties: vec![] }, topic: topic.parse().unwrap() }
+    }
+
+    fn produce(&self, text: &str) {
+        self.kafka.produce(self.topic.as_str(), [value(text)]);
+    }
+
+    fn reader(&self, admin: &Admin) -> Reader {
+        Reader::open(&self.cluster, admin, "ksync.test", 1, 1).unwrap()
+    }
+}
+
+/// All that a broker may answer, or some of them; once, and in the long form three times as well.
+fn errors() -> Vec<(RDKafkaRespErr, usize)> {
+    let (codes, times): (Vec<i32>, &[usize]) = match is_full() {
+        true => ((1..=120).collect(), &[1, 3]),
+        false => (vec![1, 3, 5, 6, 7, 19, 29, 56, 74, 87], &[1]),
+    };
+    let known = codes.into_iter().filter_map(|code| RDKafkaRespErr::try_from(code).ok());
+    known.flat_map(|error| times.iter().map(move |times| (error, *times))).collect()
+}
+
+/// Commits each record as soon as it has it.
+struct Take(Arc<Mutex<Vec<String>>>);
+
+impl Work for Take {
+    async fn work(&self, records: &mut Partition, held: &mut Held<'_>, shutdown: &Shutdown) -> End {
+        loop {
+            let done = match records.poll() {
+                Some(Event::Record(message)) => {
+                    self.0.lock().unwrap().push(String::from_utf8(message.value().unwrap().to_vec()).unwrap());
+                    Some(Done::after(&message.record()))
+                }
+                Some(Event::OutOfLog) => return End::OutOfLog,
+                Some(_) => continue,
+                None => None,
+            };
+            let Some(done) = done else {
+                tokio::select! {
+                    () = records.readable() => continue,
+                    () = shutdown.requested() => return End::Shutdown,
+                }
+            };
+            let checked = match held.check_topic().await {
+                Ok(checked) => checked,
+                Err(end) => return end,
+            };
+            match held.commit(held.standing, checked, done).await {
+                Ok(standing) => held.standing = standing,
+                Err(end) => return end,
+            }
+        }
+    }
+}
+
+async fn leading(world: &World, mock: &Mock) -> Leading {
+    let admin = Admin::new(&mock.cluster).unwrap();
+    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4)).unwrap();
+    Leading {
+        reader: mock.reader(&admin),
+        mirror: None,
+        admin,
+        election: Election::ZooKeeper(zookeeper),
+        name: "indexer".parse().unwrap(),
+        topics: BTreeMap::from([(mock.topic.clone(), BTreeSet::from([0]))]),
+        grows: false,
+        first_start: None,
+        accept_loss: vec![],
+        bounded: None,
+        spread: None,
+        handed: watch::Sender::default(),
+        commit_interval: Duration::ZERO,
+        board: Board::default(),
+        watched: None,
+    }
+}
+
+/// Leads the mock's partition while the broker does what `trouble` says, between the third record and the last three; gives
+/// what was said of the topic at `level`.
+fn led_through(test: &str, level: &str, trouble: impl FnOnce(&World, &Mock)) -> Vec<String> {
+    let world = World::new(test);
+    let mock = Mock::new(&format!("products-{}", world.id));
+    let said = || log_lines(&format!("{level} {}", mock.topic));
+    assert_eq!(said(), [""; 0]);
+    let (taken, (trigger, shutdown)) = (Arc::<Mutex<Vec<String>>>::default(), Shutdown::new());
+    let (work, leading) = (Take(taken.clone()), block_on(leading(&world, &mock)));
+    let daemon = std::thread::spawn(move || block_on(leading.run(work, &shutdown)));
+    let seat = world.seat(mock.topic.as_str(), 0, "indexer");
+    (1..=3).for_each(|id| mock.produce(&id.to_string()));
+    world.eventually("the first are done", || seat.offset() == Some(3));
+    trouble(&world, &mock);
+    (4..=6).for_each(|id| mock.produce(&id.to_string()));
+    world.eventually("all are done", || seat.offset() == Some(6));
+    assert_eq!(*taken.lock().unwrap(), ["1", "2", "3", "4", "5", "6"]);
+    trigger.request();
+    daemon.join().unwrap().unwrap();
+    said()
+}
+
+#[test]
+fn an_offset_that_a_lagging_replica_does_not_know_is_looked_at_anew_and_nothing_is_reset() {
+    let warnings = led_through("lagging", "WARN", |world, mock| {
+        mock.broker.request_errors(Fetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE]);
+        let told = format!("WARN {}", mock.topic);
+        world.eventually("it is told", || log_lines(&told).len() == 1);
+    });
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].ends_with("the offset is not in the log any more; looking at it anew"), "{warnings:?}");
+}
+
+#[test]
+fn a_topic_that_a_broker_does_not_know_for_some_seconds_is_not_taken_for_deleted() {
+    let errors = led_through("unknown", "ERROR", |world, mock| {
+        let topic = mock.topic.as_str();
+        mock.broker.topic_error(topic, RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+        let told = format!("ERROR {topic}");
+        world.for_a_while(Duration::from_secs(3), "nothing is called deleted", || log_lines(&told).is_empty());
+        mock.broker.topic_error(topic, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    });
+    assert_eq!(errors, [""; 0]);
+}
+
+#[test]
+fn whatever_error_a_broker_answers_a_reader_gets_each_record_once_and_in_order() {
+    let world = World::new("read");
+    let mock = Mock::new(&format!("products-{}", world.id));
+    let admin = Admin::new(&mock.cluster).unwrap();
+    let reader = mock.reader(&admin);
+    let partition = mock.topic.partition(0);
+    let mut records = reader.partition(&partition, Offset(0), None);
+    let mut written = 0;
+    for (error, times) in errors() {
+        for key in [Fetch, Metadata] {
+            mock.broker.request_errors(key, &vec![error; times]);
+            mock.produce(&written.to_string());
+            world.within(Duration::from_secs(60), &format!("it is read after {error:?} of {key:?}"), || {
+                match records.poll() {
+                    Some(Event::Record(message)) => {
+                        assert_eq!(
+                            (message.offset(), message.value().unwrap()),
+                            (Offset(written), written.to_string().as_bytes())
+                        );
+                        written += 1;
+                        return true;
+                    }
+                    // As `lead` does.
+                    Some(Event::OutOfLog) => {
+                        assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+                        records = reader.partition(&partition, Offset(written), None);
+                    }
+                    Some(_) => {}
+                    None => block_on(records.readable()),
+                }
+                false
+            });
+            mock.broker.clear_request_errors(key);
+        }
+    }
+}
+
+#[test]
+fn whatever_error_a_broker_answers_what_is_acknowledged_is_in_the_log() {
+    let world = World::new("written");
+    let mock = Mock::new(&format!("products-{}", world.id));
+    let key_of = |key: RDKafkaApiKey| format!("{key:?}");
+    for (error, times) in errors() {
+        for key in [Produce, InitProducerId, Metadata] {
+            mock.broker.request_errors(key, &vec![error; times]);
+            let writer = Writer::open(&mock.cluster, Duration::from_secs(10)).unwrap();
+            let mut lane = writer.lane();
+            let text = format!("{} {error:?} {times}", key_of(key));
+            let sent = block_on(async {
+                let (key, value, headers) = (None, Some(text.as_bytes()), None);
+                let sent = lane.send(Outgoing { topic: &mock.topic, partition: Some(0), key, value, headers }).await;
+                tokio::time::timeout(Duration::from_secs(60), lane.settled()).await.expect("it has an end").and(sent)
+            });
+            mock.broker.clear_request_errors(key);
+            let records = mock.kafka.records(mock.topic.as_str());
+            let is_there = records.iter().any(|record| record.value.as_deref() == Some(&text));
+            assert_eq!(is_there, sent.is_ok(), "{text}: {sent:?}");
+        }
+    }
+}
