@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
-use log::debug;
+use log::{debug, warn};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
@@ -84,6 +84,11 @@ impl Partition {
                     Event::End(self.next)
                 }
                 RDKafkaErrorCode::AutoOffsetReset => Event::OutOfLog,
+                code @ RDKafkaErrorCode::TopicAuthorizationFailed => {
+                    // librdkafka tells it once, and goes on when the right is there.
+                    warn!("{}: cannot read: {code}; trying again", self.partition);
+                    Event::Trouble(anyhow!("cannot read: {code}"))
+                }
                 code => Event::Trouble(anyhow!("cannot read: {code}")),
             }),
         }

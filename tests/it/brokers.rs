@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::consume::ids;
+use crate::settings::guarded_broker;
 use crate::support::{End, World, is_full, value};
 
 /// A delay message with this payload.
@@ -147,4 +149,77 @@ fn a_message_that_became_too_large_halts_its_partition_of_the_delayer_and_no_oth
     world.eventually("all are sent on", || first.offset() == Some(3));
     let sent: Vec<_> = world.kafka.records(&products).into_iter().map(|record| record.value.unwrap()).collect();
     assert!(sent.iter().map(|value| value.replace(' ', "")).eq(["1", &large.replace(' ', ""), "2", "3"]), "{sent:?}");
+}
+
+#[test]
+fn a_right_that_is_taken_away_is_told_and_the_work_goes_on_once_it_is_back() {
+    let world = World::alone("rights");
+    let _broker = guarded_broker(&world);
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.kafka.produce(&products, ids(1..=3));
+    world.eventually("the first are done", || seat.offset() == Some(3));
+    let tool = format!("kafka-acls.sh --bootstrap-server {}", world.services.get("KSYNC_BOOTSTRAP_SERVER"));
+    let rights = format!("--topic {products} --allow-principal User:ANONYMOUS --operation Describe --operation Write");
+    world.shell(&format!("{tool} --add {rights}"));
+    world.kafka.produce(&products, ids(4..=6));
+    let told = format!("warn: {products}/0: cannot read: TopicAuthorizationFailed");
+    world.eventually("it is told", || consumer.says(&[&told]));
+    assert_eq!((seat.offset(), handler.payloads().len()), (Some(3), 3));
+    world.shell(&format!("{tool} --add --topic {products} --allow-principal User:ANONYMOUS --operation Read"));
+    world.eventually("all are done", || seat.offset() == Some(6));
+    let lines = consumer.log_of("warn");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+}
+
+#[test]
+fn leaders_that_move_while_messages_flow_lose_none_and_send_none_twice() {
+    let world = World::alone_with("moving", 3);
+    let products = format!("products-{}", world.id);
+    let delay_topic = format!("{products}-delay");
+    for topic in [&products, &delay_topic] {
+        let settings = [("min.insync.replicas", "2"), ("message.timestamp.type", "LogAppendTime")];
+        world.kafka.create_on(topic, &[&[1, 2, 3], &[2, 3, 1]], &settings);
+    }
+    let (records, handler) = (2000, world.handler(""));
+    let delayer = world.delayer(&format!("-t {products} --delay 100ms"));
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let messages = (0..records).map(|id| value(delay_message(&id.to_string())).to(id % 2));
+    let writer = world.kafka.with("enable.idempotence", "true");
+    let flow = writer.flow(&delay_topic, messages.collect(), Duration::from_secs(8));
+    let (first, second) = (world.services.pid("kafka-1"), world.services.pid("kafka-2"));
+    let offsets = || (0..2).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect::<Vec<_>>();
+    let all = i64::from(records / 2);
+    let goes_on = || {
+        let before = offsets();
+        world.within(Duration::from_secs(60), "both partitions go on, or are at their end", || {
+            offsets().iter().zip(&before).all(|(now, then)| now > then || *now == all)
+        });
+    };
+    goes_on();
+    // Its leaders are handed over first.
+    world.end_broker(first, Signal::TERM);
+    goes_on();
+    let broker = world.start_broker("kafka-1", "");
+    world.leads(&delay_topic, 1, (2, &[1, 2, 3]));
+    // The preferred leader of the first partitions is back, and the brokers are told to move them to it.
+    let server = world.services.get("KSYNC_BOOTSTRAP_SERVER");
+    world.shell(&format!(
+        "kafka-leader-election.sh --bootstrap-server {server} --election-type preferred --all-topic-partitions"
+    ));
+    world.leads(&products, 0, (1, &[1, 2, 3]));
+    // One that is killed is missed after 9 s only.
+    world.end_broker(second, if is_full() { Signal::KILL } else { Signal::TERM });
+    flow.join().unwrap();
+    world.within(Duration::from_secs(60), "all are done", || offsets() == [all, all]);
+    for partition in 0..2 {
+        let sent = world.kafka.records(&products).into_iter().filter(|record| record.partition == partition);
+        let sent: Vec<_> = sent.filter_map(|record| record.value).collect();
+        let written: Vec<_> = (0..records).filter(|id| id % 2 == partition).map(|id| id.to_string()).collect();
+        assert_eq!(sent, written);
+    }
+    assert_eq!(handler.payloads().len(), records as usize);
+    drop((broker, delayer, consumer));
 }

@@ -70,8 +70,13 @@ impl Work for Take {
             };
             let Some(done) = done else {
                 tokio::select! {
-                    () = records.readable() => continue,
+                    () = records.readable() => {}
                     () = shutdown.requested() => return End::Shutdown,
+                }
+                // While nothing comes, too; it is looked once a second.
+                match held.check_topic().await {
+                    Ok(_) => continue,
+                    Err(end) => return end,
                 }
             };
             let checked = match held.check_topic().await {

@@ -308,7 +308,7 @@ fn replicas_are_judged_where_there_are_several_brokers_and_the_command_mends_the
 }
 
 /// Starts the only broker of this world anew, such that it keeps to access control lists where there are some.
-fn guarded_broker(world: &World) -> Process {
+pub fn guarded_broker(world: &World) -> Process {
     let (jars, file) =
         (world.services.get("KSYNC_KAFKA_CLASSPATH"), world.services.dir.join("kafka-1/server.properties"));
     world.services.stop("kafka");

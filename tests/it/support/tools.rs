@@ -5,9 +5,10 @@ use std::process::Command;
 
 use super::{World, handler};
 
-const TOOLS: [(&str, &str); 4] = [
+const TOOLS: [(&str, &str); 5] = [
     ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
     ("kafka-configs.sh", "kafka.admin.ConfigCommand"),
+    ("kafka-leader-election.sh", "org.apache.kafka.tools.LeaderElectionCommand"),
     ("kafka-reassign-partitions.sh", "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"),
     ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
 ];
