@@ -96,7 +96,7 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
     world.kafka.produce(&delay_topic, (1..=3).map(|id| value(delay_message(&id.to_string()))));
     let seat = world.seat(&delay_topic, 0, "delayer");
     world.eventually("the delayer leads", || delayer.says(&["leading from offset 0"]));
-    world.for_a_while(Duration::from_secs(3), "nothing is done", || {
+    world.for_a_while(Duration::from_secs(2), "nothing is done", || {
         seat.offset() == Some(0) && world.kafka.count(&orders) == 0 && !world.dir.join("acted").exists()
     });
     if is_full() {
