@@ -209,7 +209,9 @@ fn whatever_error_a_broker_answers_what_is_acknowledged_is_in_the_log() {
             let text = format!("{} {error:?} {times}", key_of(key));
             let sent = block_on(async {
                 let (key, value, headers) = (None, Some(text.as_bytes()), None);
-                let sent = lane.send(Outgoing { topic: &mock.topic, partition: Some(0), key, value, headers }).await;
+                let sent = lane
+                    .send(Outgoing { topic: &mock.topic, partition: Some(0), key, value, headers, timestamp: None })
+                    .await;
                 tokio::time::timeout(Duration::from_secs(60), lane.settled()).await.expect("it has an end").and(sent)
             });
             mock.broker.clear_request_errors(key);
