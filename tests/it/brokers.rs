@@ -164,10 +164,10 @@ fn a_right_that_is_taken_away_is_told_and_the_work_goes_on_once_it_is_back() {
     let tool = format!("kafka-acls.sh --bootstrap-server {}", world.services.get("KSYNC_BOOTSTRAP_SERVER"));
     let rights = format!("--topic {products} --allow-principal User:ANONYMOUS --operation Describe --operation Write");
     world.shell(&format!("{tool} --add {rights}"));
-    world.kafka.produce(&products, ids(4..=6));
     let told = format!("warn: {products}/0: cannot read: TopicAuthorizationFailed");
     world.eventually("it is told", || consumer.says(&[&told]));
-    assert_eq!((seat.offset(), handler.payloads().len()), (Some(3), 3));
+    world.kafka.produce(&products, ids(4..=6));
+    world.for_a_while(Duration::from_millis(500), "nothing more is read", || seat.offset() == Some(3));
     world.shell(&format!("{tool} --add --topic {products} --allow-principal User:ANONYMOUS --operation Read"));
     world.eventually("all are done", || seat.offset() == Some(6));
     let lines = consumer.log_of("warn");
@@ -202,16 +202,17 @@ fn leaders_that_move_while_messages_flow_lose_none_and_send_none_twice() {
     // Its leaders are handed over first.
     world.end_broker(first, Signal::TERM);
     goes_on();
-    let broker = world.start_broker("kafka-1", "");
-    world.leads(&delay_topic, 1, (2, &[1, 2, 3]));
-    // The preferred leader of the first partitions is back, and the brokers are told to move them to it.
-    let server = world.services.get("KSYNC_BOOTSTRAP_SERVER");
-    world.shell(&format!(
-        "kafka-leader-election.sh --bootstrap-server {server} --election-type preferred --all-topic-partitions"
-    ));
-    world.leads(&products, 0, (1, &[1, 2, 3]));
-    // One that is killed is missed after 9 s only.
-    world.end_broker(second, if is_full() { Signal::KILL } else { Signal::TERM });
+    let mut again = None;
+    if is_full() {
+        again = Some(world.start_broker("kafka-1", ""));
+        world.leads(&delay_topic, 1, (2, &[1, 2, 3]));
+        // The preferred leader of the first partitions is back, and they are moved to it.
+        let server = world.services.get("KSYNC_BOOTSTRAP_SERVER");
+        let tool = format!("kafka-leader-election.sh --bootstrap-server {server}");
+        world.shell(&format!("{tool} --election-type preferred --all-topic-partitions"));
+        world.leads(&products, 0, (1, &[1, 2, 3]));
+        world.end_broker(second, Signal::KILL);
+    }
     flow.join().unwrap();
     world.within(Duration::from_secs(60), "all are done", || offsets() == [all, all]);
     for partition in 0..2 {
@@ -221,5 +222,5 @@ fn leaders_that_move_while_messages_flow_lose_none_and_send_none_twice() {
         assert_eq!(sent, written);
     }
     assert_eq!(handler.payloads().len(), records as usize);
-    drop((broker, delayer, consumer));
+    drop((again, delayer, consumer));
 }

@@ -178,7 +178,7 @@ impl Kafka {
     /// Where the log of a partition begins and ends.
     pub fn log(&self, topic: &str, partition: i32) -> (i64, i64) {
         let consumer: BaseConsumer = self.client();
-        consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap()
+        watermarks(&consumer, topic, partition)
     }
 
     pub fn partitions(&self, topic: &str) -> usize {
@@ -220,7 +220,7 @@ impl Kafka {
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
         let (mut list, mut open) = (TopicPartitionList::new(), 0);
         for partition in metadata.topics()[0].partitions() {
-            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT).unwrap();
+            let (low, high) = watermarks(&consumer, topic, partition.id());
             if low < high {
                 list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
                 open += 1;
@@ -273,6 +273,12 @@ impl Transaction {
     pub fn abort(self) {
         self.0.abort_transaction(TIMEOUT).unwrap();
     }
+}
+
+/// A broker that goes away may take the question with it; then it is asked again.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let asked = (0..3).find_map(|_| consumer.fetch_watermarks(topic, partition, TIMEOUT).ok());
+    asked.expect("a broker says where the log begins and ends")
 }
 
 /// Returns when all are acknowledged.
