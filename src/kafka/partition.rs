@@ -150,7 +150,8 @@ impl Partition {
     async fn begin(&mut self) -> Result<()> {
         let assigned = Assigned::new(&self.source.consumer, &self.partition);
         let slot = self.source.slots.get(assigned.recall()).await;
-        self.ahead = Some(Ahead::new(&self.source, assigned, slot, (self.next, self.epoch)).await?);
+        // Nothing is waited for from here on: what is begun and given up could come after a later `seek`, and undo it.
+        self.ahead = Some(Ahead::new(&self.source, assigned, slot, (self.next, self.epoch))?);
         Ok(())
     }
 }
@@ -166,14 +167,12 @@ struct Ahead {
 }
 
 impl Ahead {
-    async fn new(
+    fn new(
         source: &Source,
         assigned: Arc<Assigned>,
         slot: Slot,
         (next, epoch): (Offset, Option<Epoch>),
     ) -> Result<Ahead> {
-        // What lies between is nothing that a consumer is given, or is passed over.
-        let from = epoch.map_or(next, |epoch| epoch.end.min(next));
         let (consumer, partition) = (&source.consumer, &assigned.partition);
         let (name, number) = (partition.topic.as_str(), partition.partition);
         let split = consumer.split_partition_queue(name, number);
@@ -183,14 +182,7 @@ impl Ahead {
         let filled = assigned.clone();
         split.set_nonempty_callback(move || filled.changed.notify_one());
         let ahead = Ahead { records, _split: split, slot: Some(slot), assigned };
-        let mut list = ahead.assigned.begin(from)?;
-        if let Some(epoch) = epoch {
-            // Assigning alone does not check the epoch; seeking does.
-            sys::set_leader_epoch(&mut list, epoch.number);
-            let consumer = consumer.clone();
-            let sought = tokio::task::spawn_blocking(move || consumer.seek_partitions(list, TIMEOUT)).await?;
-            sought.with_context(|| format!("cannot seek in {}", ahead.assigned.partition))?;
-        }
+        ahead.assigned.begin(next, epoch)?;
         Ok(ahead)
     }
 
@@ -238,14 +230,23 @@ impl Assigned {
         move || this.end()
     }
 
-    fn begin(&self, from: Offset) -> Result<TopicPartitionList> {
-        let list = self.list(At::Offset(from.0))?;
+    fn begin(&self, next: Offset, epoch: Option<Epoch>) -> Result<()> {
+        // What lies between is nothing that a consumer is given, or is passed over.
+        let from = epoch.map_or(next, |epoch| epoch.end.min(next));
+        let mut list = self.list(At::Offset(from.0))?;
         let mut is_begun = self.is_begun.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_over() {
-            self.consumer.incremental_assign(&list).with_context(|| format!("cannot assign {}", self.partition))?;
-            *is_begun = true;
+        if self.is_over() {
+            return Ok(());
         }
-        Ok(list)
+        self.consumer.incremental_assign(&list).with_context(|| format!("cannot assign {}", self.partition))?;
+        *is_begun = true;
+        if let Some(epoch) = epoch {
+            // Assigning alone does not check the epoch; seeking does. librdkafka only notes where, as for an assignment.
+            sys::set_leader_epoch(&mut list, epoch.number);
+            let sought = self.consumer.seek_partitions(list, TIMEOUT);
+            sought.with_context(|| format!("cannot seek in {}", self.partition))?;
+        }
+        Ok(())
     }
 
     fn end(&self) {

@@ -17,6 +17,10 @@ use crate::topic::{Epoch, Offset, TopicId};
 /// How long a halted partition waits before it is tried again.
 const HALT: Duration = Duration::from_secs(60);
 
+/// How soon after the first time an offset has to be missing again: by then a replica that lags behind has come up, and a
+/// halted partition was tried again.
+const AGAIN: Duration = Duration::from_secs(120);
+
 /// Where to begin where no offset is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FirstStart {
@@ -41,8 +45,8 @@ impl Reign<'_> {
         let seat = self.seat;
         self.post.leads(lease.term());
         let mut standing = None;
-        // Where the log was not what it was: once that may be a replica that lags behind.
-        let (mut missed, mut is_cut) = (None, false);
+        // Where and when the log was not what it was: once that may be a replica that lags behind.
+        let (mut missed, mut is_cut) = (None::<(Option<Offset>, Instant)>, false);
         loop {
             let end = match self.begin(&lease, (standing, is_cut), shutdown).await {
                 Ok((mut held, mut records)) => {
@@ -88,8 +92,8 @@ impl Reign<'_> {
                 End::OutOfLog => {
                     warn!("{seat}: the offset is not in the log any more; looking at it anew");
                     let offset = standing.map(|kept| kept.offset);
-                    is_cut = missed == offset;
-                    missed = offset;
+                    is_cut = missed.is_some_and(|(at, when)| at == offset && when.elapsed() < AGAIN);
+                    missed = Some((offset, Instant::now()));
                     let until = Instant::now() + RETRY;
                     self.pause((until, Waiting::Pause(until)), &lease, shutdown).await;
                 }

@@ -56,10 +56,12 @@ impl<C: ConsumerContext> Records<C> {
         }
     }
 
-    /// The offset of the last one that was taken and not yet given.
+    /// The offset of the last record that was taken and not yet given.
     pub fn last_taken(&self) -> Option<i64> {
-        // SAFETY: it is alive until it is taken out.
-        self.taken.back().map(|native| unsafe { native.0.as_ref() }.offset)
+        // SAFETY: they are alive until they are taken out.
+        let mut last_first = self.taken.iter().rev().map(|native| unsafe { native.0.as_ref() });
+        let record = last_first.find(|message| message.err == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR)?;
+        Some(record.offset)
     }
 
     /// Whether so few records and bytes are all that was read ahead.
