@@ -90,10 +90,12 @@ impl Admin {
     /// it without any pause, which takes a whole core; so one is asked that has answered.
     pub(super) fn topic_ids(&self, topics: &[Topic], timeout: Duration) -> Result<sys::TopicIds, KafkaError> {
         let client = self.client.inner();
-        let last = Some(self.answers.load(Ordering::Relaxed)).filter(|id| *id >= 0);
+        // Where it is away, too, it is not to be asked a second time.
+        let last = Some(self.answers.swap(-1, Ordering::Relaxed)).filter(|id| *id >= 0);
         if last.is_some()
             && let Ok(ids) = sys::topic_ids(client, last, topics, SOON)
         {
+            self.answers.store(last.unwrap_or(-1), Ordering::Relaxed);
             return Ok(ids);
         }
         let metadata = client.fetch_metadata(topics.first().map(Topic::as_str), timeout / 2)?;
