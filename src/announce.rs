@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::exit::Exit;
 use crate::kafka::{Lane, Outgoing, Undelivered, Writer};
 use crate::message::{Change, partition_of};
+use crate::mutants::Mutant;
 use crate::topic::Topic;
 
 /// Sends the messages of changed records to a topic and its delay topic.
@@ -62,16 +63,17 @@ impl Announcer {
         phases: Phases,
         action: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        if phases != Phases::InstantOnly {
+        if phases != Phases::InstantOnly && !Mutant::SendsInstantOnly.is_on() {
             self.delay_messages(changes).await.context("cannot send the delay messages; nothing was changed")?;
         }
         let mut action = std::pin::pin!(action);
         let again = (self.delay / 2).max(Duration::from_millis(100));
+        let renews = phases != Phases::InstantOnly && !Mutant::RenewsNothing.is_on();
         let mut begun = Instant::now();
         let done = loop {
             tokio::select! {
                 done = &mut action => break done?,
-                () = tokio::time::sleep_until(begun + again), if phases != Phases::InstantOnly => {
+                () = tokio::time::sleep_until(begun + again), if renews => {
                     begun = Instant::now();
                     info!("the action is still at work: sending its {} delay messages again", changes.len());
                     if let Err(error) = self.delay_messages(changes).await {
@@ -107,6 +109,9 @@ impl Announcer {
 
     /// Waits until all that was queued is acknowledged.
     pub async fn settled(&mut self) -> Result<()> {
+        if Mutant::ExitsUnflushed.is_on() {
+            return Ok(());
+        }
         self.lane.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 

@@ -13,6 +13,7 @@ use crate::election::Election;
 use crate::intake::OnInvalid;
 use crate::kafka::{self, Event, Lane, Outgoing, Reader, Writer};
 use crate::lead::{self, Done, End, Held, Work};
+use crate::mutants::Mutant;
 use crate::shutdown::Shutdown;
 use crate::topic::Topic;
 
@@ -50,7 +51,12 @@ impl Work for Delay {
         let Some(topic) = self.topics.get(&held.seat.partition.topic) else {
             return End::Halted(anyhow!("nothing is known of where its messages go"));
         };
-        let clock = match self.election.declare_delay(&held.seat, self.delay).await {
+        let declared = tokio::select! {
+            declared = self.election.declare_delay(&held.seat, self.delay) => declared,
+            why = held.lease.lost() => return End::Lost(why),
+            () = shutdown.requested() => return End::Shutdown,
+        };
+        let clock = match declared {
             Ok(theirs) => Clock::beside(theirs),
             Err(refused) => return End::Halted(refused),
         };
@@ -152,7 +158,10 @@ impl Forwarder<'_, '_> {
             }
             match records.poll() {
                 Some(Event::Record(message)) => {
-                    let age = |made| self.end_seen.age(self.clock.age(made));
+                    let age = |made| match self.clock.age(made) {
+                        told if Mutant::BelievesPayload.is_on() => told,
+                        told => self.end_seen.age(told),
+                    };
                     self.waiting.push(Waiting::of(&message, self.delay.delay, age));
                 }
                 Some(Event::End(_)) => {}

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, anyhow};
 
+use crate::mutants::Mutant;
 use crate::record::LastRecord;
 use crate::topic::{Epoch, Offset, TopicId, TopicPartition};
 
@@ -110,7 +111,7 @@ impl fmt::Display for AcceptLoss {
 /// which option accepts it.
 pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[AcceptLoss]) -> Result<Offset> {
     let Standing { offset, topic_id, .. } = kept;
-    let trouble = if let Some(id) = topic_id.filter(|id| *id != log.topic_id) {
+    let trouble = if let Some(id) = topic_id.filter(|id| *id != log.topic_id && !Mutant::IgnoresTopicId.is_on()) {
         anyhow!("the topic was deleted and made again (its id was {id}): what followed offset {offset} is lost")
     } else if offset < log.begin {
         anyhow!("the log begins at {} now: the records from {offset} to {} are lost", log.begin, log.begin.0 - 1)

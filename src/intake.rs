@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::dead_letter::Letter;
 use crate::kafka::{self, Event, Message};
 use crate::lead::Done;
+use crate::mutants::Mutant;
 use crate::record::{Batch, Record};
 use crate::topic::{Offset, TopicPartition};
 
@@ -144,6 +145,10 @@ impl Load {
         let why = self.batch.push(record).err()?;
         let what = || format!("the value at offset {} cannot be given to the handler", record.offset);
         match on_invalid {
+            OnInvalid::Halt if Mutant::SkipsInvalid.is_on() => {
+                self.batch.pass(record);
+                None
+            }
             OnInvalid::Halt => {
                 let mend = "mend its writer and let --on-invalid dead-letter put it aside";
                 Some(Stop::Invalid(anyhow!("{}: {why:#}; {mend}", what())))

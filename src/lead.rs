@@ -19,6 +19,7 @@ use crate::election::{Election, Lease, Lost, Position, Seat};
 use crate::exit::Exit;
 use crate::fit::{AcceptLoss, Standing};
 use crate::kafka::{self, Admin, Check, Mirror, Reader};
+use crate::mutants::Mutant;
 use crate::record::{LastRecord, Record};
 use crate::shutdown::Shutdown;
 use crate::topic::{Name, Offset, Topic, TopicId, TopicPartition};
@@ -101,7 +102,7 @@ impl Held<'_> {
         let topic = &self.seat.partition.topic;
         loop {
             match self.during(Waiting::Kafka, topic_id(&self.ids, topic)).await {
-                Ok(Some(id)) if id == self.topic_id => return Ok(Checked(id)),
+                Ok(Some(id)) if id == self.topic_id || Mutant::IgnoresTopicId.is_on() => return Ok(Checked(id)),
                 Ok(Some(id)) => {
                     return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
                 }
@@ -127,6 +128,11 @@ impl Held<'_> {
     /// committed under this lease.
     pub async fn commit(&self, from: Standing, checked: Checked, done: Done) -> Result<Standing, End> {
         let Done { offset, leader_epoch, last, skipped } = done;
+        let offset = match offset {
+            Offset(number) if Mutant::CommitsLast.is_on() => Offset(number - 1),
+            Offset(number) if Mutant::CommitsPastNext.is_on() => Offset(number + 1),
+            offset => offset,
+        };
         // Past what no consumer is given there is no epoch: then the one before still tells whether the log was cut off.
         let (leader_epoch, last) = if leader_epoch.is_some() || last.is_some() {
             (leader_epoch, last)

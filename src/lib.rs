@@ -15,6 +15,7 @@ pub mod intake;
 pub mod kafka;
 pub mod lead;
 pub mod message;
+pub mod mutants;
 pub mod progress;
 pub mod record;
 pub mod redrive;

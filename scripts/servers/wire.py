@@ -52,6 +52,17 @@ def kafka_delete_topic(port, topic):
     return error in (0, unknown_topic)
 
 
+def kafka_delete_records(connection, topic, before):
+    """Deletes the records before an offset of partition 0 by DeleteRecords version 0; only its leader does that."""
+    name = string(topic)
+    request = struct.pack(">hhih", 21, 0, 1, -1) + struct.pack(">i", 1) + name
+    request += struct.pack(">iiqi", 1, 0, before, 5000)
+    answer = ask(connection, request)
+    # Before the error: correlation id, throttle time, length of the array, the name, length, partition, log start.
+    (error,) = struct.unpack_from(">h", answer, 28 + len(name))
+    return error == 0
+
+
 def kafka_end_offset(connection, topic, partition=0):
     """The end of a topic's partition by ListOffsets version 1; None while Kafka does not know it."""
     name = string(topic)

@@ -13,7 +13,8 @@ use super::trial::Step;
 use super::turn::Turn;
 use crate::handler::{self, Outcome};
 use crate::intake::{Intake, Load};
-use crate::lead::{End, Held, Waiting};
+use crate::lead::{Done, End, Held, Waiting};
+use crate::mutants::Mutant;
 use crate::shutdown::Shutdown;
 use crate::topic::TopicPartition;
 
@@ -61,16 +62,30 @@ impl Handling<'_> {
                 continue;
             }
             let attempt = turn.trial.runs(records[0]) + 1;
+            if Mutant::CommitsFirst.is_on() {
+                self.commit_undone(turn).await?;
+            }
             let outcome = {
                 let run = self.run(turn, &records, attempt, std::mem::take(&mut leave));
                 tokio::select! {
                     biased;
                     outcome = run => outcome?,
                     never = read_on(intake.as_deref_mut()) => never,
+                    () = self.shutdown.requested(), if Mutant::CommitsAtStop.is_on() => {
+                        self.commit_undone(turn).await?;
+                        return Err(End::Shutdown);
+                    }
                 }
             };
             self.take_in(turn, &records, outcome).await?;
         }
+    }
+
+    /// What only a mutant does.
+    async fn commit_undone(&self, turn: &Turn) -> Result<(), End> {
+        let Some(offset) = turn.load.batch.next() else { return Ok(()) };
+        let done = Done { offset, leader_epoch: None, last: None, skipped: None };
+        self.held.commit(self.held.standing, self.held.check_topic().await?, done).await.map(drop)
     }
 
     /// Tells what came of the run before, and waits if that is called for. Whether the batch has grown meanwhile.

@@ -10,6 +10,7 @@ use crate::dead_letter::Letter;
 use crate::kafka::{Headers, Message, Timestamp};
 use crate::lead::Done;
 use crate::message::DelayMessage;
+use crate::mutants::Mutant;
 use crate::topic::Offset;
 
 /// How many messages are held at most, whatever their size.
@@ -71,6 +72,7 @@ impl Waiting {
 /// When a message was made: by the broker's clock where it gave the time, else as its writer says.
 fn made(timestamp: Timestamp, created_at: Option<SystemTime>) -> Option<SystemTime> {
     match timestamp {
+        _ if Mutant::BelievesPayload.is_on() => created_at,
         Timestamp::Append(time) => Some(time),
         Timestamp::Create(time) => created_at.or(Some(time)),
         Timestamp::None => created_at,

@@ -7,6 +7,7 @@ use super::Seat;
 use super::lease::Lost;
 use super::offsets::{State, Stored, StoredOffset, StoredState};
 use super::zookeeper::{PERSISTENT, Session};
+use crate::mutants::Mutant;
 
 /// How often a take-over is begun again because the offset was written in the middle of it.
 const ATTEMPTS: u32 = 10;
@@ -86,8 +87,10 @@ impl Fence {
     async fn write(&self, state: &State) -> Result<Vec<MultiWriteResult>, CheckWriteError> {
         let json = serde_json::to_vec(state).expect("a state has no maps and no numbers that JSON lacks");
         let offset = state.position.offset.to_string();
-        let mut transaction = self.session.client.new_check_writer(&self.candidate, None)?;
-        transaction.add_set_data(&self.offset, offset.as_bytes(), Some(self.version))?;
+        let is_unfenced = Mutant::CommitsUnfenced.is_on();
+        let (checked, version) = if is_unfenced { (&self.offset, None) } else { (&self.candidate, Some(self.version)) };
+        let mut transaction = self.session.client.new_check_writer(checked, None)?;
+        transaction.add_set_data(&self.offset, offset.as_bytes(), version)?;
         transaction.add_set_data(&self.state, &json, None)?;
         transaction.commit().await
     }

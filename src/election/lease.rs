@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::offsets::{Position, Stored};
 use super::tenure::{Clock, Tenure};
 use super::{Seat, Term};
+use crate::mutants::Mutant;
 
 /// How long a release waits to hear that the candidate is gone.
 const RELEASE: Duration = Duration::from_secs(1);
@@ -155,6 +156,9 @@ pub(super) struct Hold {
 impl Hold {
     /// The reason to stop once 0.4 of the session timeout has passed without an answered write.
     pub fn overdue(&self, session_timeout: Duration) -> Option<Lost> {
+        if Mutant::WorksOnDisconnected.is_on() {
+            return None;
+        }
         let silence = since_boot().saturating_sub(self.answered);
         (silence >= work_time(session_timeout)).then_some(Lost::Unanswered(silence))
     }

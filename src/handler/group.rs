@@ -12,6 +12,7 @@ use tokio::task;
 
 use super::descendants::{self, Marker};
 use super::warden::Guarded;
+use crate::mutants::Mutant;
 use crate::sys::{Place, Program};
 
 /// Between two looks at what is left of a dropped run.
@@ -70,9 +71,11 @@ impl Group {
 
     /// Kills all that is left, and tells how the process itself ended.
     pub async fn end(mut self) -> io::Result<ExitStatus> {
-        self.signal(Signal::KILL);
+        if !Mutant::LeavesGrandchildren.is_on() || !self.has_ended() {
+            self.signal(Signal::KILL);
+        }
         self.exit().await;
-        while descendants::kill_orphans(self.pid, self.marker.as_ref()) {
+        while !Mutant::LeavesGrandchildren.is_on() && descendants::kill_orphans(self.pid, self.marker.as_ref()) {
             self.child_ended.recv().await;
         }
         // The warden first: once it is reaped, its number may be another's.

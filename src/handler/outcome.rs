@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::report::Report;
+use crate::mutants::Mutant;
 
 #[derive(Debug)]
 pub enum Outcome {
@@ -123,6 +124,8 @@ pub(super) fn ended(end: io::Result<ExitStatus>) -> Result<(), Failure> {
     let status = end.map_err(Failure::Unknown)?;
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
+        (Some(_), _) if Mutant::IgnoresStatus.is_on() => Ok(()),
+        (None, Some(_)) if Mutant::IgnoresSignal.is_on() => Ok(()),
         (Some(code), _) => Err(Failure::Exit(code)),
         (None, Some(signal)) => Err(Failure::Signal(signal)),
         (None, None) => Err(Failure::Unknown(io::Error::other(status.to_string()))),

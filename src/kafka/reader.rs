@@ -13,6 +13,7 @@ use super::partition::{Partition, Source, list_of};
 use super::slots::Slots;
 use super::{Admin, ClientLog, Cluster, TopicIds};
 use crate::exit::Exit;
+use crate::mutants::Mutant;
 use crate::topic::{Epoch, Offset, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,7 +62,7 @@ impl Reader {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
-            .set("auto.offset.reset", "error")
+            .set("auto.offset.reset", if Mutant::JumpsToLatest.is_on() { "latest" } else { "error" })
             .set("isolation.level", "read_committed")
             .set("check.crcs", "true")
             .set("fetch.wait.max.ms", "100")

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use super::{ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
+use crate::mutants::Mutant;
 use crate::sys;
 use crate::topic::Topic;
 
@@ -80,7 +81,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // Dropping a producer throws away what it has in its queue.
         let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if producer.in_flight_count() > 0
+        if !Mutant::ExitsUnflushed.is_on()
+            && producer.in_flight_count() > 0
             && let Err(error) = producer.flush(Timeout::After(Duration::from_secs(1)))
         {
             log::debug!("records were still in flight at the end: {error}");
@@ -93,15 +95,20 @@ fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Rep
     config
         .set("acks", "all")
         .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random")
+        .set("partitioner", if Mutant::IgnoresKey.is_on() { "random" } else { "murmur2_random" })
         .set("message.timeout.ms", give_up.as_millis().to_string())
         .set("request.timeout.ms", "10000")
-        // Large enough that the lanes' share is what holds a sender up, small enough to bound the memory.
-        .set("queue.buffering.max.messages", "1000000")
+        // Small enough to bound the memory; as the number of messages below, more than the lanes' shares.
         .set("queue.buffering.max.kbytes", (128 << 10).to_string())
         // One record may be large where the topic allows it; a batch of them stays below the topics' default.
         .set("message.max.bytes", "100000000");
-    for (name, default) in [("compression.type", "lz4"), ("linger.ms", "5"), ("batch.size", "1000000")] {
+    let defaults = [
+        ("compression.type", "lz4"),
+        ("linger.ms", "5"),
+        ("batch.size", "1000000"),
+        ("queue.buffering.max.messages", "1000000"),
+    ];
+    for (name, default) in defaults {
         if config.get(name).is_none() {
             config.set(name, default);
         }
@@ -182,6 +189,9 @@ impl Lane {
             self.reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(self.undelivered(error));
+            }
+            if Mutant::DropsOnQueueFull.is_on() {
+                return Ok(());
             }
             // The queue is shared, so the report that makes room may be another lane's.
             drop(tokio::time::timeout(Duration::from_millis(10), self.reports.changed.notified()).await);
@@ -308,6 +318,9 @@ impl ProducerContext for Reports {
     fn delivery(&self, report: &DeliveryResult<'_>, lane: Arc<LaneReports>) {
         let (Ok(message) | Err((_, message))) = report;
         match report {
+            Err(_) if Mutant::IgnoresDeliveryErrors.is_on() => {
+                lane.acknowledged.fetch_add(1, Ordering::Release);
+            }
             Ok(_) if !lane.has_failed.load(Ordering::Acquire) => {
                 lane.acknowledged.fetch_add(1, Ordering::Release);
             }

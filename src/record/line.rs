@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Record;
+use crate::mutants::Mutant;
 
 /// What orders a record: its key, or without one its payload. Records that are equal in it are to be handled in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +48,12 @@ pub fn about(record: &Record<'_>) -> usize {
 /// Adds the record's line. Whether the value can be read back from it by [`original`].
 pub fn write(out: &mut Vec<u8>, head: &[u8], record: &Record<'_>, payload: &str) -> Result<bool> {
     write_up_to_payload(out, head, record)?;
+    if Mutant::ParsesPayload.is_on() {
+        out.extend_from_slice(b",\"payload\":");
+        serde_json::to_writer(&mut *out, &serde_json::from_str::<serde_json::Value>(payload)?)?;
+        out.extend_from_slice(b"}\n");
+        return Ok(false);
+    }
     out.extend_from_slice(b",\"payload\":");
     let has_breaks = write_without_breaks(out, payload.as_bytes());
     out.extend_from_slice(b"}\n");

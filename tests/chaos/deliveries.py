@@ -34,6 +34,16 @@ def complete_and_in_order(history, fences, messages):
             reached = commits[-1].offset if commits else None
             yield Violation(4, f"{seat}: committed {reached} of {len(log)} records in the end", history.ended)
     yield from sent_on_before_the_commit(history, fences, messages)
+    yield from halted(history)
+
+
+def halted(history):
+    for note in history.noted("halts"):
+        topic, due, given, committed = (note[name] for name in ("topic", "due", "given", "committed"))
+        if given != list(range(due)) or committed != due or not note["has_halted"]:
+            halt = "did not halt" if not note["has_halted"] else "halted"
+            text = f"{topic}: {halt}; the handler was given {len(given)} records and {committed} were committed"
+            yield Violation(4, f"{text}, of {due} that could be", note["at"])
 
 
 def passed_only_what_was_done(seat, runs, commits):

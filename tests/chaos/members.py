@@ -23,6 +23,8 @@ GRACE_SECS = 12
 def environment(world):
     """With a mark, so that what is left of any process can be found."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("KSYNC_")}
+    if world.mutant:
+        env["KSYNC_MUTANT"] = world.mutant
     return {**env, "KSYNC_CONFIG": "/dev/null", "KSYNC_BOOTSTRAP_SERVER": world.kafka, "CHAOS_RUN": str(world.folder)}
 
 

@@ -9,6 +9,8 @@ from history import Violation
 LATE_SECS = 5
 # After a fault a delayer has to be elected, and to catch up.
 RECOVERY_SECS = 15
+# Until then messages may have to wait for a new leader.
+BROKER_BACK_SECS = 5
 
 
 class Messages:
@@ -17,10 +19,13 @@ class Messages:
     def __init__(self, history):
         # Of the delay messages the first; how many there are besides, of actions that took long.
         self.delayed, self.again, self.instant = {}, Counter(), defaultdict(list)
+        # Of those that were sent again, when last.
+        self.renewed = {}
         for log in history.delayed:
             for key, millis in zip(log.keys(), log.millis):
                 if self.delayed.setdefault(key, millis) != millis:
                     self.again[key] += 1
+                    self.renewed[key] = max(millis, self.renewed.get(key, 0))
         for log in history.instant:
             for key, millis in zip(log.keys(), log.millis):
                 self.instant[key].append(millis)
@@ -48,6 +53,41 @@ def in_the_log(history, messages):
             text = f"ksync-stream ended well, but {after[op.op]} of {op.rows} instant messages of transaction {op.op}"
             yield Violation(3, f"{text} are in the log", op.begun)
     yield from all_sent_on(history, messages)
+    yield from all_covered(history, messages)
+    yield from in_one_partition(history)
+
+
+def all_covered(history, messages):
+    """No transaction may commit after all of its delay messages are sent on: should its writer die then, nobody is told."""
+    delay, until = round(history.settings.delay_secs * 1000), {}
+    for key, millis in messages.delayed.items():
+        due = messages.renewed.get(key, millis) + delay
+        until[key[0]] = min(due, until.get(key[0], due))
+    for op in history.ops.values():
+        late = op.committed and op.op in until and op.committed - until[op.op] / 1000
+        if late and late > 0 and not brokers_were_away(history, op):
+            text = f"transaction {op.op} committed {late:.1f} s after its last delay messages were due"
+            yield Violation(3, text, op.committed)
+
+
+def brokers_were_away(history, op):
+    return any(
+        "broker" in fault.kind and fault.begun <= op.committed and op.begun <= fault.healed + BROKER_BACK_SECS
+        for fault in history.faults
+    )
+
+
+def in_one_partition(history):
+    """The order of a record's messages is that of their partition."""
+    partitions, scattered = {}, set()
+    for logs in (history.delayed, history.instant):
+        for partition, log in enumerate(logs):
+            for id in set(log.ids):
+                if partitions.setdefault(id, partition) != partition:
+                    scattered.add(id)
+    if scattered:
+        text = f"messages of {len(scattered)} records lie in several partitions, the first of them {min(scattered)}"
+        yield Violation(3, text, history.ended)
 
 
 def all_sent_on(history, messages):

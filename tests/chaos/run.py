@@ -7,11 +7,13 @@ import sys
 import time
 
 import load
+from halts import halts
 from members import Members
 from members import strays
 from nemesis import Nemesis
 from programs import Failure
 from proxy import Proxies
+from schedule import KINDS
 from schedule import schedule
 from world import DELAY_SECS
 from world import DELAY_TOPIC
@@ -22,8 +24,6 @@ from world import World
 from world import eventually
 from writers import Writers
 
-# From the last input on; then everything has to be done.
-SETTLE_SECS = 2 * DELAY_SECS + SESSION_SECS + 60
 # For the servers' start, the healing and the evidence.
 AROUND_SECS = 100
 # Between two faults, at most.
@@ -44,6 +44,10 @@ class Profile:
     load_secs: float
     batch_size: int
     most_rows: int
+    # Of the faults.
+    kinds: tuple = tuple(KINDS)
+    # From the last input on; then everything has to be done.
+    settle_secs: float = 2 * DELAY_SECS + SESSION_SECS + 60
 
 
 PROFILES = {
@@ -52,9 +56,9 @@ PROFILES = {
 }
 
 
-def run(folder, binaries, seed, profile):
+def run(folder, binaries, seed, profile, mutant=None):
     """Leaves the evidence in the folder `history` of `folder`, which is given back."""
-    with World(folder, seed, profile.batch_size) as world:
+    with World(folder, seed, profile.batch_size, mutant) as world:
         world.journal.add("settings", seed=seed, delay_secs=DELAY_SECS, session_secs=SESSION_SECS,
                           batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
         members = Members(world, binaries, Proxies())
@@ -69,7 +73,8 @@ def run(folder, binaries, seed, profile):
 
 def put_to_the_test(world, binaries, members, profile):
     chaos_secs = max(60 * profile.minutes - AROUND_SECS - profile.load_secs, 30)
-    planned = schedule(world.seed, profile.faults, min(MEAN_SECS, chaos_secs / profile.faults / PAUSES))
+    mean_secs = min(MEAN_SECS, chaos_secs / profile.faults / PAUSES)
+    planned = schedule(world.seed, profile.faults, mean_secs, profile.kinds)
     (world.folder / "schedule.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in planned], indent=0))
     members.start()
     eventually("all partitions are led", 60, lambda: all_led(world))
@@ -87,7 +92,7 @@ def put_to_the_test(world, binaries, members, profile):
     finally:
         writers.end(60)
     say("the writers have ended; the rest has to happen by itself")
-    rest(world, members)
+    rest(world, members, binaries, profile.settle_secs)
 
 
 def heal(world, members):
@@ -98,14 +103,16 @@ def heal(world, members):
     world.journal.add("all healed")
 
 
-def rest(world, members):
+def rest(world, members, binaries, settle_secs):
     try:
-        eventually("all messages are done", SETTLE_SECS, lambda: is_settled(world))
+        eventually("all messages are done", settle_secs, lambda: is_settled(world))
     except Failure as failure:
         # The checker finds what is missing.
         say(failure)
     world.journal.add("settled")
-    time.sleep(IDLE_SECS)
+    idle_since = time.monotonic()
+    halts(world, binaries)
+    time.sleep(max(0, idle_since + IDLE_SECS - time.monotonic()))
     members.measure("end")
     members.end()
     # Those of a killed process are gone within 100 ms.

@@ -10,9 +10,9 @@ KINDS = {
     "stop": (15, (0.8, 12)),
     "terminate": (4, (0, 0)),
     "rolling restart": (1, (0, 0)),
-    "cut": (5, (0.2, 6)),
+    "cut": (5, (0.2, 12)),
     "swallow replies": (3, (0.2, 6)),
-    "swallow all": (3, (0.5, 6)),
+    "swallow all": (3, (0.5, 12)),
     "zookeeper leader killed": (5, (0.5, 4)),
     "zookeeper follower killed": (6, (0.5, 4)),
     "zookeeper stopped": (4, (1, 6)),
@@ -35,13 +35,13 @@ class Planned:
     secs: float
 
 
-def schedule(seed, faults, mean_secs):
+def schedule(seed, faults, mean_secs, kinds=tuple(KINDS)):
     """In epochs, each with a random subset of the kinds, sometimes with none: then everything can recover."""
     rng = random.Random(f"{seed} schedule")
     planned, now = [], 0.0
     while len(planned) < faults:
         epoch_end = now + rng.uniform(4, 10) * mean_secs
-        active = sorted(rng.sample(list(KINDS), rng.choice([0, *range(4, len(KINDS) + 1)])))
+        active = sorted(rng.sample(kinds, rng.choice([0, *range(min(4, len(kinds)), len(kinds) + 1)])))
         if not active:
             now += min(epoch_end - now, 10)
             continue

@@ -11,6 +11,7 @@ from history import Op
 from history import Run
 from history import Seat
 from history import Settings
+from messages import in_one_partition
 from txn_log import Operation
 from txn_log import Txn
 
@@ -152,6 +153,30 @@ class Points(unittest.TestCase):
         self.history.ops[2].committed = BEGIN + 2.2
         finish(self.history)
         self.expect((3, "1 delay messages were not sent on, the first at 1"), (4, "before all up to it was sent on"))
+
+    def test_3_a_transaction_that_committed_when_its_delay_messages_were_sent_on_already(self):
+        self.history.ops[2].committed = BEGIN + 7.5
+        self.expect((3, "transaction 2 committed 0.5 s after its last delay messages were due"))
+
+    def test_3_what_no_broker_took_could_not_be_sent_again(self):
+        self.history.ops[2].committed = BEGIN + 7.5
+        self.history.faults = [Fault("broker stopped", BEGIN + 4, BEGIN + 6)]
+        self.expect()
+
+    def test_3_messages_of_a_record_in_two_partitions(self):
+        self.history.settings.partitions = 2
+        self.history.instant.append(log((2, 2, 2.5)))
+        found = [violation.text for violation in in_one_partition(self.history)]
+        self.assertEqual(found, ["messages of 1 records lie in several partitions, the first of them 2"])
+
+    def test_4_a_consumer_that_did_not_halt(self):
+        right = {"event": "halts", "at": BEGIN, "topic": "expired", "due": 1, "has_halted": True, "given": [0], "committed": 1}
+        self.history.notes = [right]
+        self.expect()
+        self.history.notes = [{**right, "has_halted": False, "committed": 9}]
+        self.expect((4, "expired: did not halt; the handler was given 1 records and 9 were committed, of 1 that could be"))
+        self.history.notes = [{**right, "given": [0, 1]}]
+        self.expect((4, "expired: halted; the handler was given 2 records and 1 were committed, of 1 that could be"))
 
     def test_4_a_commit_before_the_run_was_done(self):
         self.replace_commit(8.6, commits(INDEX, 3, 8.3))

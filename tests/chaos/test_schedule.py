@@ -19,5 +19,10 @@ class Schedule(unittest.TestCase):
         self.assertTrue(2500 < times[-1] < 3600, times[-1])
 
 
+    def test_of_some_kinds_there_are_no_others(self):
+        planned = schedule(1, 50, 3, ("cut", "terminate"))
+        self.assertEqual({fault.kind for fault in planned}, {"cut", "terminate"})
+
+
 if __name__ == "__main__":
     unittest.main()

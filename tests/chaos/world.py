@@ -62,8 +62,8 @@ services = module_of_services()
 class World:
     """As a context it ends the servers, and on failure keeps their logs."""
 
-    def __init__(self, folder, seed, batch_size):
-        self.folder, self.seed, self.batch_size = folder, seed, batch_size
+    def __init__(self, folder, seed, batch_size, mutant=None):
+        self.folder, self.seed, self.batch_size, self.mutant = folder, seed, batch_size, mutant
         self.servers_folder = folder / "servers"
         self.history = folder / "history"
         self.logs = folder / "logs"

@@ -1,5 +1,6 @@
 """The application: writers that change rows through the real ksync-stream, and sometimes roll back, dawdle or die."""
 
+import base64
 import contextlib
 import dataclasses
 import random
@@ -19,7 +20,11 @@ COUNT = 16
 PAUSE_SECS = 5
 RUN_LIMIT_SECS = 120
 # A number that does not stay what it is in a parser that knows doubles only.
-PAYLOAD = '{{"id":{id},"op":{op},"n":1E400}}\n'
+PAYLOAD = '{{"id":{id},"op":{op},"n":123456789012345678901{more}}}\n'
+# More than a topic takes, after compression too.
+TOO_LARGE = 1_500_000
+# One writer in so many has a short queue for its messages, in which there often is no room.
+SHORT_QUEUES = 4
 
 
 @dataclasses.dataclass
@@ -38,6 +43,8 @@ class Run:
             plan[-1] = dawdling(rng, "rolls-back")
         elif rng.random() < 0.04:
             plan[-1] = dawdling(rng, rng.choice(["dies", "orphans"]))
+        elif rng.random() < 0.03:
+            plan[-1] = "too-large"
         return cls(rng.randint(1, 50), plan, killing(rng))
 
     @classmethod
@@ -48,6 +55,10 @@ class Run:
 def dawdling(rng, end):
     """One in twenty is as long as half of the delay, or twice as long as it."""
     return f"{end}:{rng.uniform(0.5, 2) * DELAY_SECS:.1f}" if rng.random() < 0.05 else end
+
+
+def padding(rng):
+    return f',"pad":"{base64.b64encode(rng.randbytes(TOO_LARGE)).decode()}"'
 
 
 def killing(rng):
@@ -74,23 +85,23 @@ class Writers:
         rng = random.Random(f"{self.world.seed} writer {number}")
         while not self.ended.wait(0 if self.is_behind() else rng.expovariate(1 / PAUSE_SECS)):
             run = Run.bulk(rng, self.most_rows) if self.is_behind() else Run.small(rng)
-            self.run(run, rng)
+            self.run(run, rng, ["-X", "queue.buffering.max.messages=100"] if number % SHORT_QUEUES == 0 else [])
 
     def is_behind(self):
         share = min(1, (time.monotonic() - self.begun) / self.secs)
         return self.rows < self.rows_wanted * share
 
-    def run(self, run, rng):
+    def run(self, run, rng, options):
         with self.lock:
             # So that the number of an operation, modulo the length of the plan, is that of its chunk.
             first = -(-self.next_op // len(run.plan)) * len(run.plan)
             self.next_op = first + len(run.plan)
             self.rows += run.rows * len(run.plan)
         lines = "".join(
-            PAYLOAD.format(id=id, op=first + number)
-            for number in range(len(run.plan)) for id in rng.sample(range(1, KEYS + 1), run.rows)
+            PAYLOAD.format(id=id, op=first + number, more=padding(rng) if row == 0 and end == "too-large" else "")
+            for number, end in enumerate(run.plan) for row, id in enumerate(rng.sample(range(1, KEYS + 1), run.rows))
         )
-        command = [*self.command, "--chunk-size", str(run.rows), "--", *self.action, *run.plan]
+        command = [*self.command, *options, "--chunk-size", str(run.rows), "--", *self.action, *run.plan]
         with open(self.world.logs / "streams.log", "ab") as log:
             outputs = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
             process = subprocess.Popen(command, env=environment(self.world), **outputs)

@@ -31,6 +31,15 @@ fn each_tool_tells_its_version_and_explains_each_of_its_options() {
 }
 
 #[test]
+fn no_mistake_that_is_made_on_purpose_is_in_a_tool_of_use() {
+    for tool in TOOLS {
+        let bytes = std::fs::read(tool).unwrap();
+        let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert_eq!((has("KSYNC_CONFIG"), has("KSYNC_MUTANT")), (true, false), "{tool}");
+    }
+}
+
+#[test]
 fn an_option_beats_the_environment_which_beats_the_file() {
     let world = World::new("precedence");
     let file = world.file("conf");
