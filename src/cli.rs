@@ -26,6 +26,7 @@ mod bounded;
 mod check;
 mod daemon;
 mod handler;
+mod hang_up;
 mod leader;
 mod log_lines;
 mod on_invalid;
@@ -45,6 +46,8 @@ pub use redrive::RedriveOptions;
 pub use replay::ReplayOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
+
+use hang_up::{HangUp, HangUps};
 
 /// How long the end of a process waits for calls that cannot be interrupted.
 const END: Duration = Duration::from_millis(500);
@@ -186,6 +189,10 @@ pub trait Tool: CommandFactory + FromArgMatches {
 
 /// Parses the command line, runs the tool until it ends or is told to, and gives its exit status.
 pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown) -> F) -> ExitCode {
+    start(HangUp::Ends, run)
+}
+
+fn start<T: Tool, F: Future<Output = Result<Exit>>>(hang_up: HangUp, run: impl FnOnce(T, Shutdown) -> F) -> ExitCode {
     if handlers::is_warden() {
         // It has nobody to tell.
         return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -205,7 +212,7 @@ pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutd
     };
     let result = runtime.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
-        let signals = Signals::new()?;
+        let signals = Signals::new(hang_up)?;
         tokio::select! {
             result = run(tool, shutdown) => result.map(Ended::Exit),
             signal = signals.until_impatient(&trigger, grace) => Ok(Ended::By(signal)),
@@ -247,22 +254,25 @@ fn workers() -> usize {
 /// Signals that come so soon after the first belong to it: timeout(1) sends one to its child, and then to its whole group.
 const SAME: Duration = Duration::from_millis(200);
 
-/// SIGTERM and SIGINT: the first asks for the end, the second ends at once.
+/// SIGTERM and SIGINT, and SIGHUP where it counts: the first asks for the end, the second ends at once.
 struct Signals {
     term: Signal,
     int: Signal,
+    hang_ups: HangUps,
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    fn new(hang_up: HangUp) -> Result<Signals> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+        let hang_ups = HangUps::new(hang_up)?;
+        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())?, hang_ups })
     }
 
     async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.term.recv() => SignalKind::terminate(),
             _ = self.int.recv() => SignalKind::interrupt(),
+            () = self.hang_ups.ends() => SignalKind::hangup(),
         }
     }
 

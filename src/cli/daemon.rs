@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 
 use super::Tool;
+use super::hang_up::HangUp;
 use crate::exit::Exit;
 use crate::lead::Board;
 use crate::shutdown::Shutdown;
@@ -28,7 +29,7 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// As [`main`](super::main), for a tool that leads partitions and shows them on a board.
 pub fn daemon<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown, Board) -> F) -> ExitCode {
-    super::main(|tool, shutdown| async move {
+    super::start(HangUp::EndsWithTerminal, |tool, shutdown| async move {
         let board = Board::default();
         let asked = signal(SignalKind::user_defined1()).context("cannot listen to SIGUSR1")?;
         tokio::spawn(answer(asked, board.clone()));

@@ -23,6 +23,7 @@ mod protocol;
 mod redrive;
 mod replay;
 mod settings;
+mod signals;
 mod stream;
 mod told;
 mod wire;

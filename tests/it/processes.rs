@@ -41,13 +41,13 @@ pub fn runs(pid: i32) -> bool {
     stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with(['Z', 'X']))
 }
 
-fn children(process: &Process) -> Vec<i32> {
+pub fn children(process: &Process) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid)).unwrap();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("children")).ok());
     lists.collect::<String>().split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-fn warden(process: &Process) -> Option<i32> {
+pub fn warden(process: &Process) -> Option<i32> {
     let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     children(process).into_iter().find(|pid| name(pid) == "ksync-warden\n" && runs(*pid))
 }
