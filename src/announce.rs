@@ -22,6 +22,8 @@ pub struct Announcer {
     /// Only these; empty means all.
     partitions: Vec<i32>,
     lane: Lane,
+    /// How long the longest action took that delay messages were sent for.
+    longest: Duration,
 }
 
 /// Which of its two messages a record gets.
@@ -48,7 +50,7 @@ impl Announcer {
     pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
         let delay_topic = topic.delay()?;
         let (topic, partitions) = (topic.clone(), partitions.to_vec());
-        Ok(Announcer { topic, delay_topic, delay, partitions, lane: writer.lane() })
+        Ok(Announcer { topic, delay_topic, delay, partitions, lane: writer.lane(), longest: Duration::ZERO })
     }
 
     /// Announces what the action changes: when it begins, the delay messages are acknowledged; while it lasts they are
@@ -69,10 +71,11 @@ impl Announcer {
         let mut action = std::pin::pin!(action);
         let again = (self.delay / 2).max(Duration::from_millis(100));
         let renews = phases != Phases::InstantOnly && !Mutant::RenewsNothing.is_on();
-        let mut begun = Instant::now();
+        let started = Instant::now();
+        let mut begun = started;
         let done = loop {
             tokio::select! {
-                done = &mut action => break done?,
+                done = &mut action => break done,
                 () = tokio::time::sleep_until(begun + again), if renews => {
                     begun = Instant::now();
                     info!("the action is still at work: sending its {} delay messages again", changes.len());
@@ -82,11 +85,27 @@ impl Announcer {
                 }
             }
         };
+        if phases != Phases::InstantOnly {
+            self.longest = self.longest.max(started.elapsed());
+        }
+        let done = done?;
         if phases != Phases::DelayOnly {
             self.instant_messages(changes).await?;
             self.settled().await.context("cannot send the instant messages; the delay messages cover the change")?;
         }
         Ok(done)
+    }
+
+    /// Says so where an action took longer than the delay.
+    pub fn warn_of_short_delay(&self) {
+        if self.longest > self.delay {
+            warn!(
+                "the longest action took {:.1} s, the delay is {}: what it changes is covered only while ksync-stream lives \
+                 to send its delay messages again; give a longer --delay, also to ksync-delayer, or a smaller --chunk-size",
+                self.longest.as_secs_f64(),
+                humantime::format_duration(self.delay)
+            );
+        }
     }
 
     /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.

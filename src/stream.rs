@@ -82,7 +82,11 @@ impl Stream {
             None if phases == Phases::InstantOnly => {
                 reindex(source, chunk, &mut announcer, &mut progress, shutdown).await?
             }
-            action => update((source, chunk), action, phases, &mut announcer, &mut progress, shutdown).await?,
+            action => {
+                let ended = update((source, chunk), action, phases, &mut announcer, &mut progress, shutdown).await;
+                announcer.warn_of_short_delay();
+                ended?
+            }
         };
         progress.finish();
         if ended == Exit::Again {

@@ -183,6 +183,27 @@ fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
 }
 
 #[test]
+fn an_action_longer_than_the_delay_is_told_at_the_end_with_both_times() {
+    let world = World::new("long-action");
+    let action = world.script("cat > /dev/null; sleep 0.3");
+    for (delay, is_told, options) in
+        [("200ms", true, ""), ("60s", false, ""), ("200ms", true, "--only delay"), ("200ms", false, "--only instant")]
+    {
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let command = format!("- -t {topic} --delay {delay} {options} --chunk-size 1 -- {action}");
+        let mut stream = world.stream_lines(&command, "{\"id\":1}\n{\"id\":2}\n");
+        assert_eq!(stream.wait(), End::Status(0), "{delay} {options}");
+        let told: Vec<_> = stream.log_of("warn").into_iter().filter(|line| line.contains("longest action")).collect();
+        assert_eq!(told.len(), usize::from(is_told), "{delay} {options}: {told:?}");
+        for line in told {
+            let times = line.strip_prefix("the longest action took ").unwrap().split_once(" s, the delay is 200ms: ");
+            let seconds: f64 = times.expect("both times are told").0.parse().unwrap();
+            assert!((0.3..3.0).contains(&seconds), "{line}");
+        }
+    }
+}
+
+#[test]
 fn sigterm_ends_after_the_chunk_with_status_75() {
     let world = World::new("stream-term");
     let topic = world.topic_with_delay("products", 1);
