@@ -98,6 +98,7 @@ async fn consume(cli: Cli, name: Name, (shutdown, board): (Shutdown, Board)) -> 
         () = shutdown.requested() => return Ok(if bounded.exit { Exit::Again } else { Exit::Done }),
     };
     leading.board = board;
+    leading.election = leading.election.with_handler(&cli.handler.fingerprint());
     let share = leading.share(leader.memory);
     let mut consume = cli.handler.consume(handler, share, leader.dead_letter.is_some());
     (consume.dead_letters, consume.kept) = (dead_letters, kept);

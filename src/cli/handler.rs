@@ -1,5 +1,6 @@
 //! The user's command, and the batches that it is given.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,6 +164,13 @@ impl HandlerOptions {
             has_dead_lettered: Arc::default(),
             worked: watch::Sender::new(None),
         }
+    }
+
+    /// What tells the command from others: its program's name, and a digest of its arguments too, which may be secret.
+    pub fn fingerprint(&self) -> String {
+        let program = self.command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+        let digest = crc32c::crc32c(self.command.join("\0").as_bytes());
+        format!("{} {digest:08x}", program.to_string_lossy().escape_debug())
     }
 
     /// The options that it depends on how a run of a given batch ends, as words of a command line.

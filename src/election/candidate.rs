@@ -6,6 +6,7 @@ use tokio::select;
 use tokio::sync::{oneshot, watch};
 use zookeeper::{Acls, CreateMode, CreateOptions, Error, SessionState};
 
+use super::card::Card;
 use super::fence::Fence;
 use super::lease::{Lease, Timing, since_boot};
 use super::sequence::{next_ahead, sequence};
@@ -102,7 +103,7 @@ impl Led<'_> {
 struct Candidate<'a> {
     session: &'a Session,
     seat: &'a Seat,
-    host: &'a str,
+    zookeeper: &'a ZooKeeper,
     /// The path of the queue, `../leader`.
     queue: String,
     name: String,
@@ -116,7 +117,7 @@ impl<'a> Candidate<'a> {
         let prefix = format!("{}_", zookeeper.process);
         let path = format!("{queue}/{prefix}");
         let (name, czxid) = loop {
-            match session.client.create(&path, zookeeper.host.as_bytes(), &EPHEMERAL).await {
+            match session.client.create(&path, zookeeper.card.data().as_bytes(), &EPHEMERAL).await {
                 Ok((stat, sequence)) => break (format!("{prefix}{sequence}"), stat.czxid),
                 Err(Error::NoNode) => session.client.mkdir(&queue, &PERSISTENT).await?,
                 Err(err) if is_refusal(&err) => return Err(err),
@@ -127,7 +128,7 @@ impl<'a> Candidate<'a> {
             }
         };
         debug!("{seat}: queueing as {name}");
-        Ok(Candidate { session, seat, host: &zookeeper.host, queue, name, term: Term(czxid) })
+        Ok(Candidate { session, seat, zookeeper, queue, name, term: Term(czxid) })
     }
 
     /// Waits until nobody is ahead, then takes over.
@@ -143,7 +144,7 @@ impl<'a> Candidate<'a> {
         // A watch on its children: one on its data would go off with each of our own heartbeats.
         let (_, gone) = self.session.client.list_and_watch_children(&self.path()).await?;
         let answered = since_boot();
-        let (fence, stored) = Fence::put_up(self.session, self.seat, &self.path(), self.host).await?;
+        let (fence, stored) = Fence::put_up(self.session, self.seat, &self.path(), &self.zookeeper.card.data()).await?;
         let timing = Timing { answered, session_timeout: self.session.timeout };
         let (lease, tenure) = Lease::new(self.seat.clone(), self.term, stored, timing);
         Ok((lease, tenure, fence, Signs { link, gone }))
@@ -168,12 +169,13 @@ impl<'a> Candidate<'a> {
             };
             debug!("{}: waiting for {ahead}", self.seat);
             let path = format!("{}/{ahead}", self.queue);
-            let host = match self.session.client.get_data(&path).await {
-                Ok((host, _)) => String::from_utf8_lossy(host.trim_ascii()).into_owned(),
+            let card = match self.session.client.get_data(&path).await {
+                Ok((data, _)) => Card::parse(&data),
                 Err(Error::NoNode) => continue,
                 Err(err) => return Err(err),
             };
-            place.send_replace(Place::Behind(host));
+            self.zookeeper.compare(self.seat, &card);
+            place.send_replace(Place::Behind(card.host));
             // On its children: a watch on its data would go off with each of its heartbeats.
             match self.session.client.list_and_watch_children(&path).await {
                 Ok((_, watcher)) => {

@@ -32,7 +32,7 @@ enum Answer {
 impl ZooKeeper {
     pub(super) async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<SystemTime> {
         let delay_ms = u64::try_from(delay.as_millis())?;
-        let declared = &Declared { delay_ms, host: self.host.trim_end().to_owned() };
+        let declared = &Declared { delay_ms, host: self.card.host.clone() };
         let answer = self.ask(|session| async move { self.declare(&session, seat, declared).await });
         let other = match answer.await? {
             Answer::Written(at) => return Ok(at),
@@ -146,7 +146,7 @@ impl ZooKeeper {
     }
 
     /// Asks the servers until they answer; an error is their no. Everything asked so may be done twice.
-    async fn ask<T, F>(&self, question: impl Fn(Session) -> F) -> Result<T>
+    pub(super) async fn ask<T, F>(&self, question: impl Fn(Session) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Error>>,
     {

@@ -17,7 +17,8 @@ const ATTEMPTS: u32 = 10;
 pub(super) struct Fence {
     session: Session,
     candidate: String,
-    host: String,
+    /// What the candidate's data is.
+    card: String,
     offset: String,
     state: String,
     /// The version of `offset` that this process wrote last.
@@ -28,11 +29,11 @@ impl Fence {
     /// Reads what is stored and shuts out every commit of earlier leaders, by writing the offset to itself.
     ///
     /// An error from the server, [`Error::NoNode`] among them, means that the candidate has to be given up.
-    pub async fn put_up(session: &Session, seat: &Seat, candidate: &str, host: &str) -> Result<(Fence, Stored), Error> {
+    pub async fn put_up(session: &Session, seat: &Seat, candidate: &str, card: &str) -> Result<(Fence, Stored), Error> {
         let mut fence = Fence {
             session: session.clone(),
             candidate: candidate.to_owned(),
-            host: host.to_owned(),
+            card: card.to_owned(),
             offset: session.path(seat, "offset"),
             state: session.path(seat, "state"),
             version: 0,
@@ -96,8 +97,8 @@ impl Fence {
     }
 
     pub fn heart(&self) -> Heart {
-        let Fence { session, candidate, host, .. } = self;
-        Heart { session: session.clone(), candidate: candidate.clone(), host: host.clone() }
+        let Fence { session, candidate, card, .. } = self;
+        Heart { session: session.clone(), candidate: candidate.clone(), card: card.clone() }
     }
 }
 
@@ -106,13 +107,13 @@ impl Fence {
 pub(super) struct Heart {
     session: Session,
     candidate: String,
-    host: String,
+    card: String,
 }
 
 impl Heart {
     /// Writes the candidate's data to itself.
     pub async fn beat(&self) -> Result<(), Lost> {
-        match self.session.client.set_data(&self.candidate, self.host.as_bytes(), None).await {
+        match self.session.client.set_data(&self.candidate, self.card.as_bytes(), None).await {
             Ok(_) => Ok(()),
             Err(Error::NoNode) => Err(Lost::CandidateGone),
             Err(err) => Err(why_unanswered(err)),

@@ -4,6 +4,7 @@
 //! fenced: its commits fail once another process leads, and it ends by the clock when its writes are no longer answered.
 
 mod candidate;
+mod card;
 mod delay;
 mod fence;
 mod lease;
@@ -97,6 +98,12 @@ impl Election {
     pub async fn declare_delay(&self, seat: &Seat, delay: Duration) -> Result<SystemTime> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.declare_delay(seat, delay).await
+    }
+
+    /// Tells other candidates by which handler this process works: they all can read this.
+    pub fn with_handler(self, handler: &str) -> Election {
+        let Election::ZooKeeper(zookeeper) = self;
+        Election::ZooKeeper(zookeeper.with_handler(handler))
     }
 
     /// The shortest delay that was declared for a partition of `delay_topic`, `None` where none was. Waits for a server.

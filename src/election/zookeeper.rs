@@ -1,6 +1,7 @@
 //! The one ZooKeeper session of the process: made again whenever it has ended, shared by all seats.
 
 use std::convert::Infallible;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use zookeeper::{Acls, Client, CreateMode, CreateOptions, SessionState};
 
 use super::Seat;
+use super::card::Card;
 use super::lease::since_boot;
 use super::servers::Servers;
 use crate::shutdown::{Shutdown, Trigger};
@@ -31,8 +33,9 @@ const STEP: Duration = Duration::from_millis(10);
 pub struct ZooKeeper {
     /// 32 hex digits that name this process in the queues.
     pub(super) process: Arc<str>,
-    /// This machine's name with a line break: the data of a candidate.
-    pub(super) host: Arc<str>,
+    pub(super) card: Arc<Card>,
+    /// Whether it has been told that another candidate's handler is not ours.
+    pub(super) has_warned: Arc<AtomicBool>,
     pub(super) servers: Servers,
     sessions: watch::Receiver<Option<Session>>,
     end: Arc<Trigger>,
@@ -51,8 +54,14 @@ impl ZooKeeper {
         tokio::spawn(keeper.run());
         let process = format!("{:032x}", rand::random::<u128>()).into();
         // It may be any bytes; it only tells people where to look.
-        let host = format!("{}\n", String::from_utf8_lossy(host.trim_ascii_end())).into();
-        Ok(ZooKeeper { process, host, servers: servers.clone(), sessions, end: Arc::new(end) })
+        let card = Card { host: String::from_utf8_lossy(host.trim_ascii_end()).into_owned(), handler: None };
+        let (card, has_warned, end) = (Arc::new(card), Arc::default(), Arc::new(end));
+        Ok(ZooKeeper { process, card, has_warned, servers: servers.clone(), sessions, end })
+    }
+
+    pub(super) fn with_handler(self, handler: &str) -> ZooKeeper {
+        let card = Card { host: self.card.host.clone(), handler: Some(handler.to_owned()) };
+        ZooKeeper { card: Arc::new(card), ..self }
     }
 
     /// The session of the moment, once there is one; `None` after closing.

@@ -116,7 +116,8 @@ fn what_ksync_makes_in_zookeeper_follows_the_rules_of_the_gem() {
             assert!(process.len() == 32 && process.bytes().all(is_hex), "{name}");
             assert!(sequence.len() == 10 && sequence.bytes().all(|b| b.is_ascii_digit()), "{name}");
             let (data, stat) = seat.node(&format!("leader/{name}")).unwrap();
-            assert_eq!(data, host);
+            // Below that stands what the gem never reads.
+            assert!(data.starts_with(&host), "{data:?}");
             assert_ne!(stat.ephemeral_owner, 0, "{name} is ephemeral");
         }
         let (offset, stat) = seat.node("offset").unwrap();

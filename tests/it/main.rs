@@ -19,6 +19,7 @@ mod life;
 mod limits;
 mod logs;
 mod messages;
+mod neighbours;
 mod protocol;
 mod redrive;
 mod replay;
