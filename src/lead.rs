@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Error, Result, anyhow};
 use log::{debug, error, info, warn};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep};
 
@@ -197,6 +197,8 @@ pub struct Leading {
     /// Shows the offsets to Kafka's own tools.
     pub mirror: Option<Mirror>,
     pub election: Election,
+    /// That its offsets are those of our cluster.
+    pub claimed: OnceCell<()>,
     pub name: Name,
     /// The partitions of each topic to begin with.
     pub topics: BTreeMap<Topic, BTreeSet<i32>>,
@@ -291,6 +293,7 @@ impl Leading {
     ///
     /// Fails where another one waits for another time, with both hosts in the text. Warns of a clock that is wrong.
     pub async fn declare_delay(&self, delay: Duration) -> Result<()> {
+        self.claim().await?;
         let mut apart = Duration::ZERO;
         for (topic, partitions) in &self.topics {
             for partition in partitions {
@@ -355,7 +358,15 @@ impl Leading {
         };
         let mut candidacy = self.election.candidate(seat.clone());
         loop {
-            let queue = post.queue(candidacy.places(), candidacy.lead(&shutdown));
+            let places = candidacy.places();
+            let lease = async {
+                tokio::select! {
+                    claimed = self.claim() => claimed?,
+                    () = shutdown.requested() => return Ok(None),
+                }
+                candidacy.lead(&shutdown).await
+            };
+            let queue = post.queue(places, lease);
             let lease = match self.bounded {
                 Some(Bounded { wait }) => match tokio::time::timeout(wait, queue).await {
                     Ok(lease) => lease.map_err(|error| Exit::Misconfigured.because(error))?,
@@ -391,6 +402,15 @@ impl Leading {
                 _ => {}
             }
         }
+    }
+
+    /// Makes sure that the offsets in ZooKeeper are those of this Kafka cluster, once, before anything of them is touched.
+    async fn claim(&self) -> Result<()> {
+        let claim = async || match self.admin.cluster_id().await {
+            Some(cluster) => self.election.claim(&cluster).await,
+            None => Ok(()),
+        };
+        self.claimed.get_or_try_init(claim).await.map(drop)
     }
 
     async fn log(&self, partition: &TopicPartition) -> kafka::Log {

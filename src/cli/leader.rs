@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use super::{CheckOptions, KafkaOptions, duration, size, time};
 use crate::dead_letter::DeadLetters;
@@ -121,6 +121,7 @@ impl LeaderOptions {
             mirror,
             admin,
             election: Election::ZooKeeper(ZooKeeper::connect(zookeeper, self.session_timeout)?),
+            claimed: OnceCell::new(),
             name: name.clone(),
             topics,
             grows: kafka.partition.is_empty() && bounded.is_none(),

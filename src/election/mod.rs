@@ -5,6 +5,7 @@
 
 mod candidate;
 mod card;
+mod cluster;
 mod delay;
 mod fence;
 mod lease;
@@ -104,6 +105,15 @@ impl Election {
     pub fn with_handler(self, handler: &str) -> Election {
         let Election::ZooKeeper(zookeeper) = self;
         Election::ZooKeeper(zookeeper.with_handler(handler))
+    }
+
+    /// Makes sure that the offsets are those of this Kafka cluster; where none is noted it is from now on. Waits for a
+    /// server. Cancelling loses nothing.
+    ///
+    /// Fails, with both clusters in the text, where they are another one's. A missing right is a warning.
+    pub async fn claim(&self, cluster: &str) -> Result<()> {
+        let Election::ZooKeeper(zookeeper) = self;
+        zookeeper.claim(cluster).await
     }
 
     /// The shortest delay that was declared for a partition of `delay_topic`, `None` where none was. Waits for a server.

@@ -155,6 +155,13 @@ impl Admin {
         }
     }
 
+    /// Which cluster it is; `None` where the brokers do not tell.
+    pub async fn cluster_id(&self) -> Option<String> {
+        let client = self.client.clone();
+        // An error is the end of the runtime.
+        tokio::task::spawn_blocking(move || client.inner().fetch_cluster_id(TIMEOUT)).await.ok().flatten()
+    }
+
     /// What is set for those of the topics that exist.
     pub(super) async fn settings(&self, topics: &BTreeSet<Topic>) -> Result<Settings> {
         let read = async { tokio::try_join!(self.layouts(topics), self.describe(topics)) };

@@ -1,15 +1,22 @@
 //! What processes that share a seat, or a place in ZooKeeper, make of each other: other names, other versions, other
-//! handlers.
+//! handlers, other clusters.
 
 use std::collections::BTreeSet;
 
 use rustix::process::Signal;
+use zookeeper::Acls;
 
 use crate::consume::ids;
-use crate::support::{EPHEMERAL_SEQUENTIAL, End, Process, Seat, World, block_on};
+use crate::support::{EPHEMERAL_SEQUENTIAL, End, PERSISTENT, Process, Seat, World, block_on, value};
 
 fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned()
+}
+
+/// Where it is noted which Kafka cluster the offsets of this world belong to.
+fn cluster(world: &World) -> Seat {
+    let Seat { client, .. } = world.seat("", 0, "");
+    Seat { client, path: format!("/{}/kafka_sync", world.id) }
 }
 
 #[test]
@@ -151,4 +158,57 @@ fn another_handler_under_the_same_name_is_told_once_without_its_arguments() {
     }
     assert_eq!((first.log_of("warn"), same.log_of("warn")), (vec![], vec![]));
     assert!(![ours, ours_too, theirs].iter().any(|card| card.contains("Canary")));
+}
+
+#[test]
+fn offsets_of_another_kafka_cluster_are_refused_before_anything_of_them_is_touched() {
+    let world = World::new("two-clusters");
+    let products = world.topic_with_delay("products", 1);
+    let handler = world.handler("");
+    let consume = || world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(consume().wait(), End::Status(0));
+    let node = cluster(&world);
+    let ours = node.text("cluster").unwrap();
+    assert_eq!((ours.len(), ours.lines().count()), (22, 1), "{ours:?}");
+    let noted = node.node("cluster");
+    assert_eq!((consume().wait(), node.node("cluster") == noted), (End::Status(0), true));
+
+    block_on(node.client.set_data(&node.path("cluster"), b"of-another-one\nmore\n", None)).unwrap();
+    world.kafka.produce(&products, [value("1")]);
+    let seats = [world.seat(&products, 0, "indexer"), world.seat(&format!("{products}-delay"), 0, "delayer")];
+    let stored = || seats.each_ref().map(|seat| (seat.node("offset"), seat.node("state"), seat.node("delay")));
+    let before = stored();
+    let daemon = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    for mut process in [consume(), daemon, world.delayer(&format!("-t {products}"))] {
+        assert_eq!(process.wait(), End::Status(78));
+        let text = format!(
+            "ZooKeeper at {} has the offsets of Kafka cluster of-another-one, and this is cluster {ours}: give each cluster a \
+             path of its own there (--zookeeper HOST:PORT/PATH), or, if the offsets are meant for this one, delete {}",
+            world.zookeeper(),
+            node.path("cluster")
+        );
+        assert_eq!(process.log_of("error"), [text]);
+    }
+    assert_eq!((stored() == before, seats[0].candidates(), handler.runs().len()), (true, vec![], 0));
+
+    node.delete("cluster");
+    assert_eq!((consume().wait(), handler.payloads()), (End::Status(0), vec!["1".to_owned()]));
+    assert_eq!(node.text("cluster"), Some(ours));
+}
+
+#[test]
+fn without_the_right_to_note_the_cluster_there_is_a_warning_and_the_work_goes_on() {
+    let world = World::new("no-note");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=3));
+    let node = cluster(&world);
+    block_on(node.client.mkdir(&node.path("consumer"), &PERSISTENT)).unwrap();
+    let read_only: Vec<_> = Acls::anyone_read().iter().cloned().collect();
+    block_on(node.client.set_acl(&node.path, &read_only, None)).unwrap();
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!((consumer.wait(), handler.payloads().len()), (End::Status(0), 3));
+    let [warning] = &consumer.log_of("warn")[..] else { panic!("it is told: {:?}", consumer.log()) };
+    let text = format!("cannot note at {} that the offsets are those of Kafka cluster ", node.path("cluster"));
+    assert!(warning.contains(&text) && warning.contains(": not authorized; "), "{warning}");
 }

@@ -13,7 +13,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::RDKafkaApiKey::{self, Fetch, InitProducerId, Metadata, Produce};
 use rdkafka::types::RDKafkaRespErr;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::support::{Kafka, World, block_on, is_full, log_lines, value};
 
@@ -99,6 +99,7 @@ async fn leading(world: &World, mock: &Mock) -> Leading {
         mirror: None,
         admin,
         election: Election::ZooKeeper(zookeeper),
+        claimed: OnceCell::new(),
         name: "indexer".parse().unwrap(),
         topics: BTreeMap::from([(mock.topic.clone(), BTreeSet::from([0]))]),
         grows: false,

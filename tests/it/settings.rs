@@ -9,7 +9,7 @@ use ksync::kafka::{self, Admin, Check, Cluster, Hazard, Pair, Reader};
 use ksync::lead::{Board, End as WorkEnd, Held, Leading, Watched, Work};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::support::{End, Process, World, block_on, log_lines, value};
 
@@ -362,6 +362,7 @@ async fn leading(world: &World, topic: &str) -> Leading {
         mirror: None,
         admin,
         election: Election::ZooKeeper(zookeeper),
+        claimed: OnceCell::new(),
         name: Name::delayer(),
         topics: BTreeMap::from([(delay_topic, BTreeSet::from([0]))]),
         grows: false,
