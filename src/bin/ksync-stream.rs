@@ -1,5 +1,6 @@
 //! Announces rows of a database or lines of stdin, and runs an action on them chunk by chunk.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Phases};
 use ksync::cli::{
-    self, ActionOptions, Common, DelayOption, KafkaOptions, ProgressOption, SourceOptions, Tool, duration, size,
+    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, ProgressOption, SourceOptions, Tool,
+    duration, size,
 };
 use ksync::exit::Exit;
 use ksync::handler;
@@ -28,6 +30,8 @@ struct Cli {
     kafka: KafkaOptions,
     #[command(flatten)]
     delay: DelayOption,
+    #[command(flatten)]
+    delayers: DelayerOptions,
     #[command(flatten)]
     common: Common,
 
@@ -81,6 +85,7 @@ impl Tool for Cli {
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let topic = cli.kafka.one_topic()?;
     cli.source.check()?;
+    cli.delayers.check()?;
     let action = cli.action.action(&cli.source)?;
     if let Some(Action::Command(_)) = &action {
         // One that outlived us could commit when nobody sends its delay messages again.
@@ -94,14 +99,22 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let starting = async {
         let cluster = cli.kafka.cluster()?;
         let admin = Admin::new(&cluster)?;
+        let mut partitions = BTreeSet::new();
         for topic in phases.topics(topic)? {
             let count = admin.need(&topic, cli.kafka.create_topics, cli.kafka.patience(true)).await?;
-            cli.kafka.chosen(&topic, count)?;
+            partitions = cli.kafka.chosen(&topic, count)?;
         }
         // It connects while the settings are read.
         let writer = Writer::open(&cluster, DELIVERY)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
-        cli.kafka.check.start(&admin, [Pair { topic: topic.clone(), delay }]).await?;
+        let pair = Pair { topic: topic.clone(), delay: delay.clone() };
+        let delayers = async {
+            match &delay {
+                Some((delay_topic, _)) => cli.delayers.look(delay_topic, &partitions).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers)?;
         anyhow::Ok((writer, cli.source.open().await?))
     };
     let (writer, (source, total)) = tokio::select! {

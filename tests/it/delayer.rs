@@ -211,3 +211,49 @@ fn a_broker_that_stands_still_does_not_make_threads_pile_up() {
     world.for_a_while(Duration::from_secs(6), "there are few more threads", || threads() <= before + 6);
     kill_process(world.services.pid("kafka-1"), Signal::CONT).unwrap();
 }
+
+#[test]
+fn a_stream_tells_of_partitions_without_a_delayer_or_refuses_to_begin() {
+    let world = World::new("no-delayer");
+    let products = world.topic_with_delay("products", 2);
+    let delay_topic = format!("{products}-delay");
+    let ran = world.file("ran");
+    let action = world.script(&format!("cat > /dev/null; touch {}", ran.display()));
+    let stream = |options: &str| {
+        let mut stream = world.stream_lines(&format!("- -t {products} {options} -- {action}"), "{\"id\":1}\n");
+        (stream.wait(), stream.log_of("warn"), stream.log_of("error"))
+    };
+    let sent = || (ran.exists(), world.kafka.count(&delay_topic));
+    let seen = format!("--zookeeper {}", world.zookeeper());
+    let nobody = |which: &str| {
+        let what = format!("no ksync-delayer is at work for {which} {delay_topic}");
+        format!("{what}: delay messages lie there until one is started, with the same --zookeeper")
+    };
+    let refused = vec![format!("--require-delayer: {}", nobody("topic"))];
+    assert_eq!(stream(&format!("{seen} --require-delayer")), (End::Status(78), vec![], refused));
+    let away = "--zookeeper 127.0.0.1:9";
+    let unseen = format!(
+        "cannot see whether a ksync-delayer is at work for topic {delay_topic}: ZooKeeper at 127.0.0.1:9 has not answered \
+         within 3s: deadline has elapsed"
+    );
+    let refused = vec![format!("--require-delayer: {unseen}")];
+    assert_eq!(stream(&format!("{away} --require-delayer")), (End::Status(75), vec![], refused));
+    let refused = vec!["--require-delayer can see delayers only by --zookeeper".to_owned()];
+    assert_eq!(stream("--require-delayer"), (End::Status(2), vec![], refused));
+    assert_eq!(sent(), (false, 0));
+
+    let done = |warnings: Vec<String>| (End::Status(0), warnings, Vec::<String>::new());
+    assert_eq!(stream(&seen), done(vec![nobody("topic")]));
+    assert_eq!(sent(), (true, 1));
+    assert_eq!(stream(away), done(vec![unseen]));
+    assert_eq!(stream(&format!("{seen} --only instant --require-delayer")), done(vec![]));
+
+    let seat = |partition| world.seat(&delay_topic, partition, "delayer");
+    let _first = world.delayer(&format!("-t {products} -p 0 --delay 1h"));
+    world.eventually("it leads one", || seat(0).offset().is_some());
+    assert_eq!(stream(&seen), done(vec![nobody("partitions 1 of topic")]));
+    assert_eq!(stream(&format!("{seen} -p 0 --require-delayer")), done(vec![]));
+    let _second = world.delayer(&format!("-t {products} --delay 1h"));
+    world.eventually("the other is led, too", || seat(1).offset().is_some());
+    assert_eq!(stream(&format!("{seen} --require-delayer")), done(vec![]));
+}
