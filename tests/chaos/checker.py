@@ -8,6 +8,7 @@ from deliveries import one_at_a_time
 from deliveries import seldom_twice
 from fences import Fences
 from fences import fenced
+from growth import no_growth
 from health import goes_on
 from health import longest_gap
 from health import no_leaks
@@ -40,6 +41,7 @@ def check(history):
         *not_early(history, messages),
         *goes_on(history, fences),
         *no_leaks(history),
+        *no_growth(history),
     ]
     return Verdict(
         violations,

@@ -60,7 +60,7 @@ def no_leaks(history):
         for what, more in MORE.items():
             if note["when"] == "start":
                 first[kind, what] = max(first.get((kind, what), 0), note[what])
-            elif note[what] > first[kind, what] + more:
+            elif note["when"] == "end" and note[what] > first[kind, what] + more:
                 text = f"{note['member']} has {note[what]} {what} in the end, at the start {first[kind, what]}"
                 yield Violation(10, text, note["at"])
         if note["rss_kib"] > RSS_LIMIT_KIB:

@@ -102,17 +102,19 @@ def command(world, binaries, kind):
 class Members:
     """All of them, and a watch over those that end by themselves."""
 
-    def __init__(self, world, binaries, proxies):
+    def __init__(self, world, binaries, proxies, spares):
+        """With `spares` the first of each kind lives to the end, so that it can be seen whether it grows."""
         targets = [node.ports["client"] for node in world.zookeepers]
         self.world = world
         self.all = [
             Member(world, binaries, proxies.open(targets), kind, number)
             for kind in KINDS for number in range(1, EACH + 1)
         ]
+        self.mortal = [member for member in self.all if not (spares and member.name.endswith("-1"))]
         self.ended = threading.Event()
 
-    def of(self, kind):
-        return [member for member in self.all if member.kind == kind]
+    def mortal_of(self, kind):
+        return [member for member in self.mortal if member.kind == kind]
 
     def start(self):
         for member in self.all:
@@ -125,6 +127,10 @@ class Members:
                 if member.has_ended_by_itself():
                     self.world.journal.add("ended by itself", member=member.name, status=member.process.returncode)
                     member.start()
+
+    def sample(self, pause_secs):
+        while not self.ended.wait(pause_secs):
+            self.measure("sample")
 
     def heal(self):
         for member in self.all:
@@ -153,13 +159,15 @@ class Members:
     def measure(self, when):
         """Writes down what each of them holds of the system."""
         for member in self.all:
-            with contextlib.suppress(FileNotFoundError):
-                status = Path(f"/proc/{member.pid}/status").read_text()
+            # It may end meanwhile, and be without memory then.
+            with contextlib.suppress(OSError, KeyError):
+                pid = member.pid
+                status = Path(f"/proc/{pid}/status").read_text()
                 fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-                names = Counter(task.read_text().strip() for task in Path(f"/proc/{member.pid}/task").glob("*/comm"))
+                names = Counter(task.read_text().strip() for task in Path(f"/proc/{pid}/task").glob("*/comm"))
                 held = {"threads": sum(names.values()), "rss_kib": int(fields["VmRSS"].split()[0])}
-                files = len(os.listdir(f"/proc/{member.pid}/fd"))
-                self.world.journal.add("measured", when=when, member=member.name, files=files, names=names, **held)
+                held |= {"files": len(os.listdir(f"/proc/{pid}/fd")), "names": names}
+                self.world.journal.add("measured", when=when, member=member.name, pid=pid, **held)
 
 
 def strays(world):

@@ -53,8 +53,11 @@ class Nemesis:
     def member(self, victim):
         return self.members.all[victim % len(self.members.all)]
 
+    def mortal(self, victim):
+        return self.members.mortal[victim % len(self.members.mortal)]
+
     def kill(self, victim, secs):
-        member = self.member(victim)
+        member = self.mortal(victim)
         with member.lock:
             member.kill()
             time.sleep(secs)
@@ -62,7 +65,7 @@ class Nemesis:
         return [member.name]
 
     def kill_all(self, victim, secs):
-        members = self.members.of(KINDS[victim % len(KINDS)])
+        members = self.members.mortal_of(KINDS[victim % len(KINDS)])
         with contextlib.ExitStack() as locks:
             for member in members:
                 locks.enter_context(member.lock)
@@ -84,10 +87,10 @@ class Nemesis:
         return [member.name]
 
     def terminate(self, victim, _secs):
-        return [self.restart(self.member(victim))]
+        return [self.restart(self.mortal(victim))]
 
     def rolling_restart(self, victim, _secs):
-        return [self.restart(member) for member in self.members.of(KINDS[victim % len(KINDS)])]
+        return [self.restart(member) for member in self.members.mortal_of(KINDS[victim % len(KINDS)])]
 
     def restart(self, member):
         with member.lock:

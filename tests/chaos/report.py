@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import growth
+
 MOST_VIOLATIONS = 10
 
 
@@ -23,6 +25,7 @@ def report(seed, history, verdict):
     twice = verdict.duplicates.values()
     yield f"duplicates: {sum(twice):,} records in {sum(map(bool, twice))} seats"
     yield f"longest gap: {seconds:.1f} s ({seat}) while all was well, {over_all:.1f} s ({seat_over_all}) over all"
+    yield from growth.lines(history)
     yield f"violations: {len(verdict.violations)}"
     points = Counter(violation.point for violation in verdict.violations)
     shown = Counter()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 
 import load
@@ -26,8 +27,8 @@ from writers import Writers
 
 # For the servers' start, the healing and the evidence.
 AROUND_SECS = 100
-# Between two faults, at most.
-MEAN_SECS = 3
+# How often it is looked at what the processes hold.
+SAMPLE_SECS = 60
 # By how much the times without faults make it longer.
 PAUSES = 1.2
 # After which tokio ends threads that have nothing to do, and a bit.
@@ -46,13 +47,23 @@ class Profile:
     most_rows: int
     # Of the faults.
     kinds: tuple = tuple(KINDS)
+    # Between two faults, at most.
+    mean_secs: float = 3
+    # Whether one process of each kind is neither killed nor restarted.
+    spares: bool = False
     # From the last input on; then everything has to be done.
     settle_secs: float = 2 * DELAY_SECS + SESSION_SECS + 60
+
+
+def soak(minutes):
+    """1,000 messages a second, and about each half minute a fault."""
+    return Profile(round(2 * minutes), round(60_000 * minutes), minutes, 20, 1000, 2000, mean_secs=30, spares=True)
 
 
 PROFILES = {
     "quick": Profile(25, 60_000, 3, 8, 500, 1000),
     "full": Profile(1_000, 10_000_000, 75, 20, 1000, 2000),
+    "soak": soak(120),
 }
 
 
@@ -61,7 +72,7 @@ def run(folder, binaries, seed, profile, mutant=None):
     with World(folder, seed, profile.batch_size, mutant) as world:
         world.journal.add("settings", seed=seed, delay_secs=DELAY_SECS, session_secs=SESSION_SECS,
                           batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
-        members = Members(world, binaries, Proxies())
+        members = Members(world, binaries, Proxies(), profile.spares)
         try:
             put_to_the_test(world, binaries, members, profile)
         finally:
@@ -73,7 +84,7 @@ def run(folder, binaries, seed, profile, mutant=None):
 
 def put_to_the_test(world, binaries, members, profile):
     chaos_secs = max(60 * profile.minutes - AROUND_SECS - profile.load_secs, 30)
-    mean_secs = min(MEAN_SECS, chaos_secs / profile.faults / PAUSES)
+    mean_secs = min(profile.mean_secs, chaos_secs / profile.faults / PAUSES)
     planned = schedule(world.seed, profile.faults, mean_secs, profile.kinds)
     (world.folder / "schedule.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in planned], indent=0))
     members.start()
@@ -85,6 +96,7 @@ def put_to_the_test(world, binaries, members, profile):
     try:
         time.sleep(profile.load_secs)
         members.measure("start")
+        threading.Thread(target=members.sample, args=(SAMPLE_SECS,), daemon=True).start()
         Nemesis(world, members, writers).carry_out(planned, time.monotonic() + planned[-1].at_secs + 60)
         say("heals everything")
         heal(world, members)

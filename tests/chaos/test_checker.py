@@ -305,6 +305,33 @@ class Points(unittest.TestCase):
         self.history.notes = [{"event": "ended by itself", "member": "index-1", "status": 101, "at": BEGIN}]
         self.expect((10, "index-1 ended by itself with status 101"))
 
+    def samples(self, minutes, rss_kib, files=lambda minute: 50, pid=7):
+        """One each minute."""
+        measured = {"event": "measured", "when": "sample", "member": "index-1", "pid": pid, "threads": 20}
+        self.history.notes += [
+            {**measured, "at": BEGIN + 60 * minute, "rss_kib": round(rss_kib(minute)), "files": files(minute)}
+            for minute in range(minutes)
+        ]
+
+    def test_10_memory_that_grows_while_a_process_lives(self):
+        self.samples(120, lambda minute: 30_000 + 1100 * minute / 60)
+        self.expect((10, "memory of index-1 over 1.8 h: +1.07 MiB an hour"))
+
+    def test_10_memory_that_comes_and_goes_or_grows_at_first(self):
+        # By 500 KiB an hour, after 20 MiB in the first ten minutes, and with a peak in the end.
+        peak = lambda minute: 20_000 if minute > 115 else 0
+        self.samples(120, lambda minute: 10_000 + 2000 * min(minute, 10) + 500 * minute / 60 + peak(minute))
+        self.expect()
+
+    def test_10_the_memory_of_processes_that_follow_each_other_or_live_shortly(self):
+        self.samples(39, lambda minute: 10_000 + 1000 * minute)
+        self.samples(60, lambda minute: 50_000, pid=8)
+        self.expect()
+
+    def test_10_files_that_become_more_while_a_process_lives(self):
+        self.samples(120, lambda minute: 30_000, files=lambda minute: 50 + minute // 30)
+        self.expect((10, "files of index-1 over 1.8 h: 50, then 53"))
+
 
 if __name__ == "__main__":
     unittest.main()

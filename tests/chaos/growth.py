@@ -1,0 +1,64 @@
+"""Whether what a process holds grows while it lives: what a long run is for."""
+
+import dataclasses
+import itertools
+import statistics
+
+from history import Violation
+
+# Until then a process comes to hold what it needs.
+WARM_UP_SECS = 10 * 60
+# Over less time a slope says nothing.
+LEAST_SECS = 30 * 60
+LIMIT_KIB_AN_HOUR = 1024
+# From the first quarter of its life to the last one.
+MORE_FILES = 2
+
+
+@dataclasses.dataclass
+class Growth:
+    member: str
+    hours: float
+    # The median of the slopes between any two samples: it heeds neither a peak nor a step down.
+    kib_an_hour: float
+    files: tuple
+    at: float
+
+
+def growths(history):
+    """Of each process that has lived for long enough."""
+    lives = {}
+    for note in history.noted("measured"):
+        if note["when"] == "sample":
+            lives.setdefault((note["member"], note["pid"]), []).append(note)
+    for (member, _), notes in sorted(lives.items()):
+        warm = [note for note in notes if note["at"] >= notes[0]["at"] + WARM_UP_SECS]
+        if warm and warm[-1]["at"] - warm[0]["at"] >= LEAST_SECS:
+            hours = (warm[-1]["at"] - warm[0]["at"]) / 3600
+            quarter = max(1, len(warm) // 4)
+            files = tuple(statistics.median(note["files"] for note in part) for part in (warm[:quarter], warm[-quarter:]))
+            yield Growth(member, hours, slope(warm), files, warm[0]["at"])
+
+
+def slope(notes):
+    pairs = itertools.combinations(notes, 2)
+    return statistics.median((b["rss_kib"] - a["rss_kib"]) / (b["at"] - a["at"]) * 3600 for a, b in pairs)
+
+
+def no_growth(history):
+    """10: neither memory nor files of a process grow while it lives."""
+    for growth in growths(history):
+        where = f"{growth.member} over {growth.hours:.1f} h"
+        if growth.kib_an_hour >= LIMIT_KIB_AN_HOUR:
+            yield Violation(10, f"memory of {where}: {growth.kib_an_hour / 1024:+.2f} MiB an hour", growth.at)
+        before, after = growth.files
+        if after > before + MORE_FILES:
+            yield Violation(10, f"files of {where}: {before:.0f}, then {after:.0f}", growth.at)
+
+
+def lines(history):
+    """For a person."""
+    for growth in growths(history):
+        before, after = growth.files
+        yield (f"{growth.member}: {growth.kib_an_hour / 1024:+.2f} MiB an hour over {growth.hours:.1f} h, "
+               f"{before:.0f} files, then {after:.0f}")
