@@ -33,13 +33,14 @@ pub(super) struct Signs {
 }
 
 impl Tenure {
-    /// Serves until the lease is lost, which its holder then knows, or given up. To the holder it counts as released only
-    /// when the clock, which is handed back, is dropped.
+    /// Serves until the lease is given up; where it is lost before, which its holder then knows, that may be later: until
+    /// then a handler may be at work. To the holder it counts as released only when the clock, which is handed back, is
+    /// dropped.
     pub async fn serve(self, fence: &mut Fence, signs: Signs, session: &Session) -> Clock {
-        let Tenure { term, clock, commits } = self;
+        let Tenure { term, clock, mut commits } = self;
         let (heart, work) = (fence.heart(), Work { clock: &clock, fence, term, session });
         if Mutant::WorksOnDisconnected.is_on() {
-            work.carry_out(commits).await;
+            work.carry_out(&mut commits).await;
             return clock;
         }
         // The clock is stopped before anything is dropped: a commit that still waits then fails with the reason.
@@ -48,7 +49,13 @@ impl Tenure {
             () = async { clock.stop(interrupted(signs, session).await) } => {}
             () = async { clock.stop(clock.run_out().await) } => {}
             () = async { clock.stop(keep_alive(&clock, &heart, session).await) } => {}
-            () = work.carry_out(commits) => {}
+            () = work.carry_out(&mut commits) => {}
+        }
+        // What still comes is answered by why the lease was lost.
+        let given_up = async { while commits.recv().await.is_some() {} };
+        select! {
+            () = given_up => {}
+            () = session.closing.requested() => {}
         }
         clock
     }
@@ -92,9 +99,9 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Returns once the lease is given up and nothing is kept any more, or a commit has failed.
-    async fn carry_out(self, mut commits: mpsc::Receiver<Commit>) {
+    async fn carry_out(self, commits: &mut mpsc::Receiver<Commit>) {
         let mut kept = None;
-        while let Some(Write { position, done }) = next_write(&mut commits, &mut kept).await {
+        while let Some(Write { position, done }) = next_write(commits, &mut kept).await {
             let sent = since_boot();
             let written = self.fence.commit(&State::new(position, self.term)).await;
             match &written {

@@ -6,6 +6,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 import time
 import zlib
@@ -26,7 +27,8 @@ COPY = """WITH written AS (
 ACCEPTED = """INSERT INTO accepted (name, "partition", term, first, last)
     VALUES ('{name}', {partition}, {term}, {first}, {last}); COMMIT"""
 # Of a thousand runs; what is left does its work.
-FAILURES = [("fails before", 30), ("fails after", 30), ("hangs", 10), ("leaves a grandchild", 10)]
+FAILURES = [("fails before", 30), ("fails after", 30), ("hangs", 10), ("dies", 10), ("reads a part", 10),
+            ("leaves a grandchild", 10)]
 LONG_SECS = 600
 
 
@@ -50,14 +52,15 @@ class Batch:
     def is_contiguous(self):
         return self.offsets == list(range(self.offsets[0], self.offsets[0] + len(self.offsets)))
 
-    def failure(self, seed):
-        dice = zlib.crc32(f"{seed} {self.name} {self.partition} {self.offsets[0]} {self.term} {self.attempt}".encode())
-        number = dice % 1000
-        for failure, share in FAILURES:
-            number -= share
-            if number < 0:
-                return failure
-        return None
+
+def failure_of(*batch):
+    """By what tells the batch from all others."""
+    number = zlib.crc32(" ".join(map(str, batch)).encode()) % 1000
+    for failure, share in FAILURES:
+        number -= share
+        if number < 0:
+            return failure
+    return None
 
 
 class Handler:
@@ -93,7 +96,7 @@ class Handler:
         return None
 
     def outcome(self, batch, lock):
-        failure = batch.failure(self.seed)
+        failure = failure_of(self.seed, batch.name, batch.partition, batch.offsets[0], batch.term, batch.attempt)
         if os.path.exists(f"{self.folder}/outage-{batch.name}"):
             return "store is away", {}
         if failure == "fails before":
@@ -101,6 +104,8 @@ class Handler:
         if failure == "hangs":
             self.journal.add("hangs", name=batch.name, partition=batch.partition)
             time.sleep(LONG_SECS)
+        if failure == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
         if failure == "leaves a grandchild" and not self.is_worker and os.fork() == 0:
             # It holds our outputs, and the lock: whoever runs beside it is told.
             os.set_inheritable(lock.fileno(), True)
@@ -129,14 +134,19 @@ STATUS = {"done": 0, "store is away": 75, "refused": 75}
 
 def one_batch(handler):
     env = os.environ
+    name, first = env["KSYNC_BATCH_NAME"], int(env["KSYNC_BATCH_FIRST_OFFSET"])
+    partition, term, attempt = (int(env[f"KSYNC_BATCH_{word}"]) for word in ("PARTITION", "TERM", "ATTEMPT"))
+    if failure_of(handler.seed, name, partition, first, term, attempt) == "reads a part":
+        os.read(0, 1)
+        handler.journal.add("reads a part", name=name, partition=partition, first=first)
+        return 0  # Which is not to count.
     data = sys.stdin.buffer.read()
     lines = data.splitlines()
     if len(lines) != int(env["KSYNC_BATCH_COUNT"]) or not data.endswith(b"\n"):
         # So ends the input of a ksync that was killed.
         handler.journal.add("cut", pid=os.getpid())
         return 1
-    numbers = (int(env[f"KSYNC_BATCH_{name}"]) for name in ("PARTITION", "TERM", "ATTEMPT"))
-    return STATUS.get(handler.work(Batch(lines, env["KSYNC_BATCH_NAME"], *numbers)), 1)
+    return STATUS.get(handler.work(Batch(lines, name, partition, term, attempt)), 1)
 
 
 def many_batches(handler, name):

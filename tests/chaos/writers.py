@@ -71,7 +71,7 @@ class Writers:
     def __init__(self, world, binaries, rows, secs, most_rows):
         self.world, self.most_rows = world, most_rows
         self.rows_wanted, self.secs, self.begun = rows, secs, time.monotonic()
-        self.command = [str(binaries / "ksync-stream"), "-", "-t", TOPIC, "--delay", f"{DELAY_SECS}s", "-q"]
+        self.command = [str(binaries / "ksync-stream"), "-", "-t", TOPIC, "--delay", f"{DELAY_SECS}s", "-q", "--chunk-wait", "60s"]
         self.action = [*PYTHON, str(HERE / "action.py"), str(world.history), world.postgres]
         self.lock = threading.Lock()
         self.rows, self.next_op = 0, 0

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::{BufRead, Write};
+use std::pin::pin;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -445,6 +446,7 @@ async fn a_commit_is_refused_when_somebody_else_wrote_the_offset() {
 
     assert_eq!(world.text("offset").await, "4");
     let old_term = lease.term();
+    drop(lease);
     let lease = within(T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
     assert_eq!(lease.stored().offset, StoredOffset::At(Offset(4)));
     let StoredState::Kept(state) = &lease.stored().state else { panic!("{:?}", lease.stored()) };
@@ -519,6 +521,7 @@ async fn work_stops_at_four_tenths_of_the_timeout_when_the_server_goes_silent() 
     assert_eq!(lease.commit(at(1)).await, Err(lost));
 
     proxy.set(Mode::Open);
+    drop(lease);
     let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
     assert_eq!(lease.stored().offset, StoredOffset::None);
     assert_eq!(world.queue().await.len(), 1);
@@ -538,6 +541,7 @@ async fn a_commit_behind_an_unanswered_heartbeat_fails_with_the_lease() {
     assert!(frozen.elapsed() < T * 4 / 10 + SOON, "{:?}", frozen.elapsed());
     assert_eq!(lost, lease.lost().await);
     proxy.set(Mode::Open);
+    drop(lease);
     world.eventually("the candidate is withdrawn", async || world.queue().await.is_empty()).await;
     // Only now it is known whether it counts: it was sent, behind the heartbeat and before the withdrawal.
     assert_eq!(world.text("offset").await, "1");
@@ -556,9 +560,29 @@ async fn a_leader_whose_connection_breaks_leads_again_with_a_new_term() {
     let noticed = cut.elapsed();
     assert!(noticed < SOON, "{noticed:?}");
     proxy.set(Mode::Open);
+    let term = lease.term();
+    drop(lease);
     let next = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
-    assert!(next.term() > lease.term());
+    assert!(next.term() > term);
     assert_eq!(world.queue().await.len(), 1);
+}
+
+/// Its handler may still be at work: then nobody else may lead, though the session lives and the candidate could be deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_lost_lets_nobody_else_lead_before_it_is_dropped() {
+    let world = World::new("lost-and-held").await;
+    let proxy = Proxy::to(&world.server).await;
+    let (election, another) = (world.election_through(&proxy.address), world.election());
+    let lease = world.lead(&election).await;
+    let mut standby = another.candidate(seat(0));
+    let mut next = pin!(standby.lead(&world.shutdown));
+    proxy.cut().await;
+    assert_eq!(within(T, lease.lost()).await, Lost::Disconnected);
+    assert!(timeout(2 * T, &mut next).await.is_err(), "a second one leads");
+    assert_eq!(lease.commit(at(5)).await, Err(Lost::Disconnected));
+    drop(lease);
+    let next = within(SOON, next).await.unwrap().unwrap();
+    assert_eq!(next.stored().offset, StoredOffset::None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -575,6 +599,7 @@ async fn a_leader_leads_again_after_an_outage_longer_than_the_session() {
     // Until the client itself has given the session up.
     pass(T).await;
     proxy.set(Mode::Open);
+    drop(lease);
     let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
     assert_eq!(lease.stored().offset, StoredOffset::At(Offset(5)));
 }
@@ -609,6 +634,7 @@ async fn a_lost_reply_to_a_commit_ends_the_lease_and_the_next_one_knows() {
     assert!(matches!(lost, Lost::Unanswered(_) | Lost::Disconnected), "{lost:?}");
     assert_eq!(world.text("offset").await, "2");
     proxy.cut().await;
+    drop(lease);
     let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
     assert_eq!(lease.stored().offset, StoredOffset::At(Offset(2)));
     assert_eq!(world.queue().await.len(), 1);

@@ -48,6 +48,7 @@ async fn a_lease_ends_in_time_though_its_own_server_goes_on_to_answer() {
         assert!(matches!(lost, Lost::Unanswered(_)), "{lost:?}");
         others.iter().for_each(|pid| kill_process(*pid, Signal::CONT).unwrap());
 
+        drop(lease);
         let lease = within(10 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
         lease.commit(at(8)).await.unwrap();
         assert_eq!(world.queue().await.len(), 1);

@@ -257,8 +257,8 @@ fn an_outage_of_kafka_ends_no_process_and_loses_nothing() {
     world.eventually("the first are done", || handler.payloads().len() == 5);
     world.services.stop("kafka");
     world.eventually("it is told", || consumer.says(&["cannot reach Kafka at "]));
-    // The broker that has answered last is asked once more, without any pause for half a second.
-    world.for_a_while(Duration::from_secs(4), "both live", || consumer.is_running() && delayer.is_running());
+    // At its next look, within 5 s, each asks the broker once more that answered last: without any pause, for half a second.
+    world.for_a_while(Duration::from_secs(6), "both live", || consumer.is_running() && delayer.is_running());
     let (used, outage) = ([consumer.cpu(), delayer.cpu()], Duration::from_secs(if is_full() { 300 } else { 6 }));
     world.for_a_while(outage, "both live", || consumer.is_running() && delayer.is_running());
     let used = [consumer.cpu() - used[0], delayer.cpu() - used[1]];
