@@ -93,10 +93,11 @@ TOOLS = {
     "php": ("php-cli", lambda: find("php")),
     "python3": ("python3", lambda: find("python3")),
     "ruby": ("ruby", lambda: find("ruby") and answers(["ruby", "-rjson", "-e", "1"])),
+    "strace": ("strace", lambda: find("strace")),
 }
 
-# What runs the handlers in examples/.
-INTERPRETERS = ("node", "perl", "php", "python3", "ruby")
+# What tests need besides servers: what runs the handlers in examples/, and what ends a process at a system call.
+OTHERS = {"interpreters": ("node", "perl", "php", "python3", "ruby"), "strace": ("strace",)}
 
 
 def install(servers, yes, others=()):

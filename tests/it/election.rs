@@ -12,6 +12,7 @@ use ksync::election::{Election, Lease, Lost, Position, Seat, Servers, StoredOffs
 use ksync::record::LastRecord;
 use ksync::shutdown::{Shutdown, Trigger};
 use ksync::topic::{Offset, Topic, TopicId};
+use memchr::memmem;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
@@ -115,7 +116,7 @@ pub fn assert_between<T: PartialOrd + Debug>(value: T, low: T, high: T) {
 /// A way to the server that can be disturbed.
 pub struct Proxy {
     pub address: String,
-    mode: watch::Sender<Mode>,
+    mode: Arc<watch::Sender<Mode>>,
     accepted: watch::Receiver<usize>,
     requests: Arc<AtomicUsize>,
 }
@@ -127,6 +128,10 @@ pub enum Mode {
     Frozen,
     /// Requests arrive, what the server sends is lost.
     Deaf,
+    /// Open, until a packet with this text in it and so many after it have come: then deaf.
+    DeafAfter(&'static str, usize),
+    /// Open, until a packet with this text in it comes: then frozen, with that packet.
+    FrozenAt(&'static str),
     /// Whatever passes takes so long, in each direction.
     Slow(Duration),
     /// Connections are closed, old and new.
@@ -139,22 +144,44 @@ impl Proxy {
         let address = listener.local_addr().unwrap().to_string();
         let (mode, modes) = watch::channel(Mode::Open);
         let (counter, accepted) = watch::channel(0);
-        let server = server.to_owned();
-        let count = Arc::<AtomicUsize>::default();
-        let requests = count.clone();
+        let (mode, server, requests) = (Arc::new(mode), server.to_owned(), Arc::<AtomicUsize>::default());
+        // With the proxy goes the mode, and with that all connections.
+        let (count, weak) = (requests.clone(), Arc::downgrade(&mode));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counter.send_modify(|count| *count += 1);
-                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), requests.clone()));
+                let (count, weak, mut after) = (count.clone(), weak.clone(), None);
+                let noted = move |packet: &[u8]| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let Some(mode) = weak.upgrade() else { return };
+                    let (text, further, then) = match *mode.borrow() {
+                        Mode::DeafAfter(text, further) => (text, further, Mode::Deaf),
+                        Mode::FrozenAt(text) => (text, 0, Mode::Frozen),
+                        _ => return,
+                    };
+                    after = match after {
+                        None => memmem::find(packet, text.as_bytes()).map(|_| 0),
+                        Some(packets) => Some(packets + 1),
+                    };
+                    if after == Some(further) {
+                        mode.send_replace(then);
+                    }
+                };
+                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), noted));
             }
         });
-        Proxy { address, mode, accepted, requests: count }
+        Proxy { address, mode, accepted, requests }
     }
 
-    async fn carry(client: TcpStream, server: String, mut modes: watch::Receiver<Mode>, count: Arc<AtomicUsize>) {
+    async fn carry(
+        client: TcpStream,
+        server: String,
+        mut modes: watch::Receiver<Mode>,
+        noted: impl FnMut(&[u8]) + Send + 'static,
+    ) {
         match modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) {
-            Ok(Mode::Open | Mode::Deaf | Mode::Slow(_)) => {}
-            _ => return,
+            Ok(Mode::Closed | Mode::Frozen) | Err(_) => return,
+            Ok(_) => {}
         }
         let Ok(server) = TcpStream::connect(server).await else {
             return;
@@ -165,16 +192,19 @@ impl Proxy {
         let (mut from_server, mut to_server) = server.into_split();
         let mut replies = modes.clone();
         let mut requests = modes.clone();
-        let ignored = AtomicUsize::new(0);
         tokio::select! {
-            () = pump(&mut from_client, &mut to_server, &mut requests, false, &count) => {}
-            () = pump(&mut from_server, &mut to_client, &mut replies, true, &ignored) => {}
+            () = pump(&mut from_client, &mut to_server, &mut requests, (false, noted)) => {}
+            () = pump(&mut from_server, &mut to_client, &mut replies, (true, |_| ())) => {}
             _ = modes.wait_for(|mode| *mode == Mode::Closed) => {}
         }
     }
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    pub fn is(&self, mode: Mode) -> bool {
+        *self.mode.borrow() == mode
     }
 
     /// How many packets have come from clients.
@@ -197,15 +227,14 @@ async fn pump(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
     modes: &mut watch::Receiver<Mode>,
-    replies: bool,
-    count: &AtomicUsize,
+    (replies, mut noted): (bool, impl FnMut(&[u8])),
 ) {
     let (arrived, mut on_its_way) = mpsc::unbounded_channel();
     let latencies = modes.clone();
     let read = async move {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            count.fetch_add(1, Ordering::Relaxed);
+            noted(&buffer[..length]);
             let latency = match *latencies.borrow() {
                 Mode::Slow(latency) => latency,
                 _ => Duration::ZERO,

@@ -20,6 +20,7 @@ mod limits;
 mod logs;
 mod messages;
 mod neighbours;
+mod moments;
 mod protocol;
 mod redrive;
 mod replay;

@@ -1,0 +1,241 @@
+//! Deaths and pauses at chosen moments: at any system call, on the way to leadership, right before a commit.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rustix::process::Signal;
+
+use crate::consume::ids;
+use crate::election::{Mode, Proxy};
+use crate::support::{End, Handler, Process, World, block_on, is_full};
+
+const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
+/// The moments of the plain form are always the same.
+const SEED: u64 = 13;
+const RECORDS: u32 = 6;
+
+/// By which a process changes what is outside of it, or begins another one.
+const CALLS: &str = "write,writev,sendto,sendmsg,fsync,fdatasync,vfork,clone,clone3,kill,tgkill";
+/// How many that were killed are followed at a time.
+const TOGETHER: usize = 8;
+
+/// A consumer of six records, whose calls strace follows; not those of the processes that it starts.
+fn traced(world: &World, options: &str, (topic, name, handler): (&str, &str, &Handler)) -> Process {
+    let consume = format!("{CONSUME} -t {topic} -n {name} -e --session-timeout 1s --batch-size 3 -- {handler}");
+    world.start("strace", &format!("-f -b execve -qq -e trace={CALLS} -e signal=none {options} {consume}"), &[])
+}
+
+/// The most that a thread makes of each call, in a run that nothing disturbs.
+fn calls(world: &World, topic: &str) -> BTreeMap<String, usize> {
+    let (file, handler) = (world.file("calls"), world.handler(""));
+    let mut whole = traced(world, &format!("-o {}", file.display()), (topic, "whole", &handler));
+    assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
+    let mut counts = HashMap::<(String, String), usize>::new();
+    for line in fs::read_to_string(file).unwrap().lines() {
+        // THREAD CALL(..
+        let (thread, rest) = line.split_once(' ').unwrap();
+        if let Some((call, _)) = rest.trim_start().split_once('(').filter(|(call, _)| !call.contains(' ')) {
+            *counts.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
+        }
+    }
+    let mut most = BTreeMap::new();
+    for ((_, call), count) in counts {
+        let known = most.entry(call).or_default();
+        *known = count.max(*known);
+    }
+    most
+}
+
+/// One that was killed, and what its handler had done by then.
+struct Killed {
+    moment: String,
+    name: String,
+    handler: Handler,
+    done: Vec<String>,
+}
+
+impl Killed {
+    /// The next one leads from an offset that passes nothing undone, and does the rest in its order.
+    fn is_followed_by(&self, world: &World, topic: &str, mut next: Process) {
+        assert_eq!(next.wait(), End::Status(0), "{}: {:?}", self.moment, next.log());
+        let lines = next.log_of("info");
+        let led =
+            lines.iter().find_map(|line| line.split_once("leading from offset ")?.1.split(',').next()?.parse().ok());
+        let from: usize = led.expect("it says from where it leads");
+        let all: Vec<_> = (0..RECORDS).map(|id| format!("{{\"id\":{id}}}")).collect();
+        assert!(from <= self.done.len(), "{}: at {from}, but done is {:?}", self.moment, self.done);
+        assert_eq!(self.done, all[..self.done.len()], "{}", self.moment);
+        assert_eq!(self.handler.payloads()[self.done.len()..], all[from..], "{}", self.moment);
+        assert_eq!(world.seat(topic, 0, &self.name).offset(), Some(i64::from(RECORDS)), "{}", self.moment);
+    }
+}
+
+#[test]
+fn a_sigkill_at_any_system_call_of_a_batch_loses_nothing_and_leaves_no_handler() {
+    let world = World::new("calls");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..RECORDS));
+    let calls = calls(&world, &products);
+    let all: Vec<_> = calls.iter().flat_map(|(call, most)| (1..=*most).map(move |number| (call, number))).collect();
+    assert!(all.len() > 50, "{calls:?}");
+    let moments: Vec<_> = match is_full() {
+        true => all,
+        false => all.choose_multiple(&mut StdRng::seed_from_u64(SEED), TOGETHER).copied().collect(),
+    };
+    let mut by_signal = 0;
+    for (round, moments) in moments.chunks(TOGETHER).enumerate() {
+        let mut killed = vec![];
+        for (index, (call, number)) in moments.iter().enumerate() {
+            let (name, handler) = (format!("{round}-{index}"), world.handler("sleep 0.05"));
+            let inject = format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
+            let mut first = traced(&world, &inject, (&products, &name, &handler));
+            // Another run may make a call or two less.
+            match first.wait() {
+                End::By(Signal::KILL) => by_signal += 1,
+                end => assert_eq!(end, End::Status(0), "{:?}", first.log()),
+            }
+            world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+            killed.push(Killed { moment: format!("{call} {number}"), name, done: handler.payloads(), handler });
+        }
+        let next = killed.iter().map(|Killed { name, handler, .. }| {
+            world.consume(&format!("-t {products} -n {name} -e --session-timeout 1s -- {handler}"))
+        });
+        for (next, killed) in next.collect::<Vec<_>>().into_iter().zip(&killed) {
+            killed.is_followed_by(&world, &products, next);
+        }
+    }
+    assert!(by_signal * 4 >= moments.len() * 3, "only {by_signal} of {} were killed", moments.len());
+}
+
+/// Long enough that no candidate goes before all are there.
+const SESSION: Duration = Duration::from_secs(6);
+/// How many requests come after the one that makes the candidate, until a process leads: it looks at the queue, watches its
+/// own node, reads what is stored, and takes over.
+const ALONE: usize = 5;
+/// The same until one waits for the one ahead: it looks at the queue, then at that node, which it watches then.
+const BEHIND: usize = 3;
+
+#[test]
+fn a_sigkill_on_the_way_to_leadership_holds_up_nobody_for_longer_than_the_session() {
+    let world = World::new("candidates");
+    let cases: Vec<usize> = (0..=ALONE).chain(0..=BEHIND).collect();
+    let products = world.topic("products", cases.len() as i32);
+    world.kafka.produce(&products, (0..cases.len() as i32).flat_map(|p| ids(0..1).map(move |message| message.to(p))));
+    let seats: Vec<_> = (0..cases.len() as i32).map(|p| world.seat(&products, p, "indexer")).collect();
+    // Then the candidate's making succeeds at once.
+    seats.iter().for_each(|seat| seat.write("offset", "0"));
+    let (held_up, quick) = (world.handler(&format!("await {}", world.gate())), world.handler(""));
+    let options = format!("-t {products} -n indexer --session-timeout {}s -j 16", SESSION.as_secs());
+    let behind = (ALONE + 1..cases.len()).map(|p| p.to_string()).collect::<Vec<_>>().join(",");
+    let mut ahead = world.consume(&format!("{options} -p {behind} -- {held_up}"));
+    world.eventually("one leads where the others come to be behind it", || held_up.runs().len() == BEHIND + 1);
+
+    let proxies: Vec<_> = cases.iter().map(|_| block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")))).collect();
+    let mut victims = vec![];
+    for (partition, (further, proxy)) in cases.iter().zip(&proxies).enumerate() {
+        proxy.set(Mode::DeafAfter("/leader/", *further));
+        let way = format!("--zookeeper {}/{}", proxy.address, world.id);
+        victims.push(world.consume(&format!("{options} {way} -p {partition} -- {held_up}")));
+    }
+    let queues = |more: usize| {
+        let lengths = seats.iter().map(|seat| seat.candidates().len()).collect::<Vec<_>>();
+        lengths.iter().enumerate().all(|(p, length)| *length == usize::from(p > ALONE) + more)
+    };
+    world.eventually("all hear nothing any more", || proxies.iter().all(|proxy| proxy.is(Mode::Deaf)) && queues(1));
+    let next = world.consume(&format!("{options} -- {quick}"));
+    world.eventually("the next one queues behind all", || queues(2));
+    victims.iter_mut().for_each(Process::kill);
+    ahead.kill();
+    world.within(SESSION + Duration::from_secs(2), "the next one leads all", || {
+        (0..cases.len()).all(|p| next.says(&[&format!("{products}/{p} as indexer: leading from offset 0")]))
+    });
+    world.eventually("all is done", || seats.iter().all(|seat| seat.offset() == Some(1)));
+    assert_eq!(held_up.runs().len(), BEHIND + 1, "no victim has led");
+}
+
+/// Whether a process stands still.
+fn is_stopped(process: &Process) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
+    stat.rsplit(") ").next().unwrap().starts_with('T')
+}
+
+#[test]
+fn a_leader_stopped_between_the_end_of_its_handler_and_its_commit_commits_nothing_when_it_wakes() {
+    let world = World::new("before-commit");
+    // Of the first two the session ends meanwhile; the others keep it, and lose their candidate alone.
+    let sessions = ["2s", "2s", "30s", "30s"];
+    let products = world.topic("products", sessions.len() as i32);
+    let produce = |ids: std::ops::Range<u32>| {
+        let partitions = 0..sessions.len() as i32;
+        world
+            .kafka
+            .produce(&products, partitions.flat_map(|p| self::ids(ids.clone()).map(move |message| message.to(p))));
+    };
+    produce(0..5);
+    let (gate, quick) = (world.gate(), world.handler(""));
+    // The last that it does, once it has ended well.
+    let stopping = world.handler(&format!("trap 'kill -STOP $PPID' EXIT; await {gate}"));
+    let start = |p: usize, session: &str| {
+        world.consume(&format!("-t {products} -p {p} -n indexer --session-timeout {session} -- {stopping}"))
+    };
+    let mut first: Vec<_> = sessions.iter().enumerate().map(|(p, session)| start(p, session)).collect();
+    let seats: Vec<_> = (0..sessions.len() as i32).map(|p| world.seat(&products, p, "indexer")).collect();
+    world.eventually("all are at work", || stopping.runs().len() == sessions.len());
+    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {quick}"));
+    world.eventually("the other one queues everywhere", || seats.iter().all(|seat| seat.candidates().len() == 2));
+    let candidates: Vec<_> = seats.iter().map(|seat| seat.candidates().remove(0)).collect();
+
+    gate.open();
+    world.eventually("all stand still, their handlers have ended well", || first.iter().all(is_stopped));
+    assert_eq!(stopping.payloads().len(), 5 * sessions.len());
+    for (seat, candidate) in seats.iter().zip(&candidates).skip(2) {
+        seat.delete(&format!("leader/{candidate}"));
+    }
+    produce(5..10);
+    world.within(Duration::from_secs(4), "the other one has done all, within two session timeouts", || {
+        seats.iter().all(|seat| seat.offset() == Some(10))
+    });
+    let versions = || seats.iter().map(|seat| seat.node("offset").unwrap().1.version).collect::<Vec<_>>();
+    let before = versions();
+    first.iter().for_each(|process| process.signal(Signal::CONT));
+    world.eventually("they queue again", || seats.iter().all(|seat| seat.candidates().len() == 2));
+    assert!(first.iter().all(|process| process.says(&["no longer leading: "])));
+    assert_eq!((versions(), stopping.runs().len()), (before, sessions.len()), "nothing was committed, nothing begun");
+    for mut process in first.drain(..).chain([second]) {
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait(), End::Status(0));
+    }
+}
+
+#[test]
+fn a_commit_that_was_on_its_way_while_another_one_came_to_lead_is_refused() {
+    let world = World::new("held-up");
+    let products = world.topic("products", 1);
+    let (first_handler, second_handler) = (world.handler(""), world.handler(""));
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    // Its session lives on, so that nothing but the fence refuses what comes late.
+    let way = format!("--zookeeper {}/{} --session-timeout 30s", proxy.address, world.id);
+    let first = world.consume(&format!("-t {products} -n indexer {way} -- {first_handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it leads", || seat.offset() == Some(0));
+    let second = world.consume(&format!("-t {products} -n indexer -- {second_handler}"));
+    world.eventually("the other one queues", || seat.candidates().len() == 2);
+    proxy.set(Mode::FrozenAt("\"offset\":5,"));
+    world.kafka.produce(&products, ids(0..5));
+    world.eventually("its commit is on its way", || proxy.is(Mode::Frozen));
+    assert_eq!((first_handler.payloads().len(), seat.offset()), (5, Some(0)));
+    seat.delete(&format!("leader/{}", seat.candidates()[0]));
+    world.kafka.produce(&products, ids(5..10));
+    world.eventually("the other one has done all", || seat.offset() == Some(10));
+    let before = seat.node("offset").unwrap().1.version;
+    proxy.set(Mode::Open);
+    world.eventually("it is refused", || first.says(&["no longer leading: "]));
+    assert_eq!((seat.offset(), seat.node("offset").unwrap().1.version), (Some(10), before));
+    world.eventually("it queues again", || seat.candidates().len() == 2);
+    assert_eq!((first_handler.runs().len(), second_handler.payloads().len()), (1, 10));
+    drop(second);
+}
