@@ -26,6 +26,7 @@ mod redrive;
 mod replay;
 mod settings;
 mod signals;
+mod standstill;
 mod stream;
 mod told;
 mod wire;

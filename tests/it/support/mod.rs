@@ -3,6 +3,7 @@
 mod broker;
 mod clock;
 mod database;
+mod freezer;
 mod handler;
 mod kafka;
 mod log;
@@ -26,6 +27,7 @@ use tokio::runtime::Runtime;
 
 pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
+pub use self::freezer::Freezer;
 pub use self::handler::{Gate, Handler, Run, payload};
 pub use self::kafka::{Kafka, Message, value};
 pub use self::log::log_lines;
