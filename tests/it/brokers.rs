@@ -9,7 +9,7 @@ use crate::settings::guarded_broker;
 use crate::support::{End, World, is_full, value};
 
 /// A delay message with this payload.
-fn delay_message(payload: &str) -> String {
+pub fn delay_message(payload: &str) -> String {
     format!(r#"{{"payload": {payload}, "created_at": 1700000000.000}}"#)
 }
 

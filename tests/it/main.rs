@@ -11,6 +11,7 @@ mod brokers;
 mod by_key;
 mod clocks;
 mod consume;
+mod cut_off;
 mod delayer;
 mod exam;
 mod failover;

@@ -11,6 +11,7 @@ mod process;
 mod services;
 mod tools;
 mod txn_log;
+mod way;
 mod worker;
 mod zookeeper;
 
@@ -34,6 +35,7 @@ pub use self::log::log_lines;
 pub use self::process::{End, Process};
 pub use self::services::Services;
 pub use self::txn_log::reigns;
+pub use self::way::{Passage, Way};
 pub use self::worker::{Note, Worker};
 pub use self::zookeeper::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Seat, remove};
 
