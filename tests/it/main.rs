@@ -22,6 +22,7 @@ mod logs;
 mod messages;
 mod neighbours;
 mod moments;
+mod offsets;
 mod protocol;
 mod redrive;
 mod replay;

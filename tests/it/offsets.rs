@@ -1,0 +1,87 @@
+//! Offsets in the holes of a log, at its end, and where no log can reach.
+
+use std::time::Duration;
+
+use crate::consume::printed_option;
+use crate::support::{End, Message, World, value};
+
+/// Records with these offsets, whose values are their offsets too. Those that are kept have a key of their own.
+fn records(offsets: std::ops::Range<u32>, kept: &[u32]) -> impl Iterator<Item = Message> {
+    offsets.map(|offset| {
+        let key = if kept.contains(&offset) { offset.to_string() } else { "other".to_owned() };
+        value(offset.to_string()).key(key)
+    })
+}
+
+#[test]
+fn in_a_log_with_holes_of_compaction_nothing_stalls_and_no_record_is_skipped() {
+    let world = World::new("holes");
+    let products = format!("products-{}", world.id);
+    let settings = [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001")];
+    world.kafka.create(&products, 1, &settings);
+    let seat = |name: &str| world.seat(&products, 0, name);
+    let consume = |name: &str| {
+        let handler = world.handler("");
+        let mut consumer = world.consume(&format!("-t {products} -n {name} -e -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(0), "{name}: {:?}", consumer.log());
+        (handler.payloads().iter().map(|id| id.parse().unwrap()).collect::<Vec<u32>>(), seat(name).offset())
+    };
+    world.kafka.produce(&products, records(0..400, &[3, 9]));
+    // The last that it has done will be gone.
+    assert_eq!(consume("before"), ((0..400).collect(), Some(400)));
+    let waiting_handler = world.handler("");
+    let waiting = world.consume(&format!("-t {products} -n waiting -- {waiting_handler}"));
+    world.eventually("all is done", || seat("waiting").offset() == Some(400));
+    // A segment is closed by the first record that comes when its time is over, and only a closed one is compacted.
+    for offset in 400..403 {
+        world.kafka.produce(&products, records(offset..offset + 1, &[400, 402]));
+        world.for_a_while(Duration::from_millis(200), "its segment's time passes", || true);
+    }
+    let left = || world.kafka.records(&products).into_iter().map(|record| record.offset).collect::<Vec<_>>();
+    world.eventually("it is compacted", || left() == [3, 9, 400, 401, 402]);
+    assert_eq!(world.kafka.log(&products, 0), (0, 403));
+
+    assert_eq!(consume("from-the-beginning"), (vec![3, 9, 400, 401, 402], Some(403)));
+    assert_eq!(consume("before"), (vec![400, 401, 402], Some(403)));
+    seat("in-a-hole").write("offset", "10");
+    assert_eq!(consume("in-a-hole"), (vec![400, 401, 402], Some(403)));
+    world.eventually("one that has waited all the time has it all", || waiting_handler.payloads().len() == 403);
+    assert_eq!((seat("waiting").offset(), waiting.log_of("error")), (Some(403), vec![]));
+}
+
+#[test]
+fn an_offset_at_the_end_of_the_log_is_idle_and_one_that_no_log_has_halts_with_a_reason() {
+    let world = World::new("edges");
+    let products = world.topic("products", 4);
+    let write = |partitions: &[i32]| world.kafka.produce(&products, partitions.iter().map(|p| value("1").to(*p)));
+    write(&[0, 2, 3]);
+    let seats = [0, 1, 2, 3].map(|p| world.seat(&products, p, "indexer"));
+    let texts = || seats.each_ref().map(|seat| seat.text("offset").unwrap_or_default());
+    let (low, high) = ("-1", i64::MAX.to_string());
+    for (seat, offset) in seats.iter().zip(["1", "", low, &high]) {
+        seat.write("offset", offset);
+    }
+    let handler = world.handler("");
+    let command = format!("-t {products} -n indexer");
+    let mut bounded = world.consume(&format!("{command} -e -- {handler}"));
+    assert_eq!((bounded.wait(), handler.payloads()), (End::Status(1), vec![]));
+    assert_eq!(texts(), ["1", "0", low, &high]);
+    let mut errors = bounded.log_of("error");
+    errors.sort();
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    let begins = [
+        format!("{products}/2 as indexer: halted: the stored offset is '-1', which is not a number"),
+        format!("{products}/3 as indexer: halted: "),
+    ];
+    for (error, begin) in errors.iter().zip(&begins) {
+        assert!(error.starts_with(begin), "{error}");
+    }
+    let option = printed_option(&errors);
+    assert!(option.starts_with(&format!("{products}/3:{high}-0@")), "{option}");
+
+    let consumer = world.consume(&format!("{command} --accept-loss {option} -- {handler}"));
+    world.eventually("it is told again", || consumer.log_of("error").len() == 1);
+    assert_eq!(handler.payloads(), ["1"; 0]);
+    write(&[0, 1, 3]);
+    world.eventually("the others go on", || texts() == ["2", "1", low, "2"]);
+}
