@@ -10,6 +10,7 @@ mod bad_input;
 mod brokers;
 mod by_key;
 mod clocks;
+mod compressed;
 mod consume;
 mod cut_off;
 mod delayer;
