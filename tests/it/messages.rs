@@ -6,8 +6,8 @@ use crate::support::{End, Handler, Message, World, is_full, payload, value};
 
 const TIME: i64 = 1_700_000_000_000;
 
-/// What no reader of JSON takes.
-const NOT_JSON: [&[u8]; 12] = [
+/// What no reader of JSON takes; the last two are other programs': Avro with the number of its schema, and protobuf.
+const NOT_JSON: [&[u8]; 14] = [
     b"",
     b" \t\r\n",
     b"{\"id\":",
@@ -20,6 +20,8 @@ const NOT_JSON: [&[u8]; 12] = [
     b"\"\n\"",
     b"\xef\xbb\xbf{}",
     b"\"\xff\"",
+    b"\0\0\0\0\x07\x0e\x0cwidget",
+    b"\x08\x07\x12\x06widget",
 ];
 
 fn at_a_fixed_time(messages: impl IntoIterator<Item = Message>) -> impl Iterator<Item = Message> {
@@ -86,7 +88,7 @@ fn each_kind_of_value_that_is_not_json_halts_its_own_partition_behind_what_was_d
     assert_eq!(errors.len(), begins.len(), "{errors:?}");
     let other: Vec<_> = errors.iter().zip(&begins).filter(|(error, begin)| !error.starts_with(*begin)).collect();
     assert_eq!(other, []);
-    let offsets: Vec<_> = (0..12).map(|p| world.seat(&products, p, "indexer").offset()).collect();
+    let offsets: Vec<_> = (0..NOT_JSON.len() as i32).map(|p| world.seat(&products, p, "indexer").offset()).collect();
     assert_eq!(offsets, [Some(1); NOT_JSON.len()]);
 }
 
@@ -109,6 +111,8 @@ fn a_value_that_is_not_json_is_given_as_base64_where_that_is_wanted() {
         "Igoi",
         "77u/e30=",
         "Iv8i",
+        "AAAAAAcODHdpZGdldA==",
+        "CAcSBndpZGdldA==",
     ];
     let mut expected: Vec<String> = (0..)
         .zip(base64)
