@@ -105,7 +105,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             partitions = cli.kafka.chosen(&topic, count)?;
         }
         // It connects while the settings are read.
-        let writer = Writer::open(&cluster, DELIVERY)?;
+        let mut writer = Writer::open(&cluster, DELIVERY)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
         let pair = Pair { topic: topic.clone(), delay: delay.clone() };
         let delayers = async {
@@ -114,7 +114,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
                 None => Ok(()),
             }
         };
-        tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers)?;
+        let (check, ()) = tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers)?;
+        if let Some(bytes) = check.small_batches() {
+            writer = Writer::open(&cluster.with_batches_of(bytes), DELIVERY)?;
+        }
         anyhow::Ok((writer, cli.source.open().await?))
     };
     let (writer, (source, total)) = tokio::select! {

@@ -9,7 +9,7 @@ use log::{Level, debug, error, log, warn};
 use tokio::time::{Instant, sleep};
 
 use super::settings::Settings;
-use super::{Admin, is_transient};
+use super::{Admin, BATCH, is_transient};
 use crate::exit::Exit;
 use crate::topic::Topic;
 
@@ -43,6 +43,7 @@ pub struct Check {
     /// The refusals that were overridden.
     allowed: Vec<Hazard>,
     told: Vec<Finding>,
+    largest_batch: Option<i64>,
 }
 
 impl Check {
@@ -51,7 +52,7 @@ impl Check {
     /// Fails with status 78 where one is refused that is not `allowed`. Settings that cannot be read are one warning, and
     /// hold nothing up.
     pub async fn start(admin: &Admin, pairs: Vec<Pair>, allowed: Vec<Hazard>) -> Result<Check> {
-        let mut check = Check { admin: admin.clone(), pairs, allowed, told: vec![] };
+        let mut check = Check { admin: admin.clone(), pairs, allowed, told: vec![], largest_batch: None };
         let found = match check.look(PATIENCE).await {
             Ok(found) => found,
             Err(error) => {
@@ -70,6 +71,12 @@ impl Check {
         let last = refused.pop();
         refused.iter().for_each(|line| error!("{line}"));
         last.map_or(Ok(check), |line| Err(Exit::Misconfigured.because(anyhow!(line))))
+    }
+
+    /// How many bytes of records each of the topics takes at once, where that is less than a [`Writer`](super::Writer) would
+    /// give it.
+    pub fn small_batches(&self) -> Option<i64> {
+        self.largest_batch.filter(|bytes| *bytes < BATCH)
     }
 
     /// Reads them again and again, `pause` after the last time, and tells what is new: what would be refused at the start
@@ -100,6 +107,7 @@ impl Check {
     /// What is found now and was not the last time.
     async fn look(&mut self, patience: Duration) -> Result<Vec<Finding>> {
         let settings = self.settings(patience).await?;
+        self.largest_batch = settings.topics.values().filter_map(|topic| topic.number("max.message.bytes")).min();
         let commands = Commands { bootstrap: self.admin.bootstrap() };
         let mut found = vec![];
         let of_pairs = self.pairs.iter().flat_map(|pair| judge::findings(pair, &settings, &commands));

@@ -39,6 +39,9 @@ pub struct Cluster {
     pub properties: Vec<Property>,
 }
 
+/// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.
+const BATCH: i64 = 1_000_000;
+
 impl Cluster {
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -55,6 +58,14 @@ impl Cluster {
         }
         config.set_log_level(RDKafkaLogLevel::Info);
         config
+    }
+
+    /// The same, with records written in batches of at most so many bytes, unless the user says otherwise: brokers refuse a
+    /// larger one as a whole, though they would take each of its records.
+    pub fn with_batches_of(mut self, bytes: i64) -> Cluster {
+        // The user's come later, and count.
+        self.properties.insert(0, Property { name: "batch.size".into(), value: bytes.clamp(1, BATCH).to_string() });
+        self
     }
 
     /// For a client whose trouble is the process's trouble.

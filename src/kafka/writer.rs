@@ -16,7 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::util::Timeout;
 use tokio::sync::Notify;
 
-use super::{ClientLog, Cluster, is_transient};
+use super::{BATCH, ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys;
@@ -105,7 +105,7 @@ fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Rep
     let defaults = [
         ("compression.type", "lz4"),
         ("linger.ms", "5"),
-        ("batch.size", "1000000"),
+        ("batch.size", &BATCH.to_string()),
         ("queue.buffering.max.messages", "1000000"),
     ];
     for (name, default) in defaults {

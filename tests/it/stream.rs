@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 
 use crate::support::{End, Primary, World, block_on, primaries};
@@ -25,6 +27,29 @@ fn delayed(world: &World, topic: &str) -> Vec<String> {
         value.split_once("\"payload\": ").unwrap().1.rsplit_once(", \"created_at\"").unwrap().0.to_owned()
     };
     records.iter().map(|record| payload(record.value.as_ref().unwrap())).collect()
+}
+
+/// A broker refuses a batch that is larger than its topic allows, though it would take each of the messages in it.
+#[test]
+fn a_topic_that_takes_small_batches_only_gets_all_messages() {
+    let world = World::new("small-batches");
+    let products = format!("products-{}", world.id);
+    for topic in [&products, &format!("{products}-delay")] {
+        world.kafka.create(topic, 1, &[("max.message.bytes", "20000")]);
+    }
+    let mut rng = StdRng::seed_from_u64(1);
+    // Which no compression makes smaller.
+    let lines: String =
+        (1..=1000u32).map(|id| format!("{{\"id\":{id},\"noise\":\"{:032x}\"}}\n", rng.random::<u128>())).collect();
+    for options in ["-- wc", "--only instant", "-X batch.size=20000 -- wc"] {
+        let mut stream = world.stream_lines(&format!("- -t {products} --delay 5s {options}"), &lines);
+        assert_eq!(stream.wait(), End::Status(0), "{options}");
+    }
+    let sent = |topic: &str| world.kafka.records(topic).len();
+    assert_eq!((sent(&products), sent(&format!("{products}-delay"))), (3000, 2000));
+    let mut stream = world.stream_lines(&format!("- -t {products} --only instant -X batch.size=1000000"), &lines);
+    assert_eq!(stream.wait(), End::Status(1));
+    assert!(stream.says(&["cannot write to topic", "Message size too large"]));
 }
 
 #[test]
