@@ -39,7 +39,7 @@ ALL = {
     "IgnoresDeliveryErrors": Mutant(frozenset({3})),
     "ExitsUnflushed": Mutant(frozenset({3})),
     "SendsInstantOnly": Mutant(frozenset({3, 8})),
-    "BelievesPayload": Mutant(frozenset({8}), ("broker killed", "broker stopped")),
+    "BelievesPayload": Mutant(frozenset({8}), ("broker stopped",)),
     "SkipsInvalid": Mutant(frozenset({4})),
     "LeavesGrandchildren": Mutant(frozenset({7, 10})),
     "ParsesPayload": Mutant(frozenset({4})),
@@ -84,7 +84,12 @@ def all_caught(names, folder, binaries, seed):
 def is_caught(name, folder, binaries, seed):
     mutant = ALL[name]
     say(f"{name}, seed {seed}")
-    run(folder, binaries, seed, dataclasses.replace(PROFILE, kinds=mutant.kinds), name)
+    try:
+        run(folder, binaries, seed, dataclasses.replace(PROFILE, kinds=mutant.kinds), name)
+    except Failure as failure:
+        # Of the servers: there is nothing to be checked.
+        say(failure)
+        return False
     for violation in check(load(folder / "history")).violations:
         if violation.point in mutant.points:
             say(f"{name}: point {violation.point}: {violation.text}")
