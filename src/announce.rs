@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use log::{info, warn};
 use tokio::time::Instant;
 
@@ -13,6 +13,9 @@ use crate::kafka::{Lane, Outgoing, Undelivered, Writer};
 use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
 use crate::topic::Topic;
+
+/// How often delay messages are sent that take too long.
+const COVERINGS: usize = 10;
 
 /// Sends the messages of changed records to a topic and its delay topic.
 pub struct Announcer {
@@ -53,39 +56,42 @@ impl Announcer {
         Ok(Announcer { topic, delay_topic, delay, partitions, lane: writer.lane(), longest: Duration::ZERO })
     }
 
-    /// Announces what the action changes: when it begins, the delay messages are acknowledged; while it lasts they are
-    /// sent again each half of the delay, so that a commit that comes late is still covered; when it is done, the
-    /// instant messages are sent and acknowledged.
+    /// Announces what the action changes: when it begins, delay messages are acknowledged that are younger than half of the
+    /// delay; each half of the delay they are sent again, and the action is not polled until that is done, so that what it
+    /// commits itself is covered; when it is done, the instant messages are sent and acknowledged.
     ///
-    /// Fails where a message is not acknowledged or the action fails. In the latter case there are no instant messages;
-    /// the delay messages stay and heal what a half-done action may have left.
+    /// Fails where a message is not acknowledged or the action fails, and drops an action whose delay messages cannot be
+    /// sent again. There are no instant messages then; the delay messages stay and heal what a half-done action may have
+    /// left.
     pub async fn around<T>(
         &mut self,
         changes: &[Change],
         phases: Phases,
         action: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        if phases != Phases::InstantOnly && !Mutant::SendsInstantOnly.is_on() {
-            self.delay_messages(changes).await.context("cannot send the delay messages; nothing was changed")?;
+        let is_covered = phases != Phases::InstantOnly && !Mutant::SendsInstantOnly.is_on();
+        let mut since = Instant::now();
+        if is_covered {
+            since = self.cover(changes).await.context("cannot send the delay messages; nothing was changed")?;
         }
-        let mut action = std::pin::pin!(action);
-        let again = (self.delay / 2).max(Duration::from_millis(100));
-        let renews = phases != Phases::InstantOnly && !Mutant::RenewsNothing.is_on();
+        let renews = is_covered && !Mutant::RenewsNothing.is_on();
         let started = Instant::now();
-        let mut begun = started;
-        let done = loop {
-            tokio::select! {
-                done = &mut action => break done,
-                () = tokio::time::sleep_until(begun + again), if renews => {
-                    begun = Instant::now();
-                    info!("the action is still at work: sending its {} delay messages again", changes.len());
-                    if let Err(error) = self.delay_messages(changes).await {
-                        warn!("cannot send delay messages again: {error:#}");
+        let done = {
+            let mut action = std::pin::pin!(action);
+            loop {
+                tokio::select! {
+                    done = &mut action => break done,
+                    () = tokio::time::sleep_until(since + self.half()), if renews => {
+                        info!("the action is still at work: sending its {} delay messages again", changes.len());
+                        since = self.cover(changes).await.context(
+                            "cannot send delay messages again; the action was ended, since nothing would tell of what it \
+                             changes from now on",
+                        )?;
                     }
                 }
             }
         };
-        if phases != Phases::InstantOnly {
+        if is_covered {
             self.longest = self.longest.max(started.elapsed());
         }
         let done = done?;
@@ -94,6 +100,30 @@ impl Announcer {
             self.settled().await.context("cannot send the instant messages; the delay messages cover the change")?;
         }
         Ok(done)
+    }
+
+    /// Sends delay messages until all of them were acknowledged within half of the delay, and tells when that sending
+    /// began: those that were on their way for longer, or waited for others that were, may be sent on already.
+    async fn cover(&mut self, changes: &[Change]) -> Result<Instant> {
+        for _ in 0..COVERINGS {
+            let begun = Instant::now();
+            self.delay_messages(changes).await?;
+            let took = begun.elapsed();
+            if took <= self.half() {
+                return Ok(begun);
+            }
+            info!("{} delay messages took {:.1} s: sending them again", changes.len(), took.as_secs_f64());
+        }
+        Err(Exit::Again.because(anyhow!(
+            "{} delay messages took longer than half of the delay each of {COVERINGS} times; give a longer --delay, also \
+             to ksync-delayer, or a smaller --chunk-size",
+            changes.len()
+        )))
+    }
+
+    /// Of the delay; but no shorter than what messages may well take.
+    fn half(&self) -> Duration {
+        (self.delay / 2).max(Duration::from_millis(100))
     }
 
     /// Says so where an action took longer than the delay.

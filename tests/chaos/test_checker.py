@@ -163,6 +163,11 @@ class Points(unittest.TestCase):
         self.history.faults = [Fault("broker stopped", BEGIN + 4, BEGIN + 6)]
         self.expect()
 
+    def test_3_nor_may_a_short_action_begin_when_no_broker_took_it_in_time(self):
+        self.history.ops[2].begun, self.history.ops[2].committed = BEGIN + 7.0, BEGIN + 7.5
+        self.history.faults = [Fault("broker stopped", BEGIN + 4, BEGIN + 6)]
+        self.expect((3, "transaction 2 committed 0.5 s after its last delay messages were due"))
+
     def test_3_messages_of_a_record_in_two_partitions(self):
         self.history.settings.partitions = 2
         self.history.instant.append(log((2, 2, 2.5)))

@@ -1,6 +1,7 @@
 //! Brokers that refuse, hold back or take away: transactions, too few replicas, messages that became too large.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 
@@ -118,6 +119,41 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
         assert_eq!(stream.wait(), End::Status(0));
         assert!(world.dir.join("acted").exists());
     }
+}
+
+#[test]
+fn delay_messages_that_were_long_on_their_way_are_sent_again_before_the_action_begins() {
+    let world = World::alone_with("long-on-their-way", 3);
+    let products = format!("products-{}", world.id);
+    let delay_topic = format!("{products}-delay");
+    for topic in [&products, &delay_topic] {
+        let settings = [("min.insync.replicas", "2"), ("message.timestamp.type", "LogAppendTime")];
+        world.kafka.create_on(topic, &[&[1, 3], &[1, 2]], &settings);
+    }
+    world.end_broker(world.services.pid("kafka-2"), Signal::TERM);
+    world.leads(&delay_topic, 1, (1, &[1]));
+    let lines: String = (0..20).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+    let action = world.script("cat > /dev/null; touch acted");
+    let mut stream = world.stream_lines(&format!("- -t {products} --delay 2s -- {action}"), lines);
+    let count = || world.kafka.records(&delay_topic).into_iter().filter(|record| record.partition == 0).count();
+    world.eventually("those of one partition are there", || count() > 0);
+    let first = count();
+    world.for_a_while(Duration::from_secs(2), "those of the other are waited for", || {
+        !world.dir.join("acted").exists() && count() == first
+    });
+    let _broker = world.start_broker("kafka-2", "");
+    assert_eq!(stream.wait(), End::Status(0));
+    assert!(first < 20 && count() > first, "{first} of 20 came first, then {}", count());
+    let acted = world.dir.join("acted").metadata().unwrap().modified().unwrap();
+    let acted_ms = acted.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let mut latest = HashMap::new();
+    for record in world.kafka.records(&delay_topic) {
+        let known = latest.entry(record.key).or_insert(0);
+        *known = record.timestamp_ms.max(*known);
+    }
+    assert_eq!(latest.len(), 20);
+    let oldest_ms = acted_ms - latest.values().min().unwrap();
+    assert!(oldest_ms < 2000, "the action ended {oldest_ms} ms after a record's last delay message");
 }
 
 #[test]

@@ -208,6 +208,31 @@ fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
 }
 
 #[test]
+fn an_action_whose_delay_messages_cannot_be_sent_again_is_ended_and_its_statement_rolled_back() {
+    let world = World::new("not-renewed");
+    let [primary, ..] = block_on(primaries("stream_not_renewed"));
+    products_of(&primary);
+    let begun = world.file("begun");
+    let command = world.script(&format!("cat > /dev/null; touch {}; exec sleep 600", begun.display()));
+    let statement = "UPDATE products SET price = 1 WHERE id IN (:keys) AND pg_sleep(0.2) IS NOT NULL";
+    let source = format!("--database {} --table products", primary.url);
+    for action in [format!("{source} --sql '{statement}'"), format!("{source} -- {command}")] {
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let delay_topic = format!("{topic}-delay");
+        let mut stream = world.stream(&format!("-t {topic} --delay 4s {action}"));
+        world.eventually("the delay messages are there", || world.kafka.count(&delay_topic) == 25);
+        world.kafka.set(&delay_topic, &[("max.message.bytes", "20")]);
+        assert_eq!(stream.wait(), End::Status(1), "{action}");
+        let text = "cannot send delay messages again; the action was ended";
+        assert!(stream.says(&["error: ", text, "Message size too large"]), "{:?}", stream.log());
+        let changed = block_on(primary.texts("SELECT id FROM products WHERE price = 1"));
+        assert_eq!((changed.len(), world.kafka.count(&topic)), (0, 0), "{action}");
+        world.eventually("no process is left", || world.processes() == 0);
+    }
+    assert!(begun.exists());
+}
+
+#[test]
 fn an_action_longer_than_the_delay_is_told_at_the_end_with_both_times() {
     let world = World::new("long-action");
     let action = world.script("cat > /dev/null; sleep 0.3");
