@@ -4,9 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::time::Duration;
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rustix::process::Signal;
 
 use crate::consume::ids;
@@ -14,18 +11,126 @@ use crate::election::{Mode, Proxy};
 use crate::support::{End, Handler, Process, World, block_on, is_full};
 
 const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
-/// The moments of the plain form are always the same.
-const SEED: u64 = 13;
 const RECORDS: u32 = 6;
+const BATCH: u32 = 3;
 
 /// By which a process changes what is outside of it, or begins another one.
 const CALLS: &str = "write,writev,sendto,sendmsg,fsync,fdatasync,vfork,clone,clone3,kill,tgkill";
+/// By which a handler is begun.
+const START: &str = "vfork,clone,clone3";
 /// How many that were killed are followed at a time.
 const TOGETHER: usize = 8;
 
-/// A consumer of six records, whose calls strace follows; not those of the processes that it starts.
+/// Where it dies within its two batches: strace comes while the handler of the batch with this first offset is held up,
+/// and counts from then on. It does so for each call and each thread, and so a first one comes in each run, whoever
+/// makes it; the later ones do, too, since there are more of them than threads that make them.
+///
+/// Where any call will do, the handler is held up for good.
+const AIMED: [(u32, &str, usize); 13] = [
+    (0, CALLS, 1),
+    // The handler's end is heard of, and what is left of it is killed.
+    (0, "sendto", 1),
+    (0, "kill", 1),
+    // The commit, beside which the next handler is begun; that one is given its batch, and ends.
+    (0, "writev", 1),
+    (0, START, 1),
+    (0, "write", 2),
+    (0, "write", 4),
+    (0, "writev", 2),
+    // The same of the second batch, after whose commit the seat is left.
+    (BATCH, CALLS, 1),
+    (BATCH, "sendto", 1),
+    (BATCH, "kill", 1),
+    (BATCH, "writev", 1),
+    (BATCH, "writev", 2),
+];
+
+/// One that was killed, and what its handler had been given and had done by then.
+struct Killed {
+    moment: String,
+    name: String,
+    handler: Handler,
+    begun: usize,
+    done: Vec<String>,
+}
+
+impl Killed {
+    fn new(moment: String, name: String, handler: Handler) -> Killed {
+        let begun = handler.runs().last().map_or(0, |run| run.first as usize);
+        Killed { moment, name, begun, done: handler.payloads(), handler }
+    }
+
+    /// The next one leads from an offset that passes nothing undone and all before the batch that was begun last, and
+    /// does the rest in its order. Gives that offset, and how many records were done.
+    fn is_followed_by(&self, world: &World, topic: &str, mut next: Process) -> (usize, usize) {
+        assert_eq!(next.wait(), End::Status(0), "{}: {:?}", self.moment, next.log());
+        let lines = next.log_of("info");
+        let led =
+            lines.iter().find_map(|line| line.split_once("leading from offset ")?.1.split(',').next()?.parse().ok());
+        let from: usize = led.expect("it says from where it leads");
+        let all: Vec<_> = (0..RECORDS).map(|id| format!("{{\"id\":{id}}}")).collect();
+        assert!(from <= self.done.len(), "{}: at {from}, but done is {:?}", self.moment, self.done);
+        assert!(from >= self.begun, "{}: at {from}, but {} was begun", self.moment, self.begun);
+        assert_eq!(self.done, all[..self.done.len()], "{}", self.moment);
+        assert_eq!(self.handler.payloads()[self.done.len()..], all[from..], "{}", self.moment);
+        assert_eq!(world.seat(topic, 0, &self.name).offset(), Some(i64::from(RECORDS)), "{}", self.moment);
+        (from, self.done.len())
+    }
+}
+
+/// From where those lead that come after them, and how many records were done.
+fn followed(world: &World, topic: &str, killed: &[Killed]) -> Vec<(usize, usize)> {
+    let next = killed.iter().map(|Killed { name, handler, .. }| {
+        world.consume(&format!("-t {topic} -n {name} -e --session-timeout 1s -- {handler}"))
+    });
+    let next: Vec<_> = next.collect();
+    killed.iter().zip(next).map(|(killed, next)| killed.is_followed_by(world, topic, next)).collect()
+}
+
+/// Kills at [`AIMED`], all at the same time.
+fn within_batches(world: &World, topic: &str) {
+    // So none ends on a busy machine, and hardly any sends what keeps it alive where its commit is looked for.
+    let options = format!("-t {topic} -e --session-timeout 30s --batch-size {BATCH}");
+    let start = |(index, (first, ..)): (usize, &(u32, &str, usize))| {
+        let (name, gate) = (format!("aimed-{index}"), world.gate());
+        let handler = world.handler(&format!("[ $KSYNC_BATCH_FIRST_OFFSET -ne {first} ] || await {gate}"));
+        (world.consume(&format!("{options} -n {name} -- {handler}")), name, handler, gate)
+    };
+    let mut victims: Vec<_> = AIMED.iter().enumerate().map(start).collect();
+    let mut traces = vec![];
+    for ((victim, _, handler, gate), (first, calls, number)) in victims.iter().zip(AIMED) {
+        world.eventually("it is at the batch", || handler.runs().iter().any(|run| run.first == i64::from(first)));
+        let inject = format!("-e inject={calls}:signal=KILL:when={number}");
+        let options = format!("-f -b execve -o /dev/null -e trace={calls} -e signal=none {inject}");
+        let trace = world.start("strace", &format!("{options} -p {}", victim.pid), &[]);
+        world.eventually("strace follows it", || trace.says(&[&format!("Process {} attached", victim.pid)]));
+        if calls != CALLS {
+            gate.open();
+        }
+        traces.push(trace);
+    }
+    for ((victim, ..), moment) in victims.iter_mut().zip(AIMED) {
+        assert_eq!(victim.wait(), End::By(Signal::KILL), "{moment:?}: {:?}", victim.log());
+    }
+    world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+    let mut killed = vec![];
+    for ((_, name, handler, gate), moment) in victims.into_iter().zip(AIMED) {
+        gate.open();
+        // Nobody has to wait for the end of the session.
+        let seat = world.seat(topic, 0, &name);
+        seat.candidates().iter().for_each(|candidate| seat.delete(&format!("leader/{candidate}")));
+        killed.push(Killed::new(format!("{moment:?}"), name, handler));
+    }
+    let stages = followed(world, topic, &killed);
+    let (batch, all) = (BATCH as usize, RECORDS as usize);
+    for stage in [(0, 0), (0, batch), (batch, batch), (batch, all)] {
+        assert!(stages.contains(&stage), "none died at {stage:?}: {stages:?}");
+    }
+}
+
+/// A consumer whose calls strace follows from the beginning; not those of the processes that it starts.
 fn traced(world: &World, options: &str, (topic, name, handler): (&str, &str, &Handler)) -> Process {
-    let consume = format!("{CONSUME} -t {topic} -n {name} -e --session-timeout 1s --batch-size 3 -- {handler}");
+    let consume = format!("{CONSUME} -t {topic} -n {name} -e --session-timeout 1s --batch-size {BATCH} -- {handler}");
     world.start("strace", &format!("-f -b execve -qq -e trace={CALLS} -e signal=none {options} {consume}"), &[])
 }
 
@@ -50,28 +155,29 @@ fn calls(world: &World, topic: &str) -> BTreeMap<String, usize> {
     most
 }
 
-/// One that was killed, and what its handler had done by then.
-struct Killed {
-    moment: String,
-    name: String,
-    handler: Handler,
-    done: Vec<String>,
-}
-
-impl Killed {
-    /// The next one leads from an offset that passes nothing undone, and does the rest in its order.
-    fn is_followed_by(&self, world: &World, topic: &str, mut next: Process) {
-        assert_eq!(next.wait(), End::Status(0), "{}: {:?}", self.moment, next.log());
-        let lines = next.log_of("info");
-        let led =
-            lines.iter().find_map(|line| line.split_once("leading from offset ")?.1.split(',').next()?.parse().ok());
-        let from: usize = led.expect("it says from where it leads");
-        let all: Vec<_> = (0..RECORDS).map(|id| format!("{{\"id\":{id}}}")).collect();
-        assert!(from <= self.done.len(), "{}: at {from}, but done is {:?}", self.moment, self.done);
-        assert_eq!(self.done, all[..self.done.len()], "{}", self.moment);
-        assert_eq!(self.handler.payloads()[self.done.len()..], all[from..], "{}", self.moment);
-        assert_eq!(world.seat(topic, 0, &self.name).offset(), Some(i64::from(RECORDS)), "{}", self.moment);
+/// Kills at each call of a whole run, its start and its end among them.
+fn anywhere(world: &World, topic: &str) {
+    let calls = calls(world, topic);
+    let moments: Vec<_> = calls.iter().flat_map(|(call, most)| (1..=*most).map(move |at| (call, at))).collect();
+    assert!(moments.len() > 50, "{calls:?}");
+    let mut by_signal = 0;
+    for (round, moments) in moments.chunks(TOGETHER).enumerate() {
+        let mut killed = vec![];
+        for (index, (call, number)) in moments.iter().enumerate() {
+            let (name, handler) = (format!("{round}-{index}"), world.handler("sleep 0.05"));
+            let inject = format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
+            let mut first = traced(world, &inject, (topic, &name, &handler));
+            // How many calls a thread makes differs from run to run.
+            match first.wait() {
+                End::By(Signal::KILL) => by_signal += 1,
+                end => assert_eq!(end, End::Status(0), "{:?}", first.log()),
+            }
+            world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+            killed.push(Killed::new(format!("{call} {number}"), name, handler));
+        }
+        followed(world, topic, &killed);
     }
+    assert!(by_signal * 2 >= moments.len(), "only {by_signal} of {} were killed", moments.len());
 }
 
 #[test]
@@ -79,38 +185,10 @@ fn a_sigkill_at_any_system_call_of_a_batch_loses_nothing_and_leaves_no_handler()
     let world = World::new("calls");
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(0..RECORDS));
-    let calls = calls(&world, &products);
-    // How many there are differs from run to run: those few that are chosen are to come in each.
-    let last = |most: usize| if is_full() { most } else { most.div_ceil(2) };
-    let all: Vec<_> = calls.iter().flat_map(|(call, most)| (1..=last(*most)).map(move |at| (call, at))).collect();
-    assert!(all.len() > 25, "{calls:?}");
-    let moments: Vec<_> = match is_full() {
-        true => all,
-        false => all.choose_multiple(&mut StdRng::seed_from_u64(SEED), TOGETHER).copied().collect(),
-    };
-    let mut by_signal = 0;
-    for (round, moments) in moments.chunks(TOGETHER).enumerate() {
-        let mut killed = vec![];
-        for (index, (call, number)) in moments.iter().enumerate() {
-            let (name, handler) = (format!("{round}-{index}"), world.handler("sleep 0.05"));
-            let inject = format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
-            let mut first = traced(&world, &inject, (&products, &name, &handler));
-            // Another run may make fewer calls.
-            match first.wait() {
-                End::By(Signal::KILL) => by_signal += 1,
-                end => assert_eq!(end, End::Status(0), "{:?}", first.log()),
-            }
-            world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
-            killed.push(Killed { moment: format!("{call} {number}"), name, done: handler.payloads(), handler });
-        }
-        let next = killed.iter().map(|Killed { name, handler, .. }| {
-            world.consume(&format!("-t {products} -n {name} -e --session-timeout 1s -- {handler}"))
-        });
-        for (next, killed) in next.collect::<Vec<_>>().into_iter().zip(&killed) {
-            killed.is_followed_by(&world, &products, next);
-        }
+    within_batches(&world, &products);
+    if is_full() {
+        anywhere(&world, &products);
     }
-    assert!(by_signal * 2 >= moments.len(), "only {by_signal} of {} were killed", moments.len());
 }
 
 /// Long enough that no candidate goes before all are there.
