@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::slice;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use log::warn;
 use tokio::time::sleep;
 
-use crate::kafka::{Headers, Lane, Message, Outgoing, Writer};
+use crate::kafka::{Headers, Lane, Message, Outgoing, Undelivered, Writer};
 use crate::record::{Original, Record};
 use crate::topic::{Name, Offset, Topic, TopicPartition};
 
@@ -89,7 +90,8 @@ impl Letter {
     }
 
     pub fn bytes(&self) -> usize {
-        self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len)
+        let record = self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len);
+        record + self.headers.bytes() + self.reason.error.len() + self.reason.stderr.len() + size_of::<Letter>()
     }
 }
 
@@ -127,10 +129,23 @@ impl DeadLetters {
     /// Fails where a letter can never be written, because it is too large, or because writing is not allowed.
     pub async fn put(&self, origin: &TopicPartition, letters: &[Letter]) -> Result<()> {
         let topic = self.topics.get(&origin.topic).context("no dead-letter topic is known for this one")?;
-        let mut lane = self.writer.lane();
         for letter in letters {
             warn!("{origin}: the record at offset {} goes to {topic}: {}", letter.offset, letter.reason.error);
         }
+        let mut written = self.write(origin, topic, letters).await;
+        if written.is_err() && letters.len() > 1 {
+            // A broker refuses a whole batch for one of its letters, or for their sum. Which one shows when each goes alone.
+            written = Ok(());
+            for letter in letters {
+                written = written.and(self.write(origin, topic, slice::from_ref(letter)).await);
+            }
+        }
+        written.with_context(|| format!("cannot write to {topic}"))
+    }
+
+    /// Fails where one can never be written.
+    async fn write(&self, origin: &TopicPartition, topic: &Topic, letters: &[Letter]) -> Result<(), Undelivered> {
+        let mut lane = self.writer.lane();
         loop {
             let mut sent = Ok(());
             for letter in letters {
@@ -141,12 +156,11 @@ impl DeadLetters {
             }
             // The lane does not know of a letter that was not even queued.
             match lane.settled().await.and(sent) {
-                Ok(()) => return Ok(()),
                 Err(undelivered) if undelivered.is_transient() => {
                     warn!("{origin}: {undelivered}; writing to {topic} again");
                     sleep(RETRY).await;
                 }
-                Err(undelivered) => return Err(anyhow!(undelivered).context(format!("cannot write to {topic}"))),
+                written => return written,
             }
         }
     }
@@ -157,7 +171,7 @@ impl DeadLetters {
         origin: &TopicPartition,
         topic: &Topic,
         letter: &Letter,
-    ) -> Result<(), crate::kafka::Undelivered> {
+    ) -> Result<(), Undelivered> {
         let Reason { error, attempts, stderr } = &letter.reason;
         let mut headers = (letter.headers.clone())
             .with(TOPIC, Some(origin.topic.as_str().as_bytes()))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Error, anyhow};
 use log::{debug, warn};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::dead_letter::DeadLetters;
 use crate::election::Election;
@@ -29,6 +29,8 @@ use waiting::{Room, Waiting};
 const COMMIT: Duration = Duration::from_millis(200);
 /// How long to wait before a broker that did not take a message is given it again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long reports are waited for at the end, so that a standby need not wait for the session to expire.
+const LAST_REPORTS: Duration = Duration::from_secs(10);
 /// How many messages are taken before other tasks get their turn.
 const TURN: usize = 256;
 
@@ -123,15 +125,13 @@ impl Forwarder<'_, '_> {
         if self.flight.lane.has_failed() {
             return self.go_back(records).await;
         }
+        self.end_seen.look();
         let is_read_empty = self.read(records)?;
         let sent = self.send_due().await?;
         self.advance().await?;
         if sent >= TURN || !(is_read_empty || self.waiting.is_full()) {
             tokio::task::yield_now().await;
             return Ok(());
-        }
-        if is_read_empty {
-            self.end_seen.look(records.position());
         }
         let (due, is_full, look) = (self.waiting.due(), self.waiting.is_full(), self.end_seen.next());
         let what = match due {
@@ -142,7 +142,7 @@ impl Forwarder<'_, '_> {
         self.pass_time(what, async {
             tokio::select! {
                 () = readable, if !is_full => {}
-                () = sleep_until(look), if is_read_empty => {}
+                () = sleep_until(look) => {}
                 () = sleep_until(due.map_or_else(Instant::now, |(_, at)| at)), if due.is_some() => {}
             }
         })
@@ -160,7 +160,7 @@ impl Forwarder<'_, '_> {
                 Some(Event::Record(message)) => {
                     let age = |made| match self.clock.age(made) {
                         told if Mutant::BelievesPayload.is_on() => told,
-                        told => self.end_seen.age(told),
+                        told => self.end_seen.age(message.offset(), told),
                     };
                     self.waiting.push(Waiting::of(&message, self.delay.delay, age));
                 }
@@ -307,11 +307,11 @@ impl Forwarder<'_, '_> {
         self.flight.sent.clear();
         self.flight.counted = 0;
         self.waiting.clear();
-        self.end_seen.forget();
         let Err(undelivered) = self.flight.lane.settled().await else {
             return Ok(());
         };
-        let (offset, transient) = (self.held.standing.offset, undelivered.is_transient());
+        let (standing, transient) = (self.held.standing, undelivered.is_transient());
+        let offset = standing.offset;
         if !transient && refused > 1 {
             // A broker refuses a whole batch for one of its messages, or for their sum. Which one shows when each goes alone.
             self.flight.most = 1;
@@ -325,17 +325,18 @@ impl Forwarder<'_, '_> {
             );
             self.pass_time(lead::Waiting::Pause(Instant::now() + RETRY), sleep(RETRY)).await?;
         }
-        records.seek(offset);
+        records.seek(offset, standing.epoch());
         Ok(())
     }
 
-    /// What is in flight is waited for and counted, however the work ended; unless somebody else leads already.
+    /// What is in flight is waited for and counted, however the work ended; unless somebody else leads already. What has no
+    /// report for too long the next leader sends again.
     async fn finish(&mut self, end: End) -> End {
         match end {
             End::Lost(why) => End::Lost(why),
-            end => match self.land().await {
-                Ok(()) => end,
-                Err(lost) => lost,
+            end => match timeout(LAST_REPORTS, self.land()).await {
+                Ok(Err(lost)) => lost,
+                Ok(Ok(())) | Err(_) => end,
             },
         }
     }

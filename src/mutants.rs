@@ -2,9 +2,20 @@
 //! `scripts/chaos --mutants` has to find each. No release has them: without the feature none can be on, and the compiler
 //! drops what they would do.
 
-/// The list is section 4.5 of the project's fault matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[$about:meta])* $name:ident,)*) => {
+        /// The list is section 4.5 of the project's fault matrix.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant {
+            $($(#[$about])* $name,)*
+        }
+
+        #[cfg(feature = "mutants")]
+        const ALL: &[Mutant] = &[$(Mutant::$name),*];
+    };
+}
+
+mutants! {
     /// A batch is committed before the handler is given it.
     CommitsFirst,
     /// The offset of the last record is committed instead of the next one.
@@ -60,36 +71,8 @@ impl Mutant {
     pub fn is_on(self) -> bool {
         static ON: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
             let name = std::env::var("KSYNC_MUTANT").ok()?;
-            Some(ALL.into_iter().find(|mutant| format!("{mutant:?}") == name).expect("KSYNC_MUTANT names a mutant"))
+            Some(ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name).expect("KSYNC_MUTANT names a mutant"))
         });
         *ON == Some(self)
     }
 }
-
-#[cfg(feature = "mutants")]
-const ALL: [Mutant; 21] = {
-    use Mutant::*;
-    [
-        CommitsFirst,
-        CommitsLast,
-        CommitsPastNext,
-        IgnoresStatus,
-        IgnoresSignal,
-        CommitsUnfenced,
-        WorksOnDisconnected,
-        JumpsToLatest,
-        DropsOnQueueFull,
-        IgnoresDeliveryErrors,
-        ExitsUnflushed,
-        SendsInstantOnly,
-        BelievesPayload,
-        SkipsInvalid,
-        LeavesGrandchildren,
-        ParsesPayload,
-        AcceptsUnread,
-        IgnoresTopicId,
-        IgnoresKey,
-        RenewsNothing,
-        CommitsAtStop,
-    ]
-};

@@ -233,7 +233,7 @@ impl<'l> Courier<'_, 'l> {
             Some(_) if round.sent > 1 => self.most = 1,
             last => return Err(self.halted(last.unwrap_or(offset), &Error::new(why))),
         }
-        records.seek(offset);
+        records.seek(offset, self.held.standing.epoch());
         Ok(())
     }
 

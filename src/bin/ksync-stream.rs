@@ -110,7 +110,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let pair = Pair { topic: topic.clone(), delay: delay.clone() };
         let delayers = async {
             match &delay {
-                Some((delay_topic, _)) => cli.delayers.look(delay_topic, &partitions).await,
+                Some((delay_topic, delay)) => cli.delayers.look(delay_topic, &partitions, *delay).await,
                 None => Ok(()),
             }
         };

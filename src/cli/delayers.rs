@@ -1,4 +1,4 @@
-//! Whether anybody sends on what ksync-stream puts into a delay topic.
+//! Whether anybody sends on what ksync-stream puts into a delay topic, and not too early.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,12 +38,23 @@ impl DelayerOptions {
         }
     }
 
-    /// Warns where nobody queues to send on what comes into these partitions, or fails where a delayer is required.
-    pub async fn look(&self, delay_topic: &Topic, partitions: &BTreeSet<i32>) -> Result<()> {
+    /// Warns where nobody queues to send on what comes into these partitions, or fails where a delayer is required. Fails
+    /// where delayers hold messages for less than `delay`.
+    pub async fn look(&self, delay_topic: &Topic, partitions: &BTreeSet<i32>, delay: Duration) -> Result<()> {
         let Some(servers) = &self.zookeeper else { return Ok(()) };
-        let found = match unserved(servers, delay_topic, partitions).await {
-            Ok(unserved) if unserved.is_empty() => return Ok(()),
-            Ok(unserved) => {
+        let found = match seen(servers, delay_topic).await {
+            Ok(Delayers { shortest: Some(shortest), .. }) if shortest < delay => {
+                let [shortest, delay] = [shortest, delay].map(humantime::format_duration);
+                return Err(Exit::Misconfigured.because(anyhow!(
+                    "the delay messages of {delay_topic} are held for {shortest} and not for {delay}: what is committed later \
+                     than that would be announced to nobody; give the same --delay here and to ksync-delayer"
+                )));
+            }
+            Ok(Delayers { served, .. }) => {
+                let unserved: Vec<_> = partitions.difference(&served).map(i32::to_string).collect();
+                if unserved.is_empty() {
+                    return Ok(());
+                }
                 let which = match unserved.len() < partitions.len() {
                     true => format!("partitions {} of topic", unserved.join(", ")),
                     false => "topic".to_owned(),
@@ -63,15 +74,23 @@ impl DelayerOptions {
     }
 }
 
-/// Those of the partitions without a delayer.
-async fn unserved(servers: &Servers, delay_topic: &Topic, partitions: &BTreeSet<i32>) -> Result<Vec<String>> {
+/// What is seen of delayers.
+struct Delayers {
+    /// The partitions that they queue for or lead.
+    served: BTreeSet<i32>,
+    /// For how long messages are held in that partition in which it is the least.
+    shortest: Option<Duration>,
+}
+
+async fn seen(servers: &Servers, delay_topic: &Topic) -> Result<Delayers> {
     let election = Election::ZooKeeper(ZooKeeper::connect(servers, SESSION)?);
-    let seats = timeout(LOOK, election.candidates(delay_topic)).await;
+    let answers =
+        timeout(LOOK, async { tokio::try_join!(election.candidates(delay_topic), election.delay_of(delay_topic)) })
+            .await;
     let away = || format!("{election} has not answered within {LOOK:?}");
-    let seats = seats.with_context(away).map_err(|error| Exit::Again.because(error))?;
+    let answers = answers.with_context(away).map_err(|error| Exit::Again.because(error))?;
     election.close().await;
-    let seats = seats.map_err(|error| Exit::Misconfigured.because(error))?;
+    let (seats, shortest) = answers.map_err(|error| Exit::Misconfigured.because(error))?;
     let delayers = seats.into_iter().map(|(seat, _)| seat).filter(|seat| seat.name == Name::delayer());
-    let served: BTreeSet<i32> = delayers.map(|seat| seat.partition.partition).collect();
-    Ok(partitions.difference(&served).map(i32::to_string).collect())
+    Ok(Delayers { served: delayers.map(|seat| seat.partition.partition).collect(), shortest })
 }

@@ -166,6 +166,13 @@ impl<'a> ByKey<'a> {
     fn add(&mut self, load: Load) {
         let is_last = |until| load.batch.next() >= Some(until);
         self.is_read = load.stop.is_some() || self.held.until.is_some_and(is_last);
+        // Of nothing but what nobody is given: many of them are to be no more than one.
+        if load.is_empty()
+            && let Some(mut last) = self.batches.last_entry()
+        {
+            last.get_mut().load.append(load);
+            return;
+        }
         let number = self.window.add(load.batch.keys(&self.hasher));
         let open = Open { load, bad: BTreeMap::new(), is_putting_aside: false, is_judged_again: false };
         self.batches.insert(number, open);

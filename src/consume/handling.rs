@@ -92,7 +92,7 @@ impl Handling<'_> {
     async fn wait(
         &self,
         turn: &mut Turn,
-        intake: Option<&mut Intake<'_>>,
+        mut intake: Option<&mut Intake<'_>>,
         (records, pauses): (&[usize], bool),
     ) -> Result<bool, End> {
         let longest = self.consume.pauses.longest;
@@ -141,14 +141,21 @@ impl Handling<'_> {
         };
         // A lone bad record must not hold those that come after it: what they do shows whether the store works.
         let grows = turn.trial.waits_for_proof() && turn.load.stop.is_none() && self.may_grow(&turn.load);
-        tokio::select! {
-            () = self.held.during(pausing, sleep_until(until)) => Ok(false),
-            why = self.held.lease.lost() => Err(End::Lost(why)),
-            () = self.shutdown.requested() => Err(End::Shutdown),
-            more = next_load(intake.filter(|_| grows), self.held.partition()) => {
-                turn.trial.extend(more.batch.len());
-                turn.load.append(more);
-                Ok(true)
+        let mut over = std::pin::pin!(self.held.during(pausing, sleep_until(until)));
+        loop {
+            tokio::select! {
+                () = &mut over => return Ok(false),
+                why = self.held.lease.lost() => return Err(End::Lost(why)),
+                () = self.shutdown.requested() => return Err(End::Shutdown),
+                more = next_load(intake.as_deref_mut().filter(|_| grows), self.held.partition()) => {
+                    let has_grown = !more.batch.is_empty() || more.stop.is_some();
+                    turn.trial.extend(more.batch.len());
+                    turn.load.append(more);
+                    // Of nothing but what nobody is given many may come, and none of them is a reason to wait anew.
+                    if has_grown {
+                        return Ok(true);
+                    }
+                }
             }
         }
     }

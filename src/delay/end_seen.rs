@@ -1,19 +1,23 @@
-//! When a partition was last seen to end: what comes after that is not older.
+//! Where a partition ended at times: so messages are not older than a look that did not see them, and not younger than one that
+//! did, whatever clocks say.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::debug;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::kafka::Reader;
 use crate::topic::{Offset, TopicPartition};
 
-/// How much later than the next look was due a message may be read that counts as new.
+/// How much later than the next look was due a message may be read that counts as new; and by how much clocks may differ.
 const LATE: Duration = Duration::from_secs(1);
+/// How many looks are kept. They are a delay's time, divided by this, apart.
+const MOST: u32 = 64;
 
-/// Asks the partition's leader now and then whether there is more than was read.
+/// Asks the partition's leader now and then where the partition ends.
 ///
 /// librdkafka's own notice of the end does not do: it waits in the same queue as the messages, and so tells nothing of
 /// when it was written.
@@ -21,26 +25,23 @@ pub struct EndSeen {
     reader: Reader,
     partition: TopicPartition,
     every: Duration,
-    /// How long after a look what is read counts as new.
-    new: Duration,
     asked: Option<Instant>,
     /// The last question, which may have no answer yet.
     asking: Option<JoinHandle<()>>,
-    seen: watch::Sender<Option<Instant>>,
+    looks: Arc<Mutex<Looks>>,
 }
 
 impl EndSeen {
     pub fn new(reader: &Reader, partition: &TopicPartition, delay: Duration) -> EndSeen {
         let every = (delay / 60).clamp(Duration::from_millis(100), Duration::from_secs(5));
-        let new = (every + LATE).min(delay / 2);
-        let (seen, _) = watch::channel(None);
-        EndSeen { reader: reader.clone(), partition: partition.clone(), every, new, asked: None, asking: None, seen }
+        let looks = Looks { kept: VecDeque::new(), apart: delay / MOST, new: (every + LATE).min(delay / 2) };
+        let (reader, partition, looks) = (reader.clone(), partition.clone(), Arc::new(Mutex::new(looks)));
+        EndSeen { reader, partition, every, asked: None, asking: None, looks }
     }
 
-    /// How old a message counts that is read now and whose time tells that it is `told`.
-    pub fn age(&self, told: Duration) -> Duration {
-        let ago = self.seen.borrow().map(|seen| seen.elapsed());
-        age(told, ago, self.new)
+    /// How old the message at `offset` counts that is read now and whose time tells that it is `told`.
+    pub fn age(&self, offset: Offset, told: Duration) -> Duration {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).age(offset, told, Instant::now())
     }
 
     /// When it is time to look again.
@@ -49,19 +50,21 @@ impl EndSeen {
         last.unwrap_or_else(Instant::now) + self.every
     }
 
-    /// Asks, if it is time to: all before `position` was read, and nothing more came. Does not wait for the answer.
-    pub fn look(&mut self, position: Offset) {
+    /// Asks, if it is time to. Does not wait for the answer.
+    pub fn look(&mut self) {
         // Each question holds a thread until it is answered, or for seconds where the leader is away.
         if self.is_asking() || self.asked.is_some_and(|asked| asked.elapsed() < self.every) {
             return;
         }
         let asked = Instant::now();
         self.asked = Some(asked);
-        let (reader, partition, seen) = (self.reader.clone(), self.partition.clone(), self.seen.clone());
+        let (reader, partition, looks) = (self.reader.clone(), self.partition.clone(), self.looks.clone());
         self.asking = Some(tokio::spawn(async move {
             match reader.log(&partition).await {
-                Ok(log) if log.end <= position => drop(seen.send_replace(Some(asked))),
-                Ok(_) => {}
+                Ok(log) => {
+                    let look = Look { asked, answered: Instant::now(), end: log.end };
+                    looks.lock().unwrap_or_else(PoisonError::into_inner).add(look);
+                }
                 Err(error) => debug!("{error:#}"),
             }
         }));
@@ -70,22 +73,50 @@ impl EndSeen {
     fn is_asking(&self) -> bool {
         self.asking.as_ref().is_some_and(|asking| !asking.is_finished())
     }
-
-    /// For when messages are read again, which may be older.
-    pub fn forget(&mut self) {
-        // An answer that is still on its way belongs to the old channel.
-        (self.seen, self.asked) = (watch::channel(None).0, None);
-    }
 }
 
-/// `ago` is how long ago the partition was seen to end before the message, which is no older than that. If that was less than
-/// `new` ago, the message was read as soon as it came, and no clock knows better: so neither a wrong one nor a forged time lets
-/// it through.
-fn age(told: Duration, ago: Option<Duration>, new: Duration) -> Duration {
-    match ago {
-        Some(ago) if ago < new => Duration::ZERO,
-        Some(ago) => told.min(ago),
-        None => told,
+/// Whatever lies before `end` was there when it was answered, and whatever does not was not when it was asked.
+struct Look {
+    asked: Instant,
+    answered: Instant,
+    end: Offset,
+}
+
+struct Looks {
+    /// The oldest first.
+    kept: VecDeque<Look>,
+    apart: Duration,
+    /// How long after a look what it did not see counts as new.
+    new: Duration,
+}
+
+impl Looks {
+    fn add(&mut self, look: Look) {
+        // The last one was kept only for as long as there was no later one.
+        if let [.., before, last] = self.kept.make_contiguous()
+            && last.asked - before.asked < self.apart
+        {
+            self.kept.pop_back();
+        }
+        self.kept.push_back(look);
+        if self.kept.len() > MOST as usize + 2 {
+            self.kept.pop_front();
+        }
+    }
+
+    /// As `told`, where that can be. Of what was read as soon as it came no clock is asked; and one that tells what cannot be
+    /// does not make a message older than it is for certain.
+    fn age(&self, offset: Offset, told: Duration, now: Instant) -> Duration {
+        let seen = match self.kept.back() {
+            Some(last) if last.end > offset => self.kept.iter().find(|look| look.end > offset),
+            _ => None,
+        };
+        let at_least = seen.map_or(Duration::ZERO, |look| now - look.answered);
+        match self.kept.iter().rev().find(|look| look.end <= offset).map(|look| now - look.asked) {
+            Some(at_most) if at_most < self.new || told > at_most + LATE => at_least,
+            Some(at_most) => told.clamp(at_least.min(at_most), at_most),
+            None => told.max(at_least),
+        }
     }
 }
 
@@ -93,12 +124,46 @@ fn age(told: Duration, ago: Option<Duration>, new: Duration) -> Duration {
 mod tests {
     use super::*;
 
+    const SECS: fn(u64) -> Duration = Duration::from_secs;
+
+    /// Of (seconds ago, end), each of them answered at once.
+    fn looks(ends: &[(u64, i64)], now: Instant) -> Looks {
+        let mut looks = Looks { kept: VecDeque::new(), apart: SECS(5), new: SECS(6) };
+        for (ago, end) in ends {
+            let at = now - SECS(*ago);
+            looks.add(Look { asked: at, answered: at, end: Offset(*end) });
+        }
+        looks
+    }
+
     #[test]
-    fn a_time_is_believed_only_of_what_was_there_before_the_last_look() {
-        let secs = Duration::from_secs;
-        assert_eq!(age(secs(100), None, secs(6)), secs(100));
-        assert_eq!(age(secs(100), Some(secs(200)), secs(6)), secs(100));
-        assert_eq!(age(secs(4000), Some(secs(200)), secs(6)), secs(200));
-        assert_eq!(age(secs(4000), Some(secs(5)), secs(6)), secs(0));
+    fn a_time_is_believed_as_far_as_the_looks_let_it_be_true() {
+        let now = Instant::now() + SECS(10_000);
+        let age = |ends: &[(u64, i64)], told| looks(ends, now).age(Offset(100), SECS(told), now).as_secs();
+        // Nobody has looked.
+        assert_eq!((age(&[], 0), age(&[], 4000)), (0, 4000));
+        // Read as soon as it came, whatever else has come by then.
+        assert_eq!((age(&[(5, 100)], 4000), age(&[(5, 90)], 4)), (0, 0));
+        // Read late: it is not older than the look that did not see it, and a clock that says so is wrong.
+        assert_eq!((age(&[(200, 100)], 100), age(&[(200, 100)], 201)), (100, 200));
+        assert_eq!((age(&[(200, 100)], 4000), age(&[(200, 100), (195, 101)], 4000)), (0, 195));
+        // Nor younger than the one that did.
+        assert_eq!((age(&[(200, 100), (195, 101)], 0), age(&[(195, 101)], 0)), (195, 195));
+        assert_eq!(age(&[(195, 101)], 4000), 4000);
+        // Read again: what was new then is not now.
+        assert_eq!(age(&[(60, 90), (55, 100), (50, 101), (45, 200)], 52), 52);
+        assert_eq!(age(&[(60, 90), (55, 100), (50, 101), (45, 200)], 4000), 50);
+    }
+
+    #[test]
+    fn a_delay_is_covered_by_few_looks_and_the_last_one_is_always_there() {
+        let now = Instant::now() + SECS(10_000);
+        let all: Vec<_> = (0..5000).map(|number| (5000 - number, number as i64)).collect();
+        let looks = looks(&all, now);
+        assert!(looks.kept.len() <= MOST as usize + 2);
+        assert!(now - looks.kept[0].asked >= SECS(5) * MOST);
+        assert_eq!(looks.kept.back().unwrap().end, Offset(4999));
+        let worst = looks.kept.iter().zip(looks.kept.iter().skip(1)).map(|(one, next)| next.asked - one.asked).max();
+        assert_eq!(worst, Some(SECS(5)));
     }
 }

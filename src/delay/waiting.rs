@@ -65,7 +65,8 @@ impl Waiting {
 
     fn bytes(&self) -> usize {
         let payload = self.payload.as_ref().map_or(0, Vec::len) + self.letter.as_ref().map_or(0, Letter::bytes);
-        self.key.as_ref().map_or(0, Vec::len) + payload + size_of::<Waiting>()
+        let beside = self.key.as_ref().map_or(0, Vec::len) + self.headers.as_ref().map_or(0, Headers::bytes);
+        beside + payload + size_of::<Waiting>()
     }
 }
 

@@ -137,9 +137,9 @@ impl Partition {
         std::future::pending().await
     }
 
-    /// Goes to `offset`, to read from there.
-    pub fn seek(&mut self, offset: Offset) {
-        (self.next, self.epoch, self.ahead) = (offset, None, None);
+    /// Goes to `offset`, to read from there; `epoch` as where the reading began.
+    pub fn seek(&mut self, offset: Offset, epoch: Option<Epoch>) {
+        (self.next, self.epoch, self.ahead) = (offset, epoch, None);
     }
 
     fn let_go(&mut self) {
@@ -244,7 +244,8 @@ impl Assigned {
             // Assigning alone does not check the epoch; seeking does. librdkafka only notes where, as for an assignment.
             sys::set_leader_epoch(&mut list, epoch.number);
             let sought = self.consumer.seek_partitions(list, TIMEOUT);
-            sought.with_context(|| format!("cannot seek in {}", self.partition))?;
+            let each = sought.and_then(|list| list.elements().iter().try_for_each(|element| element.error()));
+            each.with_context(|| format!("cannot seek in {}", self.partition))?;
         }
         Ok(())
     }

@@ -142,6 +142,11 @@ impl Headers {
         Headers { native, bytes }
     }
 
+    /// How much memory the names and values take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn with(self, name: &str, value: Option<&[u8]>) -> Headers {
         let native = self.native.insert(Header { key: name, value });
         Headers { native, bytes: self.bytes + name.len() + value.map_or(0, <[u8]>::len) }
@@ -279,7 +284,10 @@ impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.error.rdkafka_error_code() {
             Some(code @ RDKafkaErrorCode::InvalidTimestamp) => {
-                write!(f, "Kafka did not take the record: {code}; is the clock of this machine right?")
+                write!(
+                    f,
+                    "Kafka did not take the record: {code}; are the clocks of this machine and of the brokers right?"
+                )
             }
             Some(code) => write!(f, "Kafka did not take the record: {code}"),
             None => write!(f, "Kafka did not take the record: {}", self.error),

@@ -256,7 +256,11 @@ impl Batch {
         self.kept.extend(later.kept.iter().map(|(index, value)| (records + index, value.clone())));
         self.kept_bytes += later.kept_bytes;
         if later.next.is_some() {
-            (self.next, self.last, self.leader_epoch) = (later.next, later.last, later.leader_epoch);
+            self.next = later.next;
+        }
+        // One that has passed nothing but what nobody is given knows of no record.
+        if later.last.is_some() {
+            (self.last, self.leader_epoch) = (later.last, later.leader_epoch);
         }
     }
 
@@ -352,6 +356,18 @@ mod tests {
             }
         }
         assert!(batch.lines.capacity() <= most, "{}", batch.lines.capacity());
+    }
+
+    #[test]
+    fn a_batch_of_nothing_takes_the_offset_further_and_nothing_else() {
+        let mut whole = batch();
+        let one = Record { leader_epoch: Some(4), ..record(7, Some(b"1")) };
+        whole.push(&one).unwrap();
+        let last = whole.last();
+        let mut nothing = batch();
+        nothing.pass_to(Offset(12));
+        whole.append(&nothing);
+        assert_eq!((whole.next(), whole.leader_epoch(), whole.last()), (Some(Offset(12)), Some(4), last));
     }
 
     #[test]

@@ -51,18 +51,13 @@ ALL = {
 }
 
 
-def build(release):
-    """A folder with the tools that can be mutants. Those of the release stay what they are."""
-    folder = PROJECT / "target" / "mutants"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["cargo", "build", "--release", "--locked", "--bins"]
-    if subprocess.run([*command, "--features", "mutants"], cwd=PROJECT).returncode != 0:
-        raise Failure("cannot build the mutants")
-    for tool in ("ksync-consume", "ksync-delayer", "ksync-stream"):
-        shutil.copy2(release / tool, folder)
+def build():
+    """A folder with the tools that can be mutants. Never that of the release, even if this is broken off."""
+    target = PROJECT / "target" / "mutants"
+    command = ["cargo", "build", "--release", "--locked", "--bins", "--features", "mutants", "--target-dir", target]
     if subprocess.run(command, cwd=PROJECT).returncode != 0:
-        raise Failure("cannot build ksync")
-    return folder
+        raise Failure("cannot build the mutants")
+    return target / "release"
 
 
 def all_caught(names, folder, binaries, seed):

@@ -254,6 +254,26 @@ fn a_record_that_is_not_json_is_put_aside_byte_for_byte_where_that_is_wanted() {
 }
 
 #[test]
+fn letters_that_are_too_large_together_are_put_aside_one_by_one() {
+    let world = World::new("dead-large");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    let random = || (0..60).map(|_| rand::random::<char>()).collect::<String>();
+    let values: Vec<_> = (0..5).map(|_| format!("no JSON: {}", random())).collect();
+    let handler = world.handler("");
+    let options = format!("--on-invalid dead-letter --dead-letter={dead} --batch-wait 1s");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it leads", || seat.offset() == Some(0));
+    world.kafka.set(&dead, &[("max.message.bytes", "900")]);
+    world.kafka.produce(&products, values.iter().map(value));
+    world.eventually("all are passed", || seat.offset() == Some(5));
+    let letters: Vec<_> = world.kafka.records(&dead).into_iter().map(|letter| letter.value.unwrap()).collect();
+    assert_eq!(letters, values);
+    consumer.signal(Signal::TERM);
+    assert_eq!((consumer.wait(), consumer.says(&["halted"])), (End::Status(0), false));
+}
+
+#[test]
 fn a_delay_message_that_is_none_halts_its_partition_and_the_others_go_on() {
     let world = World::new("delayer-halt");
     let products = world.topic_with_delay("products", 2);

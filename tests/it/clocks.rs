@@ -242,7 +242,7 @@ fn a_writer_whose_clock_is_wrong_makes_nothing_early_or_late() {
     // More than the broker takes: nothing is announced, so nothing may be changed.
     let refused = format!(
         "cannot send the delay messages; nothing was changed: cannot write to topic {by_the_writer}-delay: Kafka did not \
-         take the record: InvalidTimestamp (Broker: Invalid timestamp); is the clock of this machine right?"
+         take the record: InvalidTimestamp (Broker: Invalid timestamp); are the clocks of this machine and of the brokers right?"
     );
     assert_eq!(write(&by_the_writer, 2.0 * HOUR), (End::Status(1), vec![refused]));
 }
@@ -266,6 +266,53 @@ fn a_broker_whose_clock_is_wrong_or_jumps_has_its_messages_held_for_the_delay_al
         world.eventually("they are sent on", || world.kafka.count(&topic) == ids.end as i64);
     }
     assert_in_time(&held(&world, &topic), &topic);
+}
+
+/// A topic by whose delay messages the time is as their writer says, ten minutes ago, and which is at work.
+fn of_the_past(world: &World, options: &str) -> (String, Process) {
+    let topic = format!("past-{}", world.id);
+    world.kafka.create(&topic, 1, &[("message.timestamp.type", "LogAppendTime")]);
+    world.kafka.create(&format!("{topic}-delay"), 1, &[]);
+    let delayer = world.delayer(&format!("-t {topic} --delay 2s {options}"));
+    is_at_work(world, &topic);
+    (topic, delayer)
+}
+
+#[test]
+fn a_wrong_time_makes_nothing_early_while_messages_flow_without_a_pause() {
+    let world = World::new("past-flow");
+    let (topic, _delayer) = of_the_past(&world, "");
+    let (flows, each) = (3, 4000);
+    let flows: Vec<_> = (0..flows)
+        .map(|flow| {
+            let messages = (0..each).map(|id| delay_message(flow * each + id + 1, now() - 600.0)).collect();
+            world.kafka.flow(&format!("{topic}-delay"), messages, Duration::from_secs(4))
+        })
+        .collect();
+    flows.into_iter().for_each(|flow| flow.join().unwrap());
+    world.eventually("all are sent on", || world.kafka.count(&topic) == 1 + 3 * each as i64);
+    held(&world, &topic);
+}
+
+#[test]
+fn a_wrong_time_makes_nothing_early_that_is_read_again_after_messages_that_were_refused() {
+    let world = World::new("past-again");
+    let (topic, delayer) = of_the_past(&world, "-X linger.ms=100");
+    world.kafka.set(&topic, &[("max.message.bytes", "1000")]);
+    // One of them goes, and compression makes three no smaller than that.
+    let large = |id: usize| {
+        let padding: Vec<u64> = (0..30).map(|_| rand::random()).collect();
+        value(format!("{{\"payload\": {{\"id\":{id},\"p\":{padding:?}}}, \"created_at\": {:.3}}}", now() - 600.0))
+    };
+    world.kafka.produce(&format!("{topic}-delay"), (1..=3).map(large));
+    world.for_a_while(DELAY * 3 / 4, "they wait", || world.kafka.count(&topic) == 1);
+    world.kafka.produce(&format!("{topic}-delay"), (4..=9).map(|id| delay_message(id, now() - 600.0)));
+    world.eventually("all are sent on", || world.kafka.count(&topic) == 10);
+    assert!(!delayer.says(&["halted"]), "{:?}", delayer.log());
+    let (made, sent) = (world.kafka.records(&format!("{topic}-delay")), world.kafka.records(&topic));
+    let held: Vec<_> = made.iter().zip(&sent).map(|(made, sent)| sent.timestamp_ms - made.timestamp_ms).collect();
+    assert!(held.iter().all(|millis| *millis >= DELAY.as_millis() as i64), "{held:?}");
+    assert_in_time(&held, &topic);
 }
 
 #[test]

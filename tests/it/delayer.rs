@@ -213,7 +213,7 @@ fn a_broker_that_stands_still_does_not_make_threads_pile_up() {
 }
 
 #[test]
-fn a_stream_tells_of_partitions_without_a_delayer_or_refuses_to_begin() {
+fn a_stream_tells_of_partitions_without_a_delayer_and_refuses_to_begin_where_one_has_a_shorter_delay() {
     let world = World::new("no-delayer");
     let products = world.topic_with_delay("products", 2);
     let delay_topic = format!("{products}-delay");
@@ -256,4 +256,13 @@ fn a_stream_tells_of_partitions_without_a_delayer_or_refuses_to_begin() {
     let _second = world.delayer(&format!("-t {products} --delay 1h"));
     world.eventually("the other is led, too", || seat(1).offset().is_some());
     assert_eq!(stream(&format!("{seen} --require-delayer")), done(vec![]));
+
+    let before = sent();
+    let refused = format!(
+        "the delay messages of {delay_topic} are held for 1h and not for 2h: what is committed later than that would be \
+         announced to nobody; give the same --delay here and to ksync-delayer"
+    );
+    assert_eq!(stream(&format!("{seen} --delay 2h")), (End::Status(78), vec![], vec![refused]));
+    assert_eq!(sent(), before);
+    assert_eq!(stream(&format!("{seen} --delay 30m --require-delayer")), done(vec![]));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -299,6 +299,26 @@ fn a_lone_bad_record_does_not_hold_those_that_come_after_it() {
     assert_eq!((letters(&world, &dead), done(&handler)), (vec![0], vec![1]));
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn transactions_that_are_aborted_do_not_put_off_the_next_run_of_a_lone_bad_record() {
+    let world = World::new("lone-markers");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, ids(1..=1));
+    let (handler, _) = fails_at(&world, [0], 1);
+    let options = format!("--retry-pause 1s --retry-pause-max 1s --dead-letter={dead}");
+    let _consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    world.eventually("it has failed alone some times", || handler.runs().len() >= 4);
+    let (begun, before) = (Instant::now(), handler.runs().len());
+    let mut aborted = 0;
+    // Each of them takes about half of a pause.
+    while begun.elapsed() < Duration::from_secs(6) || aborted < 8 {
+        world.kafka.transaction(&products, ids(2..=2)).abort();
+        aborted += 1;
+    }
+    let runs = handler.runs().len() - before;
+    assert!(runs >= 3, "{aborted} aborted, {runs} runs");
 }
 
 #[test]
