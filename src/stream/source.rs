@@ -1,0 +1,116 @@
+//! Where the rows of a chunk come from: a table, a query, or lines of stdin.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use log::warn;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncBufReadExt, BufReader, Split, Stdin};
+use tokio::time::{Instant, timeout_at};
+
+use super::failure;
+use crate::database::{self, Database, Limit, Scan};
+use crate::message::{Change, key_of};
+
+/// When a chunk is full.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkLimits {
+    pub rows: usize,
+    /// Of payloads; one row fits whatever its size.
+    pub bytes: usize,
+    /// How long to wait for more lines of stdin once one is there.
+    pub wait: Duration,
+}
+
+/// Where the rows come from.
+pub enum Source {
+    Lines(Lines),
+    Rows { database: Database, scan: Scan },
+}
+
+/// JSON lines of stdin, each a payload.
+pub struct Lines {
+    lines: Split<BufReader<Stdin>>,
+    /// The members that make the record key.
+    key: Vec<String>,
+    number: u64,
+}
+
+/// The rows that are served at once.
+pub enum Chunk {
+    Lines(Vec<Change>),
+    Rows(database::Chunk),
+}
+
+impl Chunk {
+    pub fn changes(&self) -> &[Change] {
+        match self {
+            Chunk::Lines(changes) => changes,
+            Chunk::Rows(chunk) => &chunk.changes,
+        }
+    }
+}
+
+impl Source {
+    pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {
+        match self {
+            Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),
+            Source::Rows { database, scan } => {
+                let limit = Limit { rows: limits.rows, bytes: limits.bytes };
+                let chunk = database.next_chunk(scan, limit).await.map_err(failure)?;
+                Ok(chunk.map(Chunk::Rows))
+            }
+        }
+    }
+}
+
+impl Lines {
+    pub fn new(key: Vec<String>) -> Lines {
+        Lines { lines: BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n'), key, number: 0 }
+    }
+
+    /// The next lines; `None` at the end. A line that is not JSON is an error before anything of its chunk is sent.
+    async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Vec<Change>>> {
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        let Some(first) = self.change().await? else {
+            if self.number == 0 {
+                warn!("there was no line on stdin");
+            }
+            return Ok(None);
+        };
+        let end = Instant::now() + limits.wait;
+        let mut next = Some(first);
+        while let Some(change) = next {
+            bytes += change.payload.len();
+            changes.push(change);
+            if changes.len() >= limits.rows || bytes >= limits.bytes {
+                break;
+            }
+            next = match timeout_at(end, self.change()).await {
+                Ok(change) => change?,
+                Err(_) => None,
+            };
+        }
+        Ok(Some(changes))
+    }
+
+    async fn change(&mut self) -> Result<Option<Change>> {
+        loop {
+            let line = self.lines.next_segment().await.context("cannot read stdin")?;
+            let Some(line) = line else { return Ok(None) };
+            self.number += 1;
+            let line = line.trim_ascii();
+            if !line.is_empty() {
+                return self.parse(line).map(Some);
+            }
+        }
+    }
+
+    fn parse(&self, line: &[u8]) -> Result<Change> {
+        let at = || format!("line {} of stdin", self.number);
+        let payload: &RawValue = serde_json::from_slice(line).with_context(|| format!("{} is not JSON", at()))?;
+        let payload = payload.get().as_bytes();
+        let key = key_of(payload, &self.key).with_context(|| format!("{} has no usable key", at()))?;
+        Ok(Change { key, payload: payload.to_vec() })
+    }
+}
