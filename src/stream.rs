@@ -122,5 +122,6 @@ pub fn failure(trouble: Trouble) -> anyhow::Error {
         Trouble::Misconfigured(error) => Exit::Misconfigured.because(error),
         Trouble::Away(error) => Exit::Again.because(error),
         Trouble::Refused(error) => Exit::Person.because(error),
+        Trouble::Busy(error) => Exit::Busy.because(error),
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::column::Column;
+use super::position::Position;
 use super::value::Value;
 use crate::message::Change;
 
@@ -15,6 +16,11 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// Where a scan stands that has read this chunk.
+    pub fn end(&self) -> Option<Position> {
+        self.keys().last().map(Position::of)
+    }
+
     /// The values of each row's key.
     pub(super) fn keys(&self) -> impl Iterator<Item = &[Value]> {
         self.values.chunks(self.key.len())

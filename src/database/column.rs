@@ -1,5 +1,7 @@
 //! A column that can be part of a key: how its database selects, compares and binds it.
 
+use super::value::Value;
+
 /// A column as its database handles it where it is part of the key.
 #[derive(Clone)]
 pub(super) struct Column {
@@ -28,4 +30,18 @@ pub(super) enum Kind {
     Dynamic,
     /// Cannot be a key, and why.
     Unfit(&'static str),
+}
+
+impl Kind {
+    /// Whether a column of this kind can have given `value`.
+    pub fn takes(self, value: &Value) -> bool {
+        match (self, value) {
+            (Kind::Dynamic, _) => true,
+            (Kind::Integer, Value::Integer(_)) | (Kind::Unsigned, Value::Unsigned(_)) => true,
+            (Kind::Real, Value::Real(_)) | (Kind::Bytes, Value::Bytes(_)) => true,
+            // NaN and Infinity of a number are texts.
+            (Kind::Literal, Value::Literal(_)) | (Kind::Literal | Kind::Text, Value::Text(_)) => true,
+            _ => false,
+        }
+    }
 }

@@ -4,11 +4,16 @@
 //! One connection by the native driver of its kind. A chunk is read whole, so that nothing stays open in the database
 //! while the chunk is served.
 
+mod bookmark;
 mod chunk;
 mod column;
 mod lexer;
+mod lock;
 mod mysql;
+mod place;
+mod position;
 mod postgres;
+mod run;
 mod scan;
 mod sql;
 mod sqlite;
@@ -20,9 +25,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use log::warn;
 
+pub use bookmark::{Bookmark, Mark};
 pub use chunk::{Chunk, Limit};
+pub use lock::Lock;
+pub use place::Place;
+pub use position::Position;
 pub use scan::Scan;
 pub use statement::{Dialect, Statement};
 pub use trouble::Trouble;
@@ -31,10 +39,10 @@ use chunk::Filling;
 use column::{Column, Kind};
 use mysql::MySql;
 use postgres::Postgres;
+use run::Ran;
 use scan::Relation;
 use sql::{Sql, Table};
 use sqlite::Sqlite;
-use trouble::is_conflict;
 use value::Value;
 
 /// Which rows are read, and what tells them apart.
@@ -67,9 +75,6 @@ enum Connection {
 
 /// How long a server may take to let us in.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a transaction is tried that others got in the way of.
-const ATTEMPTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Database {
     /// Connects; an error never holds the URL's password. A SQLite file must be there already.
@@ -162,39 +167,6 @@ impl Database {
         Ok(Some(chunk))
     }
 
-    /// Runs `statement` for the keys of `chunk` in a transaction of its own, and returns how many rows it touched.
-    ///
-    /// Where these are more than the keys nothing of it stays. What others got in the way of is tried again a few
-    /// times. After [`Trouble::Away`] the statement may have been committed or not.
-    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> Result<u64, Trouble> {
-        self.check_size(statement, chunk)?;
-        let most = chunk.changes.len() as u64;
-        let (mut pause, mut retries) = (FIRST_PAUSE, 1..ATTEMPTS);
-        loop {
-            let run = match &mut self.0 {
-                Connection::Postgres(postgres) => postgres.run(statement, chunk).await,
-                Connection::MySql(mysql) => mysql.run(statement, chunk).await,
-                Connection::Sqlite(sqlite) => sqlite.run(statement, chunk).await,
-            };
-            match run {
-                Ok(touched) if touched > most => {
-                    return Err(Trouble::Refused(anyhow!(
-                        "the statement touched {touched} rows for {most} keys and was rolled back; it has to name the \
-                         rows by their keys, for example ... WHERE id IN (:keys)"
-                    )));
-                }
-                Ok(touched) => return Ok(touched),
-                Err(error) if is_conflict(&error) && retries.next().is_some() => {
-                    let trouble = Trouble::from(error);
-                    warn!("the statement met another transaction: {trouble:#}; trying again in {pause:?}");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-                Err(error) => return Err(refused_or_away(error.into())),
-            }
-        }
-    }
-
     fn dialect(&self) -> Dialect {
         match self.0 {
             Connection::Postgres(_) => Dialect::Postgres,
@@ -227,23 +199,20 @@ impl Database {
         })
     }
 
-    /// Postgres binds arrays; the others bind each value of each key by itself, and not any number of them.
-    fn check_size(&self, statement: &Statement, chunk: &Chunk) -> Result<(), Trouble> {
-        let most = match self.0 {
-            Connection::Postgres(_) => return Ok(()),
-            Connection::MySql(_) => mysql::MOST_VALUES,
-            Connection::Sqlite(_) => sqlite::MOST_VALUES,
-        };
-        let (keys, for_each) = (chunk.changes.len(), statement.places() * chunk.key.len());
-        if keys * for_each <= most {
-            return Ok(());
-        }
-        Err(Trouble::Misconfigured(anyhow!(
-            "the database binds at most {most} values to a statement, and {keys} keys need {}; use a --chunk-size of at \
-             most {}",
-            keys * for_each,
-            most / for_each
-        )))
+    async fn execute(&mut self, sql: &Sql) -> Result<u64, Trouble> {
+        Ok(match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.execute(sql).await?,
+            Connection::MySql(mysql) => mysql.execute(sql).await?,
+            Connection::Sqlite(sqlite) => sqlite.execute(sql).await?,
+        })
+    }
+
+    async fn text(&mut self, sql: &Sql) -> Result<Option<String>, Trouble> {
+        Ok(match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.text(sql).await?,
+            Connection::MySql(mysql) => mysql.text(sql).await?,
+            Connection::Sqlite(sqlite) => sqlite.text(sql).await?,
+        })
     }
 }
 
@@ -272,15 +241,6 @@ fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, T
 
 fn cannot_read(trouble: Trouble, relation: &Relation) -> Trouble {
     trouble.context(format!("cannot read {}", relation.label))
-}
-
-/// What a statement of the operator names wrongly is told as a refusal like all else that is wrong with it.
-fn refused_or_away(trouble: Trouble) -> Trouble {
-    let trouble = match trouble {
-        Trouble::Misconfigured(error) => Trouble::Refused(error),
-        other => other,
-    };
-    trouble.context("cannot run the statement")
 }
 
 /// The value of a key column, or the error that there is none.

@@ -13,7 +13,7 @@ use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
-use super::{options, present};
+use super::{Ran, options, present};
 
 /// The protocol counts the values of a statement in 16 bits.
 pub(super) const MOST_VALUES: usize = 65_535;
@@ -56,6 +56,17 @@ impl MySql {
         Ok(query.fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Returns how many rows were touched.
+    pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
+        Ok(bind(sqlx::query(sql.text()), &sql.values).execute(&mut self.0).await?.rows_affected())
+    }
+
+    /// The text that `sql` selects, where there is one.
+    pub async fn text(&mut self, sql: &Sql) -> sqlx::Result<Option<String>> {
+        let row = bind(sqlx::query(sql.text()), &sql.values).persistent(false).fetch_optional(&mut self.0).await?;
+        row.map_or(Ok(None), |row| row.try_get(0))
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
         for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
@@ -69,8 +80,8 @@ impl MySql {
         Ok(())
     }
 
-    /// Returns how many rows were touched; where they are more than the keys all is as before.
-    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+    /// Runs the statement, and `mark` with it, which has to touch one row; where either must not stay all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk, mark: Option<&Sql>) -> sqlx::Result<Ran> {
         let one = chunk.key.iter().map(|column| column.bind.as_str()).collect::<Vec<_>>().join(",");
         let one = if chunk.key.len() == 1 { one } else { format!("({one})") };
         let keys = vec![one; chunk.changes.len()].join(",");
@@ -81,12 +92,19 @@ impl MySql {
         }
         let mut transaction = self.0.begin().await?;
         let touched = query.execute(&mut *transaction).await?.rows_affected();
-        if touched > chunk.changes.len() as u64 {
-            transaction.rollback().await?;
-        } else {
+        let is_marked = match mark {
+            Some(mark) => {
+                bind(sqlx::query(mark.text()), &mark.values).execute(&mut *transaction).await?.rows_affected() == 1
+            }
+            None => true,
+        };
+        let ran = Ran { touched, is_marked };
+        if ran.stays(chunk) {
             transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
         }
-        Ok(touched)
+        Ok(ran)
     }
 }
 

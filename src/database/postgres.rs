@@ -12,7 +12,7 @@ use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
-use super::{options, present};
+use super::{Ran, options, present};
 
 pub(super) struct Postgres(PgConnection);
 
@@ -61,6 +61,17 @@ impl Postgres {
         Ok(query(sql).persistent(false).fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Returns how many rows were touched.
+    pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
+        Ok(query(sql).execute(&mut self.0).await?.rows_affected())
+    }
+
+    /// The text that `sql` selects, where there is one.
+    pub async fn text(&mut self, sql: &Sql) -> sqlx::Result<Option<String>> {
+        let row = query(sql).persistent(false).fetch_optional(&mut self.0).await?;
+        row.map_or(Ok(None), |row| row.try_get(0))
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
         for row in query(sql).fetch_all(&mut self.0).await? {
@@ -74,8 +85,8 @@ impl Postgres {
         Ok(())
     }
 
-    /// Returns how many rows were touched; where they are more than the keys all is as before.
-    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+    /// Runs the statement, and `mark` with it, which has to touch one row; where either must not stay all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk, mark: Option<&Sql>) -> sqlx::Result<Ran> {
         let sql = Sql::new(Dialect::Postgres, statement.with(&keys(&chunk.key)));
         let mut query = sqlx::query(sql.text());
         for (at, column) in chunk.key.iter().enumerate() {
@@ -87,12 +98,17 @@ impl Postgres {
         }
         let mut transaction = self.0.begin().await?;
         let touched = query.execute(&mut *transaction).await?.rows_affected();
-        if touched > chunk.changes.len() as u64 {
-            transaction.rollback().await?;
-        } else {
+        let is_marked = match mark {
+            Some(mark) => self::query(mark).execute(&mut *transaction).await?.rows_affected() == 1,
+            None => true,
+        };
+        let ran = Ran { touched, is_marked };
+        if ran.stays(chunk) {
             transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
         }
-        Ok(touched)
+        Ok(ran)
     }
 }
 

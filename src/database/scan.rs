@@ -6,6 +6,7 @@ use anyhow::anyhow;
 
 use super::chunk::{Limit, Members};
 use super::column::Column;
+use super::position::Position;
 use super::sql::{Sql, Table, quoted};
 use super::statement::{Dialect, fragment};
 use super::trouble::Trouble;
@@ -126,10 +127,11 @@ impl Scan {
     /// Rows that `>` would pass over: the database takes their key for the last one's, but its text is another.
     ///
     /// `None` where there are none, by the types of the key or since the next chunk begins with the row that was read
-    /// ahead.
+    /// ahead. Of a position that another process has left nobody knows what was ahead.
     pub(super) fn passed_over(&self, first: Option<&[Value]>) -> Option<Sql> {
-        let (last, ahead) = (self.last.as_ref()?, self.ahead.as_ref()?);
-        if first == Some(ahead) || self.key.iter().all(|column| column.differs.is_none()) {
+        let last = self.last.as_ref()?;
+        let is_next = first.is_some() && first == self.ahead.as_deref();
+        if is_next || self.key.iter().all(|column| column.differs.is_none()) {
             return None;
         }
         let mut sql = self.relation.select("1");
@@ -162,6 +164,23 @@ impl Scan {
         self.ahead = ahead;
     }
 
+    /// Goes on behind the row that another scan of the same rows has read last.
+    pub fn go_on_behind(&mut self, position: &Position) -> Result<(), Trouble> {
+        let values = position.values();
+        let fits = self.key.len() == values.len()
+            && self.key.iter().zip(values).all(|(column, value)| column.kind.takes(value));
+        if !fits {
+            return Err(Trouble::Misconfigured(anyhow!(
+                "{} cannot be read on behind '{position}': its {} is now of another type",
+                self.relation.label,
+                self.key_names()
+            )));
+        }
+        self.last = Some(values.to_vec());
+        (self.ahead, self.is_done) = (None, false);
+        Ok(())
+    }
+
     /// The error about the rows of [`Scan::passed_over`].
     pub(super) fn not_distinct(&self) -> Trouble {
         let last = self.last.iter().flatten().map(Value::text).collect::<Vec<_>>().join(", ");
@@ -182,7 +201,8 @@ impl Scan {
         ))
     }
 
-    fn key_names(&self) -> String {
+    /// The columns of the key: `id`, `a, b`.
+    pub fn key_names(&self) -> String {
         self.key.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 }

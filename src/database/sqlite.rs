@@ -14,7 +14,7 @@ use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
-use super::{options, present};
+use super::{Ran, options, present};
 
 /// SQLITE_MAX_VARIABLE_NUMBER
 pub(super) const MOST_VALUES: usize = 32_766;
@@ -49,6 +49,17 @@ impl Sqlite {
         Ok(query.fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Returns how many rows were touched.
+    pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
+        Ok(bind(sqlx::query(sql.text()), &sql.values).execute(&mut self.0).await?.rows_affected())
+    }
+
+    /// The text that `sql` selects, where there is one.
+    pub async fn text(&mut self, sql: &Sql) -> sqlx::Result<Option<String>> {
+        let row = bind(sqlx::query(sql.text()), &sql.values).persistent(false).fetch_optional(&mut self.0).await?;
+        row.map_or(Ok(None), |row| row.try_get(0))
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
         for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
@@ -62,8 +73,8 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Returns how many rows were touched; where they are more than the keys all is as before.
-    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk) -> sqlx::Result<u64> {
+    /// Runs the statement, and `mark` with it, which has to touch one row; where either must not stay all is as before.
+    pub async fn run(&mut self, statement: &Statement, chunk: &Chunk, mark: Option<&Sql>) -> sqlx::Result<Ran> {
         let rows = chunk.changes.len();
         let keys = match chunk.key.len() {
             1 => vec!["?"; rows].join(","),
@@ -77,12 +88,19 @@ impl Sqlite {
         // A transaction that turns from reader to writer fails at once where another has written; this one waits.
         let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
         let touched = query.execute(&mut *transaction).await?.rows_affected();
-        if touched > rows as u64 {
-            transaction.rollback().await?;
-        } else {
+        let is_marked = match mark {
+            Some(mark) => {
+                bind(sqlx::query(mark.text()), &mark.values).execute(&mut *transaction).await?.rows_affected() == 1
+            }
+            None => true,
+        };
+        let ran = Ran { touched, is_marked };
+        if ran.stays(chunk) {
             transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
         }
-        Ok(touched)
+        Ok(ran)
     }
 }
 

@@ -42,6 +42,11 @@ impl Statement {
         Ok(Statement { parts })
     }
 
+    /// The statement as it was given, but for a `;` at its end.
+    pub fn text(&self) -> String {
+        self.with(":keys")
+    }
+
     /// How often the keys are to be bound.
     pub(super) fn places(&self) -> usize {
         self.parts.len() - 1

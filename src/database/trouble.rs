@@ -16,6 +16,8 @@ pub enum Trouble {
     Away(Error),
     /// The database refused, or did what it must not: the same will fail again.
     Refused(Error),
+    /// Another process is at the same work.
+    Busy(Error),
 }
 
 impl Trouble {
@@ -25,12 +27,15 @@ impl Trouble {
             Trouble::Misconfigured(error) => Trouble::Misconfigured(error.context(text)),
             Trouble::Away(error) => Trouble::Away(error.context(text)),
             Trouble::Refused(error) => Trouble::Refused(error.context(text)),
+            Trouble::Busy(error) => Trouble::Busy(error.context(text)),
         }
     }
 
     fn error(&self) -> &Error {
         match self {
-            Trouble::Misconfigured(error) | Trouble::Away(error) | Trouble::Refused(error) => error,
+            Trouble::Misconfigured(error) | Trouble::Away(error) | Trouble::Refused(error) | Trouble::Busy(error) => {
+                error
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) async fn act(action: Option<&mut Action>, source: &mut Source, chunk:
     match (action, source, chunk) {
         (None, _, _) => Ok(()),
         (Some(Action::Sql(statement)), Source::Rows { database, .. }, Chunk::Rows(rows)) => {
-            database.run(statement, rows).await.map_err(failure).map(drop)
+            database.run(statement, rows, None).await.map_err(failure).map(drop)
         }
         (Some(Action::Sql(_)), _, _) => Err(anyhow!("a statement needs rows of a database")),
         (Some(Action::Command(command)), _, _) => run(command, chunk.changes()).await,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use ksync::database::{Chunk, Database, Dialect, Limit, Rows, Source, Statement, Trouble};
+use ksync::database::{Chunk, Database, Dialect, Limit, Position, Rows, Source, Statement, Trouble};
 
 use crate::support::{Primary, primaries};
 
@@ -123,7 +123,12 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
             let rows = Source { key: vec!["k".to_owned()], ..table(&format!("t{at}")) };
             primary.execute(&format!("CREATE TABLE t{at} (k {kind} NOT NULL)")).await;
             primary.execute(&format!("INSERT INTO t{at} VALUES ({})", values.replace(", ", "), ("))).await;
-            let mut found = payloads(&primary.chunks(&rows, Limit { rows: 1, bytes: 1 << 20 }).await);
+            let chunks = primary.chunks(&rows, Limit { rows: 1, bytes: 1 << 20 }).await;
+            let mut found = payloads(&chunks);
+            for (read, chunk) in chunks.iter().enumerate() {
+                let rest = behind(&primary, &rows, &chunk.end().unwrap()).await;
+                assert_eq!(payloads(&rest), found[read + 1..], "{primary:?} {kind}");
+            }
             found.sort();
             let mut expected = expected.to_vec();
             expected.sort_unstable();
@@ -183,7 +188,7 @@ async fn a_statement_meets_exactly_the_keys_of_its_chunk() {
         let mut scan = database.prepare(&rows).await.unwrap();
         let mut touched = Vec::new();
         while let Some(chunk) = database.next_chunk(&mut scan, Limit { rows: 1_000, bytes: 1 << 20 }).await.unwrap() {
-            touched.push(database.run(&statement, &chunk).await.unwrap());
+            touched.push(database.run(&statement, &chunk, None).await.unwrap());
             let updated = primary.texts("SELECT count(*) FROM products WHERE hits = 1").await;
             assert_eq!(updated, [touched.iter().sum::<u64>().to_string()], "{primary:?}");
         }
@@ -325,17 +330,19 @@ async fn keys_that_only_the_database_takes_for_equal_are_refused_where_one_would
         let mut scan = database.prepare(&source).await.unwrap();
         let one = Limit { rows: 1, bytes: 1 << 20 };
         let first = database.next_chunk(&mut scan, one).await.unwrap().unwrap();
-        let trouble = database.next_chunk(&mut scan, one).await.err().unwrap();
+        let end = first.end().unwrap();
+        let mut troubles = vec![database.next_chunk(&mut scan, one).await.err().unwrap()];
         let first = &keys(&[first])[0];
         assert!(values.contains(&first.as_str()));
-        assert_eq!(
-            text(&trouble),
-            format!(
-                "misconfigured: table t has several rows whose k is '{first}' for the database although they are \
-                 written differently (upper and lower case, perhaps); name a --key that tells them apart"
-            ),
-            "{primary:?}"
+        // The same where another process goes on.
+        let mut scan = database.prepare(&source).await.unwrap();
+        scan.go_on_behind(&end).unwrap();
+        troubles.extend(database.next_chunk(&mut scan, one).await.err());
+        let told = format!(
+            "misconfigured: table t has several rows whose k is '{first}' for the database although they are written \
+             differently (upper and lower case, perhaps); name a --key that tells them apart"
         );
+        assert_eq!(troubles.iter().map(text).collect::<Vec<_>>(), [told.as_str(), &told], "{primary:?}");
     }
 }
 
@@ -477,6 +484,38 @@ async fn a_chunk_with_more_keys_than_can_be_bound_is_refused_and_told_its_limit(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_statement_and_its_mark_stay_together_and_only_while_the_run_holds_the_row() {
+    for primary in primaries("bookmark").await {
+        primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, hits INTEGER DEFAULT 0)").await;
+        primary.execute("INSERT INTO products (id) VALUES (1), (2), (3)").await;
+        let mut database = primary.open().await;
+        let hit = |condition: &str| {
+            let sql = format!("UPDATE products SET hits = hits + 1 WHERE id IN (:keys) {condition}");
+            Statement::parse(&sql, primary.dialect).unwrap()
+        };
+        let chunk = &primary.chunks(&table("products"), Limit { rows: 2, bytes: 1 << 20 }).await[0];
+        let (first, nothing) = database.bookmark("marks", 7).await.unwrap();
+        database.begin(&first, "begun").await.unwrap();
+        database.run(&hit(""), chunk, Some(&first.mark("one"))).await.unwrap();
+        let refused = database.run(&hit("OR 1 = 1"), chunk, Some(&first.mark("two"))).await.err().unwrap();
+        assert!(text(&refused).starts_with("refused: the statement touched 3 rows for 2 keys"), "{primary:?}");
+
+        let mut another = primary.open().await;
+        let (second, after) = another.bookmark("marks", 7).await.unwrap();
+        let (_, beside) = another.bookmark("marks", 8).await.unwrap();
+        assert_eq!((nothing, after.as_deref(), beside), (None, Some("one"), None), "{primary:?}");
+        another.begin(&second, "taken").await.unwrap();
+        let lost = "busy: another run of the same job has taken over its row in table marks; this one has changed \
+                    nothing since";
+        let told = database.run(&hit(""), chunk, Some(&first.mark("two"))).await.err().unwrap();
+        assert_eq!(text(&told), lost, "{primary:?}");
+        assert_eq!(text(&database.write(&first.mark("two")).await.err().unwrap()), lost, "{primary:?}");
+        assert_eq!(primary.texts("SELECT hits FROM products ORDER BY id").await, ["1", "1", "0"], "{primary:?}");
+        assert_eq!(another.bookmark("marks", 7).await.unwrap().1.as_deref(), Some("taken"), "{primary:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rows_of_a_whole_table_are_estimated() {
     for primary in primaries("estimate").await {
         primary.execute("CREATE TABLE products (id BIGINT PRIMARY KEY)").await;
@@ -488,6 +527,19 @@ async fn the_rows_of_a_whole_table_are_estimated() {
         let some = Rows::Table { table: "products".to_owned(), filter: Some("id < 5".to_owned()) };
         assert_eq!(database.estimate(&Source { rows: some, key: Vec::new() }).await.unwrap(), None, "{primary:?}");
     }
+}
+
+/// What another process reads that is told in JSON how far this one was.
+async fn behind(primary: &Primary, source: &Source, end: &Position) -> Vec<Chunk> {
+    let end: Position = serde_json::from_str(&serde_json::to_string(end).unwrap()).unwrap();
+    let mut database = primary.open().await;
+    let mut scan = database.prepare(source).await.unwrap();
+    scan.go_on_behind(&end).unwrap();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = database.next_chunk(&mut scan, Limit { rows: 2, bytes: 1 << 20 }).await.unwrap() {
+        chunks.push(chunk);
+    }
+    chunks
 }
 
 fn table(name: &str) -> Source {
@@ -509,6 +561,7 @@ fn text(trouble: &Trouble) -> String {
         Trouble::Misconfigured(_) => "misconfigured",
         Trouble::Away(_) => "away",
         Trouble::Refused(_) => "refused",
+        Trouble::Busy(_) => "busy",
     };
     format!("{kind}: {trouble:#}")
 }

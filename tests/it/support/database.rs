@@ -69,7 +69,7 @@ impl Primary {
         let mut database = self.open().await;
         let mut touched = 0;
         for chunk in self.chunks(source, Limit { rows, bytes: 1 << 30 }).await {
-            touched += database.run(&statement, &chunk).await.unwrap();
+            touched += database.run(&statement, &chunk, None).await.unwrap();
         }
         touched
     }
@@ -78,7 +78,7 @@ impl Primary {
     pub async fn refusal(&self, statement: &str, source: &Source, rows: usize) -> Trouble {
         let statement = Statement::parse(statement, self.dialect).unwrap();
         let chunks = self.chunks(source, Limit { rows, bytes: 1 << 30 }).await;
-        self.open().await.run(&statement, &chunks[0]).await.unwrap_err()
+        self.open().await.run(&statement, &chunks[0], None).await.unwrap_err()
     }
 
     pub async fn execute(&self, sql: &str) {

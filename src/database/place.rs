@@ -1,0 +1,55 @@
+//! Which database it is, in words that have no password.
+
+use anyhow::anyhow;
+use sqlx::mysql::MySqlConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+
+use super::sql::Sql;
+use super::trouble::Trouble;
+use super::{Connection, Database, options};
+
+/// Where a database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// `postgres at db1:5432`; SQLite has none.
+    pub server: Option<String>,
+    /// `shop, schema public`, or the path of the file.
+    pub database: String,
+}
+
+impl Database {
+    /// Where this database is, which was opened by `url`.
+    pub async fn place(&mut self, url: &str) -> Result<Place, Trouble> {
+        let dialect = self.dialect();
+        let (server, database) = match &self.0 {
+            Connection::Postgres(_) => {
+                let options: PgConnectOptions = options(url)?;
+                let address = match options.get_socket() {
+                    Some(socket) => socket.display().to_string(),
+                    None => options.get_host().to_owned(),
+                };
+                let sql = "SELECT concat(current_database(), ', schema ', current_schema())";
+                (format!("postgres at {address}:{}", options.get_port()), sql)
+            }
+            Connection::MySql(_) => {
+                let options: MySqlConnectOptions = options(url)?;
+                let address = match options.get_socket() {
+                    Some(socket) => socket.display().to_string(),
+                    None => format!("{}:{}", options.get_host(), options.get_port()),
+                };
+                (format!("mysql at {address}"), "SELECT DATABASE()")
+            }
+            Connection::Sqlite(_) => {
+                let options: SqliteConnectOptions = options(url)?;
+                let file = options.get_filename();
+                // What cannot be looked up is no file, but in memory.
+                let path = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+                return Ok(Place { server: None, database: path.display().to_string() });
+            }
+        };
+        let database = self.text(&Sql::new(dialect, database)).await?;
+        let database = database.ok_or_else(|| Trouble::Misconfigured(anyhow!("the database URL names no database")))?;
+        Ok(Place { server: Some(server), database })
+    }
+}
