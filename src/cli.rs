@@ -33,6 +33,7 @@ mod log_lines;
 mod on_invalid;
 mod redrive;
 mod replay;
+mod resume;
 mod rows;
 mod values;
 
@@ -46,6 +47,7 @@ pub use log_lines::Logging;
 pub use on_invalid::{OnInvalidMessage, OnInvalidRecord};
 pub use redrive::RedriveOptions;
 pub use replay::ReplayOptions;
+pub use resume::ResumeOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use values::{duration, size, time};
 

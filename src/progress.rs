@@ -52,6 +52,14 @@ impl Progress {
         Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE }
     }
 
+    /// So many of the total were done before.
+    pub fn skip(&mut self, done: u64) {
+        self.total = self.total.map(|total| total.saturating_sub(done));
+        if let (Show::Bar(bar), Some(total)) = (&self.show, self.total) {
+            bar.set_length(total);
+        }
+    }
+
     pub fn add(&mut self, more: usize) {
         self.done += more as u64;
         if let Show::Bar(bar) = &self.show {

@@ -11,10 +11,17 @@ use crate::progress::Progress;
 use crate::shutdown::Shutdown;
 
 mod action;
+mod checkpoint;
+mod file;
+mod job;
+mod journal;
 mod source;
 
 pub use action::Action;
 use action::act;
+pub use job::Job;
+use journal::Journal;
+pub use journal::{Keep, Resume};
 use source::Chunk;
 pub use source::{ChunkLimits, Lines, Source};
 
@@ -27,36 +34,43 @@ pub struct Stream {
     pub action: Option<Action>,
     pub phases: Phases,
     pub chunk: ChunkLimits,
+    /// Lines of stdin have none.
+    pub resume: Option<Resume>,
 }
 
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
     pub async fn run(self, mut announcer: Announcer, mut progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream { source, action, phases, chunk } = self;
+        let Stream { mut source, action, phases, chunk, resume } = self;
+        let Some(mut journal) = Journal::begin(resume, &mut source, action.is_some()).await? else {
+            return Ok(Exit::Done);
+        };
+        progress.skip(journal.rows());
+        let outside = (&mut announcer, &mut journal, &mut progress);
         let ended = match action {
-            None if phases == Phases::InstantOnly => {
-                reindex(source, chunk, &mut announcer, &mut progress, shutdown).await?
-            }
+            None if phases == Phases::InstantOnly => reindex(source, chunk, outside, shutdown).await?,
             action => {
-                let ended = update((source, chunk), action, phases, &mut announcer, &mut progress, shutdown).await;
+                let ended = update((source, chunk), action, phases, outside, shutdown).await;
                 announcer.warn_of_short_delay();
                 ended?
             }
         };
         progress.finish();
         if ended == Exit::Again {
-            info!("asked to end before the end of the source");
+            info!("asked to end before the end of the source{}", journal.outlook());
         }
         Ok(ended)
     }
 }
 
+/// Whom a run tells what.
+type Outside<'a> = (&'a mut Announcer, &'a mut Journal, &'a mut Progress);
+
 /// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
 async fn reindex(
     source: Source,
     limits: ChunkLimits,
-    announcer: &mut Announcer,
-    progress: &mut Progress,
+    (announcer, journal, progress): Outside<'_>,
     shutdown: &Shutdown,
 ) -> Result<Exit> {
     let mut chunks = read_ahead(source, limits);
@@ -74,11 +88,19 @@ async fn reindex(
             Some(Err(error)) => break Some(error),
             Some(Ok(chunk)) => {
                 announcer.instant_messages(chunk.changes()).await?;
+                if journal.is_kept() {
+                    announcer.settled().await?;
+                    journal.begin_chunk(&chunk, Phases::InstantOnly)?;
+                    journal.end_chunk().await?;
+                }
                 progress.add(chunk.changes().len());
             }
         }
     };
     announcer.settled().await?;
+    if failed.is_none() && ended == Exit::Done {
+        journal.finish(None).await?;
+    }
     failed.map_or(Ok(ended), Err)
 }
 
@@ -100,8 +122,7 @@ async fn update(
     (mut source, limits): (Source, ChunkLimits),
     mut action: Option<Action>,
     phases: Phases,
-    announcer: &mut Announcer,
-    progress: &mut Progress,
+    (announcer, journal, progress): Outside<'_>,
     shutdown: &Shutdown,
 ) -> Result<Exit> {
     loop {
@@ -110,8 +131,13 @@ async fn update(
             () = shutdown.requested() => return Ok(Exit::Again),
             chunk = source.next(limits) => chunk?,
         };
-        let Some(chunk) = chunk else { return Ok(Exit::Done) };
-        announcer.around(chunk.changes(), phases, act(action.as_mut(), &mut source, &chunk)).await?;
+        let Some(chunk) = chunk else {
+            journal.finish(source.database()).await?;
+            return Ok(Exit::Done);
+        };
+        let mark = journal.begin_chunk(&chunk, phases)?;
+        announcer.around(chunk.changes(), phases, act(action.as_mut(), &mut source, &chunk, mark)).await?;
+        journal.end_chunk().await?;
         progress.add(chunk.changes().len());
     }
 }

@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Phases};
 use ksync::cli::{
-    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, ProgressOption, SourceOptions, Tool,
-    duration, size,
+    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, ProgressOption, ResumeOptions,
+    SourceOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
 use ksync::handler;
@@ -39,6 +39,8 @@ struct Cli {
     source: SourceOptions,
     #[command(flatten)]
     action: ActionOptions,
+    #[command(flatten)]
+    resume: ResumeOptions,
 
     /// Sends only these messages
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
@@ -96,6 +98,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         (None, Some(_)) => Phases::Both,
         (Some(Only::Instant), _) | (None, None) => Phases::InstantOnly,
     };
+    cli.resume.check(phases, &cli.source, &cli.action)?;
     let starting = async {
         let cluster = cli.kafka.cluster()?;
         let admin = Admin::new(&cluster)?;
@@ -118,9 +121,12 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         if let Some(bytes) = check.small_batches() {
             writer = Writer::open(&cluster.with_batches_of(bytes), DELIVERY)?;
         }
-        anyhow::Ok((writer, cli.source.open().await?))
+        let (mut source, total) = cli.source.open().await?;
+        let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_ref()));
+        let resume = cli.resume.resume(&cli.kafka, phases, rows, act).await?;
+        anyhow::Ok((writer, source, total, resume))
     };
-    let (writer, (source, total)) = tokio::select! {
+    let (writer, source, total, resume) = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };
@@ -128,7 +134,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
     let progress = cli.progress.start(cli.common.logging.quiet, total);
-    Stream { source, action, phases, chunk }.run(announcer, progress, &shutdown).await
+    Stream { source, action, phases, chunk, resume }.run(announcer, progress, &shutdown).await
 }
 
 fn main() -> ExitCode {

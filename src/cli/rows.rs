@@ -73,7 +73,7 @@ impl SourceOptions {
         Ok(())
     }
 
-    fn url(&self) -> Result<String> {
+    pub(super) fn url(&self) -> Result<String> {
         let url = self.database.clone().or_else(|| std::env::var("DATABASE_URL").ok());
         url.ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
     }

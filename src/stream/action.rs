@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
-use crate::database::Statement;
+use crate::database::{Mark, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Failed, Input, Kind, Outcome};
 use crate::message::Change;
@@ -18,11 +18,18 @@ pub enum Action {
 }
 
 /// Does it to the rows of the chunk.
-pub(super) async fn act(action: Option<&mut Action>, source: &mut Source, chunk: &Chunk) -> Result<()> {
+///
+/// `mark` is what the transaction of a statement writes along.
+pub(super) async fn act(
+    action: Option<&mut Action>,
+    source: &mut Source,
+    chunk: &Chunk,
+    mark: Option<Mark<'_>>,
+) -> Result<()> {
     match (action, source, chunk) {
         (None, _, _) => Ok(()),
         (Some(Action::Sql(statement)), Source::Rows { database, .. }, Chunk::Rows(rows)) => {
-            database.run(statement, rows, None).await.map_err(failure).map(drop)
+            database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop)
         }
         (Some(Action::Sql(_)), _, _) => Err(anyhow!("a statement needs rows of a database")),
         (Some(Action::Command(command)), _, _) => run(command, chunk.changes()).await,

@@ -52,6 +52,13 @@ impl Chunk {
 }
 
 impl Source {
+    pub(super) fn database(&mut self) -> Option<&mut Database> {
+        match self {
+            Source::Lines(_) => None,
+            Source::Rows { database, .. } => Some(database),
+        }
+    }
+
     pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {
         match self {
             Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),

@@ -114,7 +114,8 @@ fn the_examples_of_the_readme_run() {
     block_on(postgres.execute("INSERT INTO products SELECT n, 'x', n * 100 FROM generate_series(1, 1000) AS n"));
     let bin = Path::new(TOOLS[0]).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let environment = [("PATH", path.as_str()), ("DATABASE_URL", &postgres.url)];
+    let home = world.dir.display().to_string();
+    let environment = [("PATH", path.as_str()), ("DATABASE_URL", &postgres.url), ("HOME", &home)];
     let examples = readme_examples();
     assert!(examples.len() >= 6, "only {} examples are marked with `sh run`", examples.len());
     for example in examples {

@@ -27,6 +27,7 @@ mod offsets;
 mod protocol;
 mod redrive;
 mod replay;
+mod resume;
 mod settings;
 mod signals;
 mod standstill;

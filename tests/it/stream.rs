@@ -21,7 +21,7 @@ fn lines(world: &World, topic: &str) -> Vec<String> {
 }
 
 /// The payloads in a delay topic, in their order.
-fn delayed(world: &World, topic: &str) -> Vec<String> {
+pub fn delayed(world: &World, topic: &str) -> Vec<String> {
     let records = world.kafka.records(&format!("{topic}-delay"));
     let payload = |value: &str| {
         value.split_once("\"payload\": ").unwrap().1.rsplit_once(", \"created_at\"").unwrap().0.to_owned()

@@ -1,0 +1,99 @@
+//! Where a run begins, and where it keeps how far it is.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::{ActionOptions, KafkaOptions, SourceOptions};
+use crate::announce::Phases;
+use crate::exit::Exit;
+use crate::stream::{Action, Job, Keep, Resume, Source, failure};
+
+/// Where it is kept how far a job is.
+#[derive(Args, Clone, Debug)]
+pub struct ResumeOptions {
+    /// File that keeps how far the job is; the next run goes on from there
+    #[arg(long, env = "KSYNC_CHECKPOINT", value_name = "FILE", help_heading = "Resume")]
+    pub checkpoint: Option<PathBuf>,
+
+    /// Keeps it in a table of the database, by the transactions of the statement: no row is changed twice
+    /// [default name: ksync_checkpoints]
+    #[arg(
+        long, env = "KSYNC_CHECKPOINT_TABLE", value_name = "NAME", num_args = 0..=1, require_equals = true,
+        default_missing_value = "ksync_checkpoints", help_heading = "Resume"
+    )]
+    pub checkpoint_table: Option<String>,
+
+    /// Begins the job anew, whatever the checkpoint says
+    #[arg(long, env = "KSYNC_RESTART", help_heading = "Resume")]
+    pub restart: bool,
+}
+
+impl ResumeOptions {
+    /// Whether they fit the others; seen without opening anything.
+    pub fn check(&self, phases: Phases, source: &SourceOptions, action: &ActionOptions) -> Result<()> {
+        let check = || {
+            let (file, table) = (self.checkpoint.is_some(), self.checkpoint_table.is_some());
+            let name = if file { "--checkpoint" } else { "--checkpoint-table" };
+            ensure!(!(file && table), "--checkpoint and --checkpoint-table keep the same; name one of them");
+            ensure!(!self.restart || file || table, "--restart needs --checkpoint or --checkpoint-table");
+            ensure!(
+                source.stdin.is_none() || !(file || table),
+                "{name} is of no use with lines of stdin, which cannot be read again; name --table or --query"
+            );
+            ensure!(
+                !table || action.sql.is_some(),
+                "--checkpoint-table is written in the transactions of --sql; without it use --checkpoint"
+            );
+            ensure!(
+                !table || phases != Phases::InstantOnly,
+                "--checkpoint-table needs the delay messages, which cover a crash behind a commit; leave out --only instant"
+            );
+            Ok(())
+        };
+        check().map_err(|error| Exit::Usage.because(error))
+    }
+
+    /// How far the job is and where that is kept; `None` where the rows cannot be read again.
+    pub async fn resume(
+        &self,
+        kafka: &KafkaOptions,
+        phases: Phases,
+        (options, source): (&SourceOptions, &mut Source),
+        (words, action): (&ActionOptions, Option<&Action>),
+    ) -> Result<Option<Resume>> {
+        let Source::Rows { database, scan } = source else { return Ok(None) };
+        let place = database.place(&options.url()?).await.map_err(failure)?;
+        let (sql, command) = match action {
+            None => (None, None),
+            Some(Action::Sql(statement)) => (Some(statement.text()), None),
+            Some(Action::Command(_)) => (None, Some(serde_json::to_string(&words.command)?)),
+        };
+        let partitions = kafka.partition.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+        let messages = match phases {
+            Phases::Both => "delay and instant",
+            Phases::DelayOnly => "delay",
+            Phases::InstantOnly => "instant",
+        };
+        let job = Job::new([
+            ("topic", Some(kafka.one_topic()?.to_string())),
+            ("partitions", (!partitions.is_empty()).then_some(partitions)),
+            ("messages", Some(messages.to_owned())),
+            ("server", place.server),
+            ("database", Some(place.database)),
+            ("table", options.table.clone().filter(|_| options.query.is_none())),
+            ("where", options.filter.clone()),
+            ("query", options.query.clone()),
+            ("key", Some(scan.key_names())),
+            ("sql", sql),
+            ("command", command),
+        ]);
+        let keep = match (&self.checkpoint, &self.checkpoint_table) {
+            (Some(file), _) => Keep::File(file.clone()),
+            (None, Some(table)) => Keep::Table(table.clone()),
+            (None, None) => Keep::Nowhere,
+        };
+        Ok(Some(Resume { job, keep, begins_anew: self.restart }))
+    }
+}

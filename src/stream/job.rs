@@ -1,0 +1,77 @@
+//! What a run does, part by part, so that a later one can tell whether it does the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The part that says where the database is. It is no other job on another address of the same database.
+const SERVER: &str = "server";
+
+/// The parts of a job by their names, in words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Job(BTreeMap<String, String>);
+
+impl Job {
+    pub fn new(parts: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Job {
+        let named = parts.into_iter().filter_map(|(name, part)| Some((name.to_owned(), part?)));
+        Job(named.collect())
+    }
+
+    /// The job's number in a database, the same over all addresses of that database.
+    pub fn number(&self) -> u64 {
+        let parts = self.0.iter().filter(|(name, _)| *name != SERVER);
+        fnv(parts.flat_map(|(name, part)| [name.as_str(), "\0", part, "\0"]).flat_map(str::bytes))
+    }
+
+    /// Each difference in words: `table: products there, orders here`.
+    pub fn differences(&self, there: &Job) -> Vec<String> {
+        let names: BTreeSet<_> = self.0.keys().chain(there.0.keys()).collect();
+        let told = |job: &Job, name| job.0.get(name).map_or("none".to_owned(), String::clone);
+        let differing = names.into_iter().filter(|name| self.0.get(*name) != there.0.get(*name));
+        differing.map(|name| format!("{name}: {} there, {} here", told(there, name), told(self, name))).collect()
+    }
+}
+
+/// Enough to know it by: `topic products, table products`.
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let named =
+            ["topic", "table", "query"].iter().filter_map(|name| Some(format!("{name} {}", self.0.get(*name)?)));
+        f.write_str(&named.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// FNV-1a: a number that other releases make of the same bytes, too. Nothing depends on it that an enemy could want.
+fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(parts: &[(&'static str, &str)]) -> Job {
+        Job::new(parts.iter().map(|(name, part)| (*name, Some((*part).to_owned()))))
+    }
+
+    #[test]
+    fn the_differences_of_two_jobs_are_told_part_by_part() {
+        let here = job(&[("topic", "a"), ("table", "orders"), ("where", "x = 1")]);
+        let there = job(&[("topic", "a"), ("table", "products"), ("key", "id")]);
+        let expected =
+            ["key: id there, none here", "table: products there, orders here", "where: none there, x = 1 here"];
+        assert_eq!(here.differences(&there), expected);
+        assert!(here.differences(&here).is_empty());
+    }
+
+    #[test]
+    fn the_number_of_a_job_is_that_of_its_parts_but_for_the_server() {
+        let one = job(&[("server", "db1"), ("table", "products")]);
+        assert_eq!(one.number(), job(&[("server", "db2"), ("table", "products")]).number());
+        assert_ne!(one.number(), job(&[("server", "db1"), ("table", "product"), ("topic", "s")]).number());
+        // As every release has to make it.
+        assert_eq!(fnv("foobar".bytes()), 0x85944171f73967e8);
+    }
+}
