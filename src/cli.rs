@@ -49,7 +49,7 @@ pub use redrive::RedriveOptions;
 pub use replay::ReplayOptions;
 pub use resume::ResumeOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
-pub use values::{duration, size, time};
+pub use values::{duration, size, time, time_to_come};
 
 use hang_up::{HangUp, HangUps};
 

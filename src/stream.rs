@@ -16,6 +16,7 @@ mod file;
 mod job;
 mod journal;
 mod source;
+mod window;
 
 pub use action::Action;
 use action::act;
@@ -24,6 +25,7 @@ use journal::Journal;
 pub use journal::{Keep, Resume};
 use source::Chunk;
 pub use source::{ChunkLimits, Lines, Source};
+pub use window::Window;
 
 /// How many chunks are read ahead of the one that is being sent.
 const AHEAD: usize = 2;

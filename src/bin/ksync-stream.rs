@@ -99,6 +99,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         (Some(Only::Instant), _) | (None, None) => Phases::InstantOnly,
     };
     cli.resume.check(phases, &cli.source, &cli.action)?;
+    let shutdown = cli.resume.window(&shutdown);
     let starting = async {
         let cluster = cli.kafka.cluster()?;
         let admin = Admin::new(&cluster)?;

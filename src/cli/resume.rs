@@ -1,16 +1,18 @@
-//! Where a run begins, and where it keeps how far it is.
+//! Where a run begins, and when it has to end.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{ActionOptions, KafkaOptions, SourceOptions};
+use super::{ActionOptions, KafkaOptions, SourceOptions, duration, time_to_come};
 use crate::announce::Phases;
 use crate::exit::Exit;
-use crate::stream::{Action, Job, Keep, Resume, Source, failure};
+use crate::shutdown::Shutdown;
+use crate::stream::{Action, Job, Keep, Resume, Source, Window, failure};
 
-/// Where it is kept how far a job is.
+/// Where it is kept how far a job is, and how long one run of it may take.
 #[derive(Args, Clone, Debug)]
 pub struct ResumeOptions {
     /// File that keeps how far the job is; the next run goes on from there
@@ -28,6 +30,15 @@ pub struct ResumeOptions {
     /// Begins the job anew, whatever the checkpoint says
     #[arg(long, env = "KSYNC_RESTART", help_heading = "Resume")]
     pub restart: bool,
+
+    /// Ends with status 75 after the chunk that is under way at this time: 06:30 is the next such time by the clock of
+    /// this machine, 06:30Z by UTC
+    #[arg(long, env = "KSYNC_UNTIL", value_name = "TIME", value_parser = time_to_come, help_heading = "Resume")]
+    pub until: Option<SystemTime>,
+
+    /// Ends with status 75 after the chunk that is under way when this time is over
+    #[arg(long, env = "KSYNC_MAX_TIME", value_name = "DURATION", value_parser = duration, help_heading = "Resume")]
+    pub max_time: Option<Duration>,
 }
 
 impl ResumeOptions {
@@ -53,6 +64,11 @@ impl ResumeOptions {
             Ok(())
         };
         check().map_err(|error| Exit::Usage.because(error))
+    }
+
+    /// Until when this run may work.
+    pub fn window(&self, shutdown: &Shutdown) -> Shutdown {
+        Window { until: self.until, max_time: self.max_time }.open(shutdown)
     }
 
     /// How far the job is and where that is kept; `None` where the rows cannot be read again.

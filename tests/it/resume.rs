@@ -1,4 +1,4 @@
-//! ksync-stream that ends early or is killed, and the next run that goes on: checkpoints, locks.
+//! ksync-stream that ends early or is killed, and the next run that goes on: checkpoints, locks, time windows.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::stream::delayed;
-use crate::support::{End, Primary, World, block_on, is_full, payload, primaries};
+use crate::support::{End, Primary, Process, World, block_on, is_full, payload, primaries};
 
 /// `items` with ids from 1, none of which is changed yet.
 fn items_of(primary: &Primary, rows: u32) {
@@ -414,6 +414,39 @@ fn a_second_run_of_the_same_job_ends_at_once_with_status_4_and_another_job_runs_
         assert_eq!(first.wait(), End::Status(0), "{primary:?}");
         assert_eq!(run("", &action).wait(), End::Status(0), "{primary:?}");
     }
+}
+
+#[test]
+fn a_run_ends_with_its_time_and_the_next_one_goes_on() {
+    let world = World::new("window");
+    let [_, _, sqlite] = block_on(primaries("resume_window"));
+    items_of(&sqlite, 6);
+    let (topic, file, got) = (topic(&world), world.file("checkpoint"), world.file("got"));
+    let (first, begun) = (world.gate(), world.file("begun"));
+    let slow = world.script(&format!("cat >> {}; touch {}; await {first}", got.display(), begun.display()));
+    let run = |options: &str| -> Process {
+        let keep = format!("--chunk-size 2 --checkpoint {}", file.display());
+        world.stream(&format!("{} {keep} {options} -- {slow}", source(&topic, &sqlite)))
+    };
+    let over = |stream: &Process, option: &str| {
+        stream.says(&["info: the time is over (", option, "): finishing what is under way"])
+    };
+
+    let mut stream = run("--until 2020-01-01T00:00Z");
+    assert_eq!(stream.wait(), End::Status(75));
+    assert!(over(&stream, "--until 2020-01-01T00:00:00Z") && !begun.exists());
+
+    let mut stream = run("--max-time 1s");
+    world.eventually("a chunk is under way", || begun.exists());
+    world.eventually("its time is over", || over(&stream, "--max-time 1s"));
+    assert!(stream.is_running());
+    first.open();
+    assert_eq!(stream.wait(), End::Status(75));
+    assert!(stream.says(&["asked to end before the end of the source; run it again to go on behind key 2"]));
+    assert_eq!(fs::read_to_string(&got).unwrap().lines().collect::<Vec<_>>(), payloads(1..=2));
+
+    assert_eq!(run("--max-time 1h").wait(), End::Status(0));
+    assert_eq!(fs::read_to_string(&got).unwrap().lines().collect::<Vec<_>>(), payloads(1..=6));
 }
 
 #[test]
