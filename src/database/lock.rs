@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use anyhow::anyhow;
+use log::warn;
 
 use super::sql::Sql;
 use super::trouble::Trouble;
@@ -24,9 +25,13 @@ const HOLDER_IN_POSTGRES: &str = "
     FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::bigint << 32 | objid::bigint = ";
 
+const UNLOCKED: &str = "cannot lock the job, so that a second run of it would not be noticed";
+
 impl Database {
     /// Takes the lock of the job with this number, at once or not at all: then the error is [`Trouble::Busy`], with who
     /// holds it where that can be known. The lock is one of the database, in MySQL and MariaDB of the server.
+    ///
+    /// Where there are no such locks (in a Galera cluster, in a sandbox without local sockets), that is told.
     pub async fn lock(&mut self, job: u64) -> Result<Lock, Trouble> {
         let number = Value::Integer(job.cast_signed());
         let name = format!("ksync-stream {job:016x}");
@@ -53,25 +58,31 @@ impl Database {
             sql.bind("?", value).push(behind);
             sql
         };
-        let cannot = "cannot take the lock of the job in the database";
-        let taken = self.text(&sql(take)).await.map_err(|trouble| trouble.context(cannot))?;
-        if matches!(taken.as_deref(), Some("true" | "1")) {
-            return Ok(Lock { _socket: None });
+        match self.text(&sql(take)).await {
+            Ok(Some(taken)) if taken == "true" || taken == "1" => {}
+            Ok(_) => {
+                // It only makes the text better.
+                let holder = self.text(&sql(holder)).await.ok().flatten();
+                return Err(busy(holder.as_deref().unwrap_or_default()));
+            }
+            Err(Trouble::Away(error)) => {
+                return Err(Trouble::Away(error.context("cannot lock the job")));
+            }
+            Err(trouble) => warn!("{UNLOCKED}: {trouble:#}"),
         }
-        let holder = self.text(&sql(holder)).await.map_err(|trouble| trouble.context(cannot))?;
-        Err(busy(holder.as_deref().unwrap_or_default()))
+        Ok(Lock { _socket: None })
     }
 }
 
 /// SQLite has no such locks, but all who work on a file are on one machine: there a socket of this name is bound once. It
 /// has no file, and ends with its process.
 fn bind(name: &str) -> Result<Lock, Trouble> {
-    let bound = SocketAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
-    match bound {
+    match SocketAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address)) {
         Ok(socket) => Ok(Lock { _socket: Some(socket) }),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(busy("")),
         Err(error) => {
-            Err(Trouble::Refused(anyhow::Error::new(error).context(format!("cannot bind the socket '{name}'"))))
+            warn!("{UNLOCKED}: {error}");
+            Ok(Lock { _socket: None })
         }
     }
 }

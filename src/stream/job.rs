@@ -25,6 +25,12 @@ impl Job {
         fnv(parts.flat_map(|(name, part)| [name.as_str(), "\0", part, "\0"]).flat_map(str::bytes))
     }
 
+    /// The job on any address of its database.
+    pub fn anywhere(mut self) -> Job {
+        self.0.remove(SERVER);
+        self
+    }
+
     /// Each difference in words: `table: products there, orders here`.
     pub fn differences(&self, there: &Job) -> Vec<String> {
         let names: BTreeSet<_> = self.0.keys().chain(there.0.keys()).collect();

@@ -58,7 +58,7 @@ impl Journal {
     /// Fails with status 4 where another process is at the same job, with 78 where what is kept is another job's, or cannot
     /// be read or written. `has_action` tells whether doing it again could do harm.
     pub async fn begin(resume: Option<Resume>, source: &mut Source, has_action: bool) -> Result<Option<Journal>> {
-        let (Some(Resume { job, keep, begins_anew }), Source::Rows { database, scan }) = (resume, source) else {
+        let (Some(Resume { mut job, keep, begins_anew }), Source::Rows { database, scan }) = (resume, source) else {
             return Ok(Some(Journal { kept: None, _lock: None, is_repeatable: false }));
         };
         let misconfigured = |error| match Exit::of(&error) {
@@ -81,6 +81,8 @@ impl Journal {
             }
             (None, Keep::Table(table)) => {
                 let (bookmark, found) = database.bookmark(&table, job.number()).await.map_err(failure)?;
+                // What lies in the database moves with it.
+                job = job.anywhere();
                 (Keeper::Table(bookmark), found.filter(|_| !begins_anew))
             }
             (None, _) => return Ok(Some(Journal { kept: None, _lock: lock, is_repeatable: true })),
