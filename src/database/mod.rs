@@ -24,7 +24,7 @@ mod value;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
 pub use bookmark::{Bookmark, Mark};
 pub use chunk::{Chunk, Limit};
@@ -32,7 +32,7 @@ pub use lock::Lock;
 pub use place::Place;
 pub use position::Position;
 pub use scan::Scan;
-pub use statement::{Dialect, Statement};
+pub use statement::{Dialect, Question, Statement};
 pub use trouble::Trouble;
 
 use chunk::Filling;
@@ -165,6 +165,26 @@ impl Database {
         let last = last.to_vec();
         scan.advance(last, ahead);
         Ok(Some(chunk))
+    }
+
+    /// The first column of the first row; `None` where that is NULL, or no row is there. What is true is 1.
+    ///
+    /// Where it is dropped, this connection can be used no more.
+    pub async fn number(&mut self, question: &Question) -> Result<Option<f64>, Trouble> {
+        let sql = Sql::new(self.dialect(), &question.0);
+        let text = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.answer(&sql).await,
+            Connection::MySql(mysql) => mysql.answer(&sql).await,
+            Connection::Sqlite(sqlite) => sqlite.answer(&sql).await,
+        };
+        let Some(text) = text? else { return Ok(None) };
+        let number = match text.trim() {
+            "t" | "true" => Ok(1.0),
+            "f" | "false" => Ok(0.0),
+            text => text.parse(),
+        };
+        let number = number.with_context(|| format!("'{text}' is not a number"));
+        number.map(Some).map_err(Trouble::Refused)
     }
 
     fn dialect(&self) -> Dialect {

@@ -72,6 +72,12 @@ impl Postgres {
         row.map_or(Ok(None), |row| row.try_get(0))
     }
 
+    /// The first column of the first row. What is not prepared comes as text, whatever its type is.
+    pub async fn answer(&mut self, sql: &Sql) -> sqlx::Result<Option<String>> {
+        let row = self.0.fetch_optional(sqlx::raw_sql(sql.text())).await?;
+        row.map_or(Ok(None), |row| row.try_get_unchecked(0))
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
         for row in query(sql).fetch_all(&mut self.0).await? {

@@ -91,6 +91,11 @@ impl Scan {
         Scan { relation, key: key.into(), members, last: None, ahead: None, is_done: false }
     }
 
+    /// Whether the last row was read; false may mean that this is not known yet.
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
     /// The rows of the next chunk and one more, which shows whether there are more.
     pub(super) fn next(&self, limit: Limit) -> Sql {
         let list = |part: fn(&Column) -> &str| self.key.iter().map(part).collect::<Vec<_>>().join(", ");

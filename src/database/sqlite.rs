@@ -60,6 +60,13 @@ impl Sqlite {
         row.map_or(Ok(None), |row| row.try_get(0))
     }
 
+    /// The first column of the first row.
+    pub async fn answer(&mut self, sql: &Sql) -> sqlx::Result<Option<String>> {
+        let row = self.0.fetch_optional(sqlx::raw_sql(sql.text())).await?;
+        let value = row.map_or(Ok(None), |row| value(&row, 0))?;
+        Ok(value.map(|value| value.text().into_owned()))
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
         let mut key = Vec::with_capacity(scan.key.len());
         for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {

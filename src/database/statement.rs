@@ -58,6 +58,17 @@ impl Statement {
     }
 }
 
+/// A query that is asked as it is, for one number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question(pub(super) String);
+
+impl Question {
+    /// Fails where something would have to be bound, and for a second statement.
+    pub fn parse(sql: &str, dialect: Dialect) -> Result<Question> {
+        fragment(sql, dialect).map(Question)
+    }
+}
+
 /// Checks SQL that is to stand inside of a statement of ours, and takes a `;` off its end.
 pub(super) fn fragment(sql: &str, dialect: Dialect) -> Result<String> {
     let parts = split(sql, dialect)?;

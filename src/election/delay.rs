@@ -164,13 +164,13 @@ impl ZooKeeper {
 }
 
 /// The partitions of which somebody reads or has read.
-async fn partitions(session: &Session, topic: &Topic) -> Result<Vec<i32>, Error> {
+pub(super) async fn partitions(session: &Session, topic: &Topic) -> Result<Vec<i32>, Error> {
     let names = children(session, &session.topic(topic)).await?;
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// The children of a node, none where it does not exist.
-async fn children(session: &Session, path: &str) -> Result<Vec<String>, Error> {
+pub(super) async fn children(session: &Session, path: &str) -> Result<Vec<String>, Error> {
     match session.client.list_children(path).await {
         Err(Error::NoNode) => Ok(Vec::new()),
         children => children,

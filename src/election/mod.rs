@@ -12,6 +12,7 @@ mod lease;
 mod offsets;
 mod sequence;
 mod servers;
+mod standing;
 mod tenure;
 mod zookeeper;
 
@@ -31,7 +32,7 @@ pub use self::offsets::{Position, State, Stored, StoredOffset, StoredState};
 pub use self::servers::Servers;
 pub use self::zookeeper::ZooKeeper;
 use crate::shutdown::Shutdown;
-use crate::topic::{Name, Topic, TopicPartition};
+use crate::topic::{Name, Offset, Topic, TopicPartition};
 
 /// What is led: one partition, for one name of consumer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +71,15 @@ pub enum Place {
     Behind(String),
     /// Nobody is ahead.
     First,
+}
+
+/// How a name of consumers stands at a topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How many queue for its partitions or lead them.
+    pub candidates: usize,
+    /// Of those partitions that have one.
+    pub offsets: BTreeMap<i32, Offset>,
 }
 
 /// The election that this process takes part in. Clones share its one session.
@@ -126,6 +136,12 @@ impl Election {
     pub async fn candidates(&self, topic: &Topic) -> Result<Vec<(Seat, usize)>> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.candidates(topic).await
+    }
+
+    /// How each name stands that has ever read `topic`, as the server sees it that answers. Waits for a server.
+    pub async fn standings(&self, topic: &Topic) -> Result<BTreeMap<Name, Standing>> {
+        let Election::ZooKeeper(zookeeper) = self;
+        zookeeper.standings(topic).await
     }
 
     /// This process, as others see it.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod check;
+mod ends;
 mod ids;
 mod message;
 mod mirror;
@@ -24,6 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use admin::{Admin, NewTopics};
 pub use check::{Check, Hazard, Pair};
+pub use ends::Ends;
 pub use ids::TopicIds;
 pub use message::{Message, Timestamp};
 pub use mirror::Mirror;
