@@ -156,6 +156,11 @@ impl Announcer {
         Ok(())
     }
 
+    /// How many messages are queued and not acknowledged yet.
+    pub fn in_flight(&self) -> usize {
+        self.lane.in_flight()
+    }
+
     /// Waits until all that was queued is acknowledged.
     pub async fn settled(&mut self) -> Result<()> {
         if Mutant::ExitsUnflushed.is_on() {

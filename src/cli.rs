@@ -35,11 +35,12 @@ mod redrive;
 mod replay;
 mod resume;
 mod rows;
+mod throttles;
 mod values;
 
 pub use bounded::BoundedOptions;
 pub use check::CheckOptions;
-pub use daemon::daemon;
+pub use daemon::{answer_when_asked, daemon};
 pub use delayers::DelayerOptions;
 pub use handler::HandlerOptions;
 pub use leader::LeaderOptions;
@@ -49,6 +50,7 @@ pub use redrive::RedriveOptions;
 pub use replay::ReplayOptions;
 pub use resume::ResumeOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
+pub use throttles::ThrottleOptions;
 pub use values::{duration, size, time, time_to_come};
 
 use hang_up::{HangUp, HangUps};
@@ -398,6 +400,14 @@ fn refuse_secrets(matches: &ArgMatches) -> Result<()> {
             !url.is_some_and(|url| has_password(url)),
             "a password in --database would be seen by everybody on this machine; \
              put the URL into DATABASE_URL, or into a file that KSYNC_DATABASE_FILE names"
+        );
+    }
+    if given("throttle_database") {
+        let url: Option<&String> = matches.get_one("throttle_database");
+        ensure!(
+            !url.is_some_and(|url| has_password(url)),
+            "a password in --throttle-database would be seen by everybody on this machine; \
+             put the URL into KSYNC_THROTTLE_DATABASE, or into a file that KSYNC_THROTTLE_DATABASE_FILE names"
         );
     }
     if given("property") {

@@ -31,6 +31,8 @@ pub struct Progress {
     done: u64,
     begun: Instant,
     next_line: Duration,
+    /// What holds the run up at the moment.
+    held: Option<String>,
 }
 
 enum Show {
@@ -49,7 +51,7 @@ impl Progress {
             Format::Json => Show::Json,
             Format::Nothing => Show::Nothing,
         };
-        Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE }
+        Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE, held: None }
     }
 
     /// So many of the total were done before.
@@ -69,10 +71,26 @@ impl Progress {
             }
             bar.set_position(self.done);
         }
-        let elapsed = self.begun.elapsed();
-        if elapsed >= self.next_line {
-            self.line(elapsed, false);
-            self.next_line = elapsed + NEXT_LINES;
+        self.line_if_due();
+    }
+
+    /// Nothing is done at the moment, and why; a long pause is told of like progress is.
+    pub fn hold(&mut self, why: &str) {
+        if self.held.as_deref() != Some(why) {
+            self.held = Some(why.to_owned());
+            if let Show::Bar(bar) = &self.show {
+                bar.set_message(format!("{}, paused: {why}", self.what));
+            }
+        }
+        self.line_if_due();
+    }
+
+    /// The pause is over.
+    pub fn go_on(&mut self) {
+        if self.held.take().is_some()
+            && let Show::Bar(bar) = &self.show
+        {
+            bar.set_message(self.what);
         }
     }
 
@@ -89,11 +107,20 @@ impl Progress {
         }
     }
 
+    fn line_if_due(&mut self) {
+        let elapsed = self.begun.elapsed();
+        if elapsed >= self.next_line {
+            self.line(elapsed, false);
+            self.next_line = elapsed + NEXT_LINES;
+        }
+    }
+
     fn line(&self, elapsed: Duration, is_last: bool) {
         match self.show {
             Show::Lines => {
                 let left = self.total.map_or(String::new(), |total| format!(" of about {total}"));
-                info!("{}{left} {} so far, {:.0} a second", self.done, self.what, self.rate(elapsed));
+                let held = self.held.as_ref().map_or(String::new(), |why| format!("; paused: {why}"));
+                info!("{}{left} {} so far, {:.0} a second{held}", self.done, self.what, self.rate(elapsed));
             }
             Show::Json => eprintln!(
                 "{}",
@@ -102,6 +129,7 @@ impl Progress {
                     "total": self.total,
                     "seconds": elapsed.as_secs_f64(),
                     "per_second": self.rate(elapsed),
+                    "paused": self.held,
                     "finished": is_last,
                 })
             ),

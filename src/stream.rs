@@ -13,18 +13,30 @@ use crate::shutdown::Shutdown;
 mod action;
 mod checkpoint;
 mod file;
+mod gauge;
 mod job;
 mod journal;
+mod lag;
+mod pace;
+mod query;
 mod source;
+mod status;
+mod throttle;
 mod window;
 
 pub use action::Action;
 use action::act;
+pub use gauge::Gauge;
 pub use job::Job;
 use journal::Journal;
 pub use journal::{Keep, Resume};
+pub use lag::{Lag, Limits};
+pub use pace::Rate;
+pub use query::Query;
 use source::Chunk;
 pub use source::{ChunkLimits, Lines, Source};
+pub use status::Console;
+pub use throttle::Throttle;
 pub use window::Window;
 
 /// How many chunks are read ahead of the one that is being sent.
@@ -38,72 +50,128 @@ pub struct Stream {
     pub chunk: ChunkLimits,
     /// Lines of stdin have none.
     pub resume: Option<Resume>,
+    pub throttle: Throttle,
 }
 
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
-    pub async fn run(self, mut announcer: Announcer, mut progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream { mut source, action, phases, chunk, resume } = self;
-        let Some(mut journal) = Journal::begin(resume, &mut source, action.is_some()).await? else {
+    pub async fn run(self, announcer: Announcer, progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
+        let Stream { mut source, action, phases, chunk, resume, throttle } = self;
+        let Some(journal) = Journal::begin(resume, &mut source, action.is_some()).await? else {
             return Ok(Exit::Done);
         };
-        progress.skip(journal.rows());
-        let outside = (&mut announcer, &mut journal, &mut progress);
+        let mut run = Run { announcer, journal, progress, throttle, shutdown };
+        run.progress.skip(run.journal.rows());
         let ended = match action {
-            None if phases == Phases::InstantOnly => reindex(source, chunk, outside, shutdown).await?,
+            None if phases == Phases::InstantOnly => run.reindex(source, chunk).await?,
             action => {
-                let ended = update((source, chunk), action, phases, outside, shutdown).await;
-                announcer.warn_of_short_delay();
+                let ended = run.update(source, chunk, action, phases).await;
+                run.announcer.warn_of_short_delay();
                 ended?
             }
         };
-        progress.finish();
+        run.progress.finish();
         if ended == Exit::Again {
-            info!("asked to end before the end of the source{}", journal.outlook());
+            info!("asked to end before the end of the source{}", run.journal.outlook());
         }
         Ok(ended)
     }
 }
 
-/// Whom a run tells what.
-type Outside<'a> = (&'a mut Announcer, &'a mut Journal, &'a mut Progress);
+/// What a run does its work with, whatever its rows and its action are.
+struct Run<'a> {
+    announcer: Announcer,
+    journal: Journal,
+    progress: Progress,
+    throttle: Throttle,
+    shutdown: &'a Shutdown,
+}
 
-/// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
-async fn reindex(
-    source: Source,
-    limits: ChunkLimits,
-    (announcer, journal, progress): Outside<'_>,
-    shutdown: &Shutdown,
-) -> Result<Exit> {
-    let mut chunks = read_ahead(source, limits);
-    let mut ended = Exit::Done;
-    let failed = loop {
-        let chunk = tokio::select! {
-            chunk = chunks.recv() => chunk,
-            () = shutdown.requested() => {
-                ended = Exit::Again;
-                break None;
+impl Run<'_> {
+    /// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
+    async fn reindex(&mut self, source: Source, limits: ChunkLimits) -> Result<Exit> {
+        let mut chunks = read_ahead(source, limits);
+        let mut ended = Exit::Done;
+        let failed = loop {
+            let chunk = tokio::select! {
+                chunk = chunks.recv() => chunk,
+                () = self.shutdown.requested() => {
+                    ended = Exit::Again;
+                    break None;
+                }
+            };
+            match chunk {
+                None => break None,
+                Some(Err(error)) => break Some(error),
+                Some(Ok(chunk)) => {
+                    match self.may_begin().await {
+                        Ok(true) => {}
+                        Ok(false) => {
+                            ended = Exit::Again;
+                            break None;
+                        }
+                        Err(error) => break Some(error),
+                    }
+                    self.announcer.instant_messages(chunk.changes()).await?;
+                    if self.journal.is_kept() {
+                        self.announcer.settled().await?;
+                        self.journal.begin_chunk(&chunk, Phases::InstantOnly)?;
+                        self.journal.end_chunk().await?;
+                    }
+                    self.done(&chunk);
+                }
             }
         };
-        match chunk {
-            None => break None,
-            Some(Err(error)) => break Some(error),
-            Some(Ok(chunk)) => {
-                announcer.instant_messages(chunk.changes()).await?;
-                if journal.is_kept() {
-                    announcer.settled().await?;
-                    journal.begin_chunk(&chunk, Phases::InstantOnly)?;
-                    journal.end_chunk().await?;
-                }
-                progress.add(chunk.changes().len());
-            }
+        self.announcer.settled().await?;
+        if failed.is_none() && ended == Exit::Done {
+            self.journal.finish(None).await?;
         }
-    };
-    announcer.settled().await?;
-    if failed.is_none() && ended == Exit::Done {
-        journal.finish(None).await?;
+        failed.map_or(Ok(ended), Err)
     }
-    failed.map_or(Ok(ended), Err)
+
+    /// Chunk by chunk: delay messages, action, instant messages.
+    async fn update(
+        &mut self,
+        mut source: Source,
+        limits: ChunkLimits,
+        mut action: Option<Action>,
+        phases: Phases,
+    ) -> Result<Exit> {
+        loop {
+            let has_more = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(Exit::Again),
+                has_more = source.has_more() => has_more?,
+            };
+            // Before the rows are read, so that they are not old when the action comes to them.
+            if has_more && !self.may_begin().await? {
+                return Ok(Exit::Again);
+            }
+            let chunk = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(Exit::Again),
+                chunk = source.next(limits) => chunk?,
+            };
+            let Some(chunk) = chunk else {
+                self.journal.finish(source.database()).await?;
+                return Ok(Exit::Done);
+            };
+            let mark = self.journal.begin_chunk(&chunk, phases)?;
+            let action = act(action.as_mut(), &mut source, &chunk, mark);
+            self.announcer.around(chunk.changes(), phases, action).await?;
+            self.journal.end_chunk().await?;
+            self.done(&chunk);
+        }
+    }
+
+    async fn may_begin(&mut self) -> Result<bool> {
+        self.throttle.wait(&self.announcer, &mut self.progress, self.shutdown).await
+    }
+
+    fn done(&mut self, chunk: &Chunk) {
+        self.throttle.done(chunk.changes());
+        self.progress.add(chunk.changes().len());
+    }
 }
 
 fn read_ahead(mut source: Source, limits: ChunkLimits) -> mpsc::Receiver<Result<Chunk>> {
@@ -117,31 +185,6 @@ fn read_ahead(mut source: Source, limits: ChunkLimits) -> mpsc::Receiver<Result<
         }
     });
     receiver
-}
-
-/// Chunk by chunk: delay messages, action, instant messages.
-async fn update(
-    (mut source, limits): (Source, ChunkLimits),
-    mut action: Option<Action>,
-    phases: Phases,
-    (announcer, journal, progress): Outside<'_>,
-    shutdown: &Shutdown,
-) -> Result<Exit> {
-    loop {
-        let chunk = tokio::select! {
-            biased;
-            () = shutdown.requested() => return Ok(Exit::Again),
-            chunk = source.next(limits) => chunk?,
-        };
-        let Some(chunk) = chunk else {
-            journal.finish(source.database()).await?;
-            return Ok(Exit::Done);
-        };
-        let mark = journal.begin_chunk(&chunk, phases)?;
-        announcer.around(chunk.changes(), phases, act(action.as_mut(), &mut source, &chunk, mark)).await?;
-        journal.end_chunk().await?;
-        progress.add(chunk.changes().len());
-    }
 }
 
 /// The error, with the exit status that its kind asks for.

@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Phases};
 use ksync::cli::{
     self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, ProgressOption, ResumeOptions,
-    SourceOptions, Tool, duration, size,
+    SourceOptions, ThrottleOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
 use ksync::handler;
@@ -41,6 +41,8 @@ struct Cli {
     action: ActionOptions,
     #[command(flatten)]
     resume: ResumeOptions,
+    #[command(flatten)]
+    throttles: ThrottleOptions,
 
     /// Sends only these messages
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
@@ -88,7 +90,13 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let topic = cli.kafka.one_topic()?;
     cli.source.check()?;
     cli.delayers.check()?;
+    let zookeeper = cli.delayers.zookeeper.as_ref();
+    cli.throttles.check(&cli.source, zookeeper)?;
     let action = cli.action.action(&cli.source)?;
+    let (stop, shutdown) = shutdown.part();
+    let console = cli.throttles.console(stop);
+    let shown = console.clone();
+    cli::answer_when_asked(move || vec![shown.status()])?;
     if let Some(Action::Command(_)) = &action {
         // One that outlived us could commit when nobody sends its delay messages again.
         handler::leave_nothing_behind()?;
@@ -118,16 +126,17 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
                 None => Ok(()),
             }
         };
-        let (check, ()) = tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers)?;
+        let throttle = cli.throttles.open(console, (topic, &cluster), &cli.source, zookeeper);
+        let (check, (), throttle) = tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers, throttle)?;
         if let Some(bytes) = check.small_batches() {
             writer = Writer::open(&cluster.with_batches_of(bytes), DELIVERY)?;
         }
         let (mut source, total) = cli.source.open().await?;
         let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_ref()));
         let resume = cli.resume.resume(&cli.kafka, phases, rows, act).await?;
-        anyhow::Ok((writer, source, total, resume))
+        anyhow::Ok((writer, throttle, source, total, resume))
     };
-    let (writer, source, total, resume) = tokio::select! {
+    let (writer, throttle, source, total, resume) = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };
@@ -135,7 +144,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
     let progress = cli.progress.start(cli.common.logging.quiet, total);
-    Stream { source, action, phases, chunk, resume }.run(announcer, progress, &shutdown).await
+    Stream { source, action, phases, chunk, resume, throttle }.run(announcer, progress, &shutdown).await
 }
 
 fn main() -> ExitCode {

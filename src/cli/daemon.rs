@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use log::{info, warn};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 
@@ -31,8 +31,8 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 pub fn daemon<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown, Board) -> F) -> ExitCode {
     super::start(HangUp::EndsWithTerminal, |tool, shutdown| async move {
         let board = Board::default();
-        let asked = signal(SignalKind::user_defined1()).context("cannot listen to SIGUSR1")?;
-        tokio::spawn(answer(asked, board.clone()));
+        let shown = board.clone();
+        answer_when_asked(move || shown.lines())?;
         let systemd = tokio::spawn(tell_systemd(board.clone(), shutdown.clone()));
         tokio::spawn(show_life());
         let ended = run(tool, shutdown.clone(), board).await;
@@ -44,12 +44,17 @@ pub fn daemon<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shu
     })
 }
 
-async fn answer(mut asked: Signal, board: Board) {
-    while asked.recv().await.is_some() {
-        for line in board.lines() {
-            info!(target: ASKED, "{line}");
+/// Logs these lines at each SIGUSR1, also with `--quiet`.
+pub fn answer_when_asked(lines: impl Fn() -> Vec<String> + Send + 'static) -> Result<()> {
+    let mut asked = signal(SignalKind::user_defined1()).context("cannot listen to SIGUSR1")?;
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            for line in lines() {
+                info!(target: ASKED, "{line}");
+            }
         }
-    }
+    });
+    Ok(())
 }
 
 /// That all partitions are queued for, once; how they stand, when that changes; that the end was asked for.

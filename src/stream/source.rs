@@ -34,6 +34,8 @@ pub struct Lines {
     /// The members that make the record key.
     key: Vec<String>,
     number: u64,
+    /// Of the next chunk, where it was read already.
+    first: Option<Change>,
 }
 
 /// The rows that are served at once.
@@ -59,6 +61,14 @@ impl Source {
         }
     }
 
+    /// Whether there may be another chunk; of stdin it waits for the first line. Cancelling loses nothing.
+    pub(super) async fn has_more(&mut self) -> Result<bool> {
+        match self {
+            Source::Lines(lines) => lines.has_more().await,
+            Source::Rows { scan, .. } => Ok(!scan.is_done()),
+        }
+    }
+
     pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {
         match self {
             Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),
@@ -73,20 +83,18 @@ impl Source {
 
 impl Lines {
     pub fn new(key: Vec<String>) -> Lines {
-        Lines { lines: BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n'), key, number: 0 }
+        let lines = BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n');
+        Lines { lines, key, number: 0, first: None }
     }
 
     /// The next lines; `None` at the end. A line that is not JSON is an error before anything of its chunk is sent.
     async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Vec<Change>>> {
         let (mut changes, mut bytes) = (Vec::new(), 0);
-        let Some(first) = self.change().await? else {
-            if self.number == 0 {
-                warn!("there was no line on stdin");
-            }
+        if !self.has_more().await? {
             return Ok(None);
-        };
+        }
         let end = Instant::now() + limits.wait;
-        let mut next = Some(first);
+        let mut next = self.first.take();
         while let Some(change) = next {
             bytes += change.payload.len();
             changes.push(change);
@@ -99,6 +107,16 @@ impl Lines {
             };
         }
         Ok(Some(changes))
+    }
+
+    async fn has_more(&mut self) -> Result<bool> {
+        if self.first.is_none() {
+            self.first = self.change().await?;
+        }
+        if self.first.is_none() && self.number == 0 {
+            warn!("there was no line on stdin");
+        }
+        Ok(self.first.is_some())
     }
 
     async fn change(&mut self) -> Result<Option<Change>> {

@@ -32,6 +32,7 @@ mod settings;
 mod signals;
 mod standstill;
 mod stream;
+mod throttle;
 mod told;
 mod wire;
 mod worker;

@@ -1,0 +1,93 @@
+//! What a run waits for between two chunks, and nowhere else: never between delay messages and action, nor between action
+//! and instant messages.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::gauge::{Gauge, Hold};
+use super::pace::{Due, Pace};
+use super::status::{By, Console, Wishes};
+use crate::announce::Announcer;
+use crate::message::Change;
+use crate::progress::Progress;
+use crate::shutdown::Shutdown;
+
+/// How often a long pause is told of, where somebody looks.
+const TELL: Duration = Duration::from_secs(1);
+
+/// Holds a run up.
+pub struct Throttle {
+    console: Console,
+    wishes: watch::Receiver<Wishes>,
+    pause: Duration,
+    pace: Pace,
+    gauges: Vec<Gauge>,
+}
+
+impl Throttle {
+    pub fn new(console: Console, pause: Duration, gauges: Vec<Gauge>) -> Throttle {
+        Throttle { wishes: console.wishes(), console, pause, pace: Pace::new(pause), gauges }
+    }
+
+    /// Returns when the next chunk may begin: true, or false once `shutdown` is asked for, which ends any pause at once.
+    ///
+    /// Fails where something that has to be looked at could not be seen for a minute.
+    pub async fn wait(&mut self, announcer: &Announcer, progress: &mut Progress, shutdown: &Shutdown) -> Result<bool> {
+        let may_begin = loop {
+            let hold = tokio::select! {
+                biased;
+                () = shutdown.requested() => break false,
+                hold = self.hold(announcer) => hold?,
+            };
+            let Some(Hold { by, why, until }) = hold else { break true };
+            self.console.held(by, &why);
+            progress.hold(&why);
+            tokio::select! {
+                () = shutdown.requested() => break false,
+                () = sleep_until(until.min(Instant::now() + TELL)) => {}
+                // The sender is the console, which lives as long as this.
+                _ = self.wishes.changed() => {}
+            }
+        };
+        self.console.go_on();
+        progress.go_on();
+        self.pace.begin(self.wishes.borrow().rate, Instant::now());
+        Ok(may_begin)
+    }
+
+    /// A chunk is done.
+    pub fn done(&mut self, changes: &[Change]) {
+        self.pace.end(changes.len(), Instant::now());
+        for gauge in &mut self.gauges {
+            gauge.wrote(changes.len());
+        }
+        self.console.done(changes);
+    }
+
+    async fn hold(&mut self, announcer: &Announcer) -> Result<Option<Hold>> {
+        let (wishes, now) = (*self.wishes.borrow_and_update(), Instant::now());
+        if wishes.is_paused {
+            return Ok(Some(Hold { by: By::Control, why: "asked to by --control".to_owned(), until: now + TELL }));
+        }
+        match self.pace.due(wishes.rate, now) {
+            Some(Due::Rate(until)) => {
+                return Ok(Some(Hold { by: By::Rate, why: format!("the rate is {}", wishes.rate), until }));
+            }
+            Some(Due::Pause(until)) => {
+                let pause = humantime::format_duration(self.pause);
+                return Ok(Some(Hold { by: By::Pause, why: format!("{pause} between two chunks"), until }));
+            }
+            None => {}
+        }
+        // Last, so that what was seen is not old when the chunk begins.
+        for gauge in &mut self.gauges {
+            if let Some(hold) = gauge.hold(announcer.in_flight()).await? {
+                return Ok(Some(hold));
+            }
+        }
+        Ok(None)
+    }
+}
