@@ -12,6 +12,7 @@ use crate::shutdown::Shutdown;
 
 mod action;
 mod checkpoint;
+mod control;
 mod file;
 mod gauge;
 mod job;
@@ -26,6 +27,7 @@ mod window;
 
 pub use action::Action;
 use action::act;
+pub use control::Control;
 pub use gauge::Gauge;
 pub use job::Job;
 use journal::Journal;

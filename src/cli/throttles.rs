@@ -1,10 +1,11 @@
-//! What slows ksync-stream down.
+//! What slows ksync-stream down, and who may steer it while it is at work.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
 use super::{SourceOptions, duration};
@@ -13,7 +14,7 @@ use crate::election::{Election, Servers, ZooKeeper};
 use crate::exit::Exit;
 use crate::kafka::{Cluster, Ends};
 use crate::shutdown::Trigger;
-use crate::stream::{Console, Gauge, Lag, Limits, Query, Rate, Throttle};
+use crate::stream::{Console, Control, Gauge, Lag, Limits, Query, Rate, Throttle};
 use crate::topic::{Name, Topic};
 
 /// How far behind consumers may be where no option says so.
@@ -52,6 +53,10 @@ pub struct ThrottleOptions {
         help_heading = "Throttles"
     )]
     pub throttle_database: Option<String>,
+
+    /// Unix socket that takes status, pause, resume, rate N, stop and help, a line each
+    #[arg(long, env = "KSYNC_CONTROL", value_name = "unix:PATH", value_parser = socket, help_heading = "Throttles")]
+    pub control: Option<PathBuf>,
 }
 
 /// A limit for a name, or for all that are at work; `None` is none.
@@ -83,6 +88,12 @@ impl FromStr for MaxLag {
     }
 }
 
+fn socket(text: &str) -> Result<PathBuf> {
+    let path = text.strip_prefix("unix:").unwrap_or_default();
+    ensure!(!path.is_empty() && !path.ends_with('/'), "a control socket is written as unix:PATH");
+    Ok(path.into())
+}
+
 impl ThrottleOptions {
     /// Seen without opening anything.
     pub fn check(&self, source: &SourceOptions, zookeeper: Option<&Servers>) -> Result<()> {
@@ -93,9 +104,12 @@ impl ThrottleOptions {
         self.query(source).map(drop)
     }
 
-    /// Where the run is looked at, which `stop` ends.
-    pub fn console(&self, stop: Trigger) -> Console {
-        Console::new(self.rate, stop)
+    /// Where people steer the run, which `stop` ends; with the socket, if there is to be one.
+    pub async fn console(&self, stop: Trigger) -> Result<(Console, Option<Control>)> {
+        let console = Console::new(self.rate, stop);
+        let Some(path) = &self.control else { return Ok((console, None)) };
+        let control = Control::listen(path, console.clone()).await.context("--control");
+        Ok((console, Some(control.map_err(|error| Exit::Misconfigured.because(error))?)))
     }
 
     /// Has looked for the first time at all that may hold the run up.
@@ -164,5 +178,13 @@ mod tests {
         assert!(
             "delayer=5".parse::<MaxLag>().unwrap_err().to_string().starts_with("the delayer is always as far behind")
         );
+    }
+
+    #[test]
+    fn a_socket_is_written_with_its_kind() {
+        assert_eq!(socket("unix:/run/x").unwrap(), PathBuf::from("/run/x"));
+        for wrong in ["/run/x", "unix:", "tcp:1", "unix:/run/"] {
+            assert_eq!(socket(wrong).unwrap_err().to_string(), "a control socket is written as unix:PATH", "{wrong}");
+        }
     }
 }

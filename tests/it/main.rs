@@ -12,6 +12,7 @@ mod by_key;
 mod clocks;
 mod compressed;
 mod consume;
+mod control;
 mod cut_off;
 mod delayer;
 mod exam;
