@@ -3,6 +3,7 @@
 use anyhow::Result;
 use log::info;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::announce::{Announcer, Phases};
 use crate::database::Trouble;
@@ -19,14 +20,16 @@ mod job;
 mod journal;
 mod lag;
 mod pace;
+mod plan;
 mod query;
+mod sizing;
 mod source;
 mod status;
 mod throttle;
 mod window;
 
 pub use action::Action;
-use action::act;
+use action::{act, target};
 pub use control::Control;
 pub use gauge::Gauge;
 pub use job::Job;
@@ -34,7 +37,9 @@ use journal::Journal;
 pub use journal::{Keep, Resume};
 pub use lag::{Lag, Limits};
 pub use pace::Rate;
+pub use plan::Plan;
 pub use query::Query;
+use sizing::Sizing;
 use source::Chunk;
 pub use source::{ChunkLimits, Lines, Source};
 pub use status::Console;
@@ -58,8 +63,8 @@ pub struct Stream {
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
     pub async fn run(self, announcer: Announcer, progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream { mut source, action, phases, chunk, resume, throttle } = self;
-        let Some(journal) = Journal::begin(resume, &mut source, action.is_some()).await? else {
+        let Stream { mut source, mut action, phases, chunk, resume, throttle } = self;
+        let Some(journal) = Journal::begin(resume, &mut source, action.as_mut()).await? else {
             return Ok(Exit::Done);
         };
         let mut run = Run { announcer, journal, progress, throttle, shutdown };
@@ -139,6 +144,7 @@ impl Run<'_> {
         mut action: Option<Action>,
         phases: Phases,
     ) -> Result<Exit> {
+        let mut sizing = Sizing::new(limits.rows, limits.time);
         loop {
             let has_more = tokio::select! {
                 biased;
@@ -152,16 +158,23 @@ impl Run<'_> {
             let chunk = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Ok(Exit::Again),
-                chunk = source.next(limits) => chunk?,
+                chunk = source.next(ChunkLimits { rows: sizing.rows(), ..limits }) => chunk?,
             };
             let Some(chunk) = chunk else {
-                self.journal.finish(source.database()).await?;
+                self.journal.finish(target(action.as_mut(), &mut source)).await?;
                 return Ok(Exit::Done);
             };
             let mark = self.journal.begin_chunk(&chunk, phases)?;
-            let action = act(action.as_mut(), &mut source, &chunk, mark);
-            self.announcer.around(chunk.changes(), phases, action).await?;
+            let action = async {
+                let begun = Instant::now();
+                act(action.as_mut(), &mut source, &chunk, mark).await?;
+                Ok(begun.elapsed())
+            };
+            let took = self.announcer.around(chunk.changes(), phases, action).await?;
             self.journal.end_chunk().await?;
+            if let Chunk::Rows(_) = chunk {
+                sizing.took(chunk.changes().len(), took);
+            }
             self.done(&chunk);
         }
     }

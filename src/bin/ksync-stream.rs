@@ -8,14 +8,14 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Phases};
 use ksync::cli::{
-    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, ProgressOption, ResumeOptions,
+    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, PlanOptions, ProgressOption, ResumeOptions,
     SourceOptions, ThrottleOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
 use ksync::handler;
 use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
-use ksync::stream::{Action, ChunkLimits, Stream};
+use ksync::stream::{Action, ChunkLimits, Plan, Source, Stream};
 
 /// After this time a message that could not be delivered ends the run.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ struct Cli {
     resume: ResumeOptions,
     #[command(flatten)]
     throttles: ThrottleOptions,
+    #[command(flatten)]
+    plan: PlanOptions,
 
     /// Sends only these messages
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
@@ -56,6 +58,10 @@ struct Cli {
     /// How large a chunk may be; one row fits whatever its size
     #[arg(long, env = "KSYNC_CHUNK_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
     chunk_bytes: usize,
+
+    /// How long an action on rows of a database is to take; where it takes longer, the next chunk is smaller
+    #[arg(long, env = "KSYNC_CHUNK_TIME", value_name = "DURATION", default_value = "500ms", value_parser = duration)]
+    chunk_time: Duration,
 
     /// How long to wait for more lines of stdin once one is there
     #[arg(long, env = "KSYNC_CHUNK_WAIT", value_name = "DURATION", default_value = "50ms", value_parser = duration)]
@@ -90,9 +96,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let topic = cli.kafka.one_topic()?;
     cli.source.check()?;
     cli.delayers.check()?;
+    cli.plan.check(&cli.source)?;
     let zookeeper = cli.delayers.zookeeper.as_ref();
     cli.throttles.check(&cli.source, zookeeper)?;
-    let action = cli.action.action(&cli.source)?;
+    let mut action = cli.action.action(&cli.source)?;
     let (stop, shutdown) = shutdown.part();
     let (console, _control) = cli.throttles.console(stop).await?;
     let shown = console.clone();
@@ -108,12 +115,15 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     };
     cli.resume.check(phases, &cli.source, &cli.action)?;
     let shutdown = cli.resume.window(&shutdown);
+    let (rows, bytes) = (cli.chunk_size as usize, cli.chunk_bytes);
+    let chunk = ChunkLimits { rows, bytes, wait: cli.chunk_wait, time: cli.chunk_time };
+    let create = if cli.plan.dry_run { None } else { cli.kafka.create_topics };
     let starting = async {
         let cluster = cli.kafka.cluster()?;
         let admin = Admin::new(&cluster)?;
         let mut partitions = BTreeSet::new();
         for topic in phases.topics(topic)? {
-            let count = admin.need(&topic, cli.kafka.create_topics, cli.kafka.patience(true)).await?;
+            let count = admin.need(&topic, create, cli.kafka.patience(true)).await?;
             partitions = cli.kafka.chosen(&topic, count)?;
         }
         // It connects while the settings are read.
@@ -131,16 +141,43 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         if let Some(bytes) = check.small_batches() {
             writer = Writer::open(&cluster.with_batches_of(bytes), DELIVERY)?;
         }
-        let (mut source, total) = cli.source.open().await?;
-        let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_ref()));
+        let session = cli.source.session(topic, &cli.action);
+        let (mut source, total) = cli.source.open(&session, chunk.rows, cli.plan.count).await?;
+        cli.action.open(&mut action, &session).await?;
+        let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_mut()));
         let resume = cli.resume.resume(&cli.kafka, phases, rows, act).await?;
-        anyhow::Ok((writer, throttle, source, total, resume))
+        if let Source::Rows { database, scan } = &mut source
+            && cli.plan.is_wanted(action.is_some())
+        {
+            let (action, resume, command) = (action.as_ref(), resume.as_ref(), &cli.action.command[..]);
+            let (partitions, delay) = (partitions.len(), cli.delay.delay);
+            let (rate, pause) = (cli.throttles.rate, cli.throttles.pause);
+            let mut plan = Plan {
+                database,
+                scan,
+                total,
+                action,
+                command,
+                phases,
+                chunk,
+                topic,
+                partitions,
+                delay,
+                rate,
+                pause,
+                resume,
+            };
+            if !cli.plan.show(&plan.lines().await?).await? {
+                return Ok(None);
+            }
+        }
+        anyhow::Ok(Some((writer, throttle, source, total, resume)))
     };
-    let (writer, throttle, source, total, resume) = tokio::select! {
+    let started = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };
-    let chunk = ChunkLimits { rows: cli.chunk_size as usize, bytes: cli.chunk_bytes, wait: cli.chunk_wait };
+    let Some((writer, throttle, source, total, resume)) = started else { return Ok(Exit::Done) };
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
     let progress = cli.progress.start(cli.common.logging.quiet, total);

@@ -77,13 +77,19 @@ impl ResumeOptions {
         kafka: &KafkaOptions,
         phases: Phases,
         (options, source): (&SourceOptions, &mut Source),
-        (words, action): (&ActionOptions, Option<&Action>),
+        (words, mut action): (&ActionOptions, Option<&mut Action>),
     ) -> Result<Option<Resume>> {
         let Source::Rows { database, scan } = source else { return Ok(None) };
         let place = database.place(&options.url()?).await.map_err(failure)?;
+        let mut other = None;
+        if let (Some(Action::Sql { database: Some(database), .. }), Some(url)) =
+            (action.as_deref_mut(), &words.action_database)
+        {
+            other = Some(database.place(url).await.map_err(failure)?);
+        }
         let (sql, command) = match action {
             None => (None, None),
-            Some(Action::Sql(statement)) => (Some(statement.text()), None),
+            Some(Action::Sql { statement, .. }) => (Some(statement.text()), None),
             Some(Action::Command(_)) => (None, Some(serde_json::to_string(&words.command)?)),
         };
         let partitions = kafka.partition.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
@@ -102,8 +108,11 @@ impl ResumeOptions {
             ("where", options.filter.clone()),
             ("query", options.query.clone()),
             ("key", Some(scan.key_names())),
+            ("payload", (options.payload != ["key"]).then(|| options.payload.join(","))),
             ("sql", sql),
             ("command", command),
+            ("action server", other.as_ref().and_then(|place| place.server.clone())),
+            ("action database", other.map(|place| place.database)),
         ]);
         let keep = match (&self.checkpoint, &self.checkpoint_table) {
             (Some(file), _) => Keep::File(file.clone()),

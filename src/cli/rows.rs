@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
 use clap::{Args, ValueEnum};
+use log::warn;
 
-use crate::database::{self, Database, Dialect, Rows, Statement};
+use crate::database::{self, Database, Dialect, Payload, Rows, Session, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Environment, Terms};
 use crate::progress::{Format, Progress};
 use crate::stream::{Action, Lines, Source, failure};
+use crate::topic::Topic;
+
+use super::duration;
 
 /// The member of a line of stdin that makes its record key.
 const DEFAULT_KEY: &str = "id";
@@ -47,6 +51,22 @@ pub struct SourceOptions {
     /// Column or member that makes the record key [default: the primary key; id for stdin]
     #[arg(long, env = "KSYNC_KEY", value_name = "COLUMN,..", value_delimiter = ',', help_heading = "Source")]
     pub key: Vec<String>,
+
+    /// What is announced of a row: its key, all of it (row), or these columns; as it is before the action
+    #[arg(
+        long,
+        env = "KSYNC_PAYLOAD",
+        value_name = "key|row|COLUMN,..",
+        value_delimiter = ',',
+        default_value = "key",
+        conflicts_with = "stdin",
+        help_heading = "Source"
+    )]
+    pub payload: Vec<String>,
+
+    /// Statements to run once a session has begun, with that of the action too
+    #[arg(long, env = "KSYNC_SESSION_SQL", value_name = "SQL", conflicts_with = "stdin", help_heading = "Source")]
+    pub session_sql: Option<String>,
 }
 
 /// What is done to them, chunk by chunk.
@@ -55,6 +75,21 @@ pub struct ActionOptions {
     /// Statement to run on each chunk, or @FILE; :keys stands for the keys of its rows
     #[arg(long, env = "KSYNC_SQL", value_name = "STATEMENT", conflicts_with = "command", help_heading = "Action")]
     pub sql: Option<String>,
+
+    /// Database to run the statement on, if the rows are read elsewhere, from a replica perhaps [default: that of the rows]
+    #[arg(
+        long,
+        env = "KSYNC_ACTION_DATABASE",
+        hide_env_values = true,
+        value_name = "URL",
+        requires = "sql",
+        help_heading = "Action"
+    )]
+    pub action_database: Option<String>,
+
+    /// Has the database end a statement of the action, or a read, that takes longer (Postgres, MariaDB)
+    #[arg(long, env = "KSYNC_STATEMENT_TIMEOUT", value_name = "DURATION", value_parser = duration, help_heading = "Action")]
+    pub statement_timeout: Option<Duration>,
 
     /// Command to run on each chunk, its payload lines on stdin
     #[arg(last = true, value_name = "COMMAND", help_heading = "Action")]
@@ -78,8 +113,23 @@ impl SourceOptions {
         url.ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
     }
 
-    /// Opens the source, with about how many rows it has where that is known.
-    pub async fn open(&self) -> Result<(Source, Option<u64>)> {
+    /// How the sessions are that read the rows and run the statement.
+    pub fn session(&self, topic: &Topic, action: &ActionOptions) -> Session {
+        let name = Some(format!("ksync-stream/{topic}"));
+        Session { name, statement_timeout: action.statement_timeout, sql: self.session_sql.clone() }
+    }
+
+    fn payload(&self) -> Payload {
+        match self.payload.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["key"] => Payload::Key,
+            ["row"] => Payload::Row,
+            _ => Payload::Columns(self.payload.clone()),
+        }
+    }
+
+    /// Opens the source, with about how many rows it has where that is known; exactly where they are to be counted. Warns where
+    /// a chunk of so many rows costs far more than to read them.
+    pub async fn open(&self, session: &Session, chunk: usize, is_counted: bool) -> Result<(Source, Option<u64>)> {
         if self.stdin.is_some() {
             let key = if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() };
             return Ok((Source::Lines(Lines::new(key)), None));
@@ -89,10 +139,20 @@ impl SourceOptions {
             (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
             (None, None) => return Err(usage(anyhow!("nothing to read"))),
         };
-        let source = database::Source { rows, key: self.key.clone() };
-        let mut database = Database::open(&self.url()?).await.map_err(failure)?;
+        let source = database::Source { rows, key: self.key.clone(), payload: self.payload() };
+        let mut database = Database::open_for(&self.url()?, session).await.map_err(failure)?;
         let scan = database.prepare(&source).await.map_err(failure)?;
-        let total = database.estimate(&source).await.map_err(failure)?;
+        if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
+            warn!(
+                "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
+                scan.label(),
+                scan.key_names()
+            );
+        }
+        let total = match is_counted {
+            true => Some(database.count(&scan).await.map_err(failure)?),
+            false => database.estimate(&source).await.map_err(failure)?,
+        };
         Ok((Source::Rows { database, scan }, total))
     }
 }
@@ -114,7 +174,23 @@ impl ActionOptions {
             None => sql.clone(),
         };
         let dialect = Dialect::of(&source.url()?).map_err(usage)?;
-        Ok(Some(Action::Sql(Statement::parse(&sql, dialect).context("cannot use --sql").map_err(usage)?)))
+        if let Some(other) = &self.action_database {
+            let other = Dialect::of(other).context("--action-database").map_err(usage)?;
+            if other != dialect {
+                return Err(usage(anyhow!("--action-database has to be of the same kind as the database of the rows")));
+            }
+        }
+        let statement = Statement::parse(&sql, dialect).context("cannot use --sql").map_err(usage)?;
+        Ok(Some(Action::Sql { statement, database: None }))
+    }
+
+    /// Connects to the statement's own database, where it has one.
+    pub async fn open(&self, action: &mut Option<Action>, session: &Session) -> Result<()> {
+        if let (Some(Action::Sql { database, .. }), Some(url)) = (action, &self.action_database) {
+            let opened = Database::open_for(url, session).await;
+            *database = Some(opened.map_err(|trouble| failure(trouble.context("--action-database")))?);
+        }
+        Ok(())
     }
 }
 

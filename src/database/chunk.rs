@@ -61,8 +61,8 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Takes the key of the next row out of `key`; returns false where no more is taken.
-    pub fn add(&mut self, key: &mut Vec<Value>) -> bool {
+    /// Takes the key of the next row out of `key`, and what its payload has besides; returns false where no more is taken.
+    pub fn add(&mut self, key: &mut Vec<Value>, others: &[Option<Value>]) -> bool {
         if self.rows == self.limit.rows || (self.rows > 0 && self.bytes >= self.limit.bytes) {
             self.ahead = Some(std::mem::take(key));
             return false;
@@ -73,7 +73,7 @@ impl<'a> Filling<'a> {
             key.clear();
             return true;
         }
-        let change = self.members.change(key, &mut self.json);
+        let change = self.members.change(key, others, &mut self.json);
         self.bytes += change.payload.len() + change.key.as_ref().map_or(0, Vec::len);
         self.changes.push(change);
         self.values.append(key);
@@ -84,33 +84,49 @@ impl<'a> Filling<'a> {
     pub fn finish(self, key: &Arc<[Column]>) -> (Chunk, Option<Vec<Value>>) {
         (Chunk { changes: self.changes, values: self.values, key: key.clone() }, self.ahead)
     }
+
+    /// How many rows were all that the bytes allow; `None` where they are not what ended the chunk.
+    pub fn fitting_rows(&self) -> Option<usize> {
+        (self.rows < self.limit.rows && self.ahead.is_some()).then_some(self.rows)
+    }
 }
 
-/// The names of the key columns as they stand in a payload: `{"id":`, `,"part":`.
-pub(super) struct Members(Vec<Vec<u8>>);
+/// The members of a payload: their names as they stand there, `{"id":`, `,"part":`, and where their values are.
+pub(super) struct Members(Vec<(Vec<u8>, Place)>);
+
+/// Which value of a row it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Key(usize),
+    Other(usize),
+}
 
 impl Members {
-    pub fn new<'a>(names: impl Iterator<Item = &'a str>) -> Members {
-        let member = |(at, name)| {
+    pub fn new<'a>(members: impl Iterator<Item = (&'a str, Place)>) -> Members {
+        let member = |(at, (name, place))| {
             let mut json = vec![if at == 0 { b'{' } else { b',' }];
             Value::Text(String::from(name)).write_json(&mut json);
             json.push(b':');
-            json
+            (json, place)
         };
-        Members(names.enumerate().map(member).collect())
+        Members(members.enumerate().map(member).collect())
     }
 
-    fn change(&self, key: &[Value], json: &mut Vec<u8>) -> Change {
+    fn change(&self, key: &[Value], others: &[Option<Value>], json: &mut Vec<u8>) -> Change {
         json.clear();
-        for (name, value) in self.0.iter().zip(key) {
+        for (name, place) in &self.0 {
             json.extend_from_slice(name);
-            value.write_json(json);
+            match *place {
+                Place::Key(at) => key[at].write_json(json),
+                Place::Other(at) => match &others[at] {
+                    Some(value) => value.write_json(json),
+                    None => json.extend_from_slice(b"null"),
+                },
+            }
         }
         json.push(b'}');
         let record_key = match key {
-            [Value::Text(text)] => text.as_bytes().to_vec(),
-            [value @ (Value::Bytes(_) | Value::Real(_))] => value.text().into_owned().into_bytes(),
-            [_] => json[self.0[0].len()..json.len() - 1].to_vec(),
+            [value] => value.text().into_owned().into_bytes(),
             several => array(several),
         };
         Change { key: Some(record_key), payload: json.clone() }
@@ -147,19 +163,30 @@ mod tests {
             (vec![Value::Bytes(vec![0, 255])], "\\x00ff", r#"{"a":"\\x00ff"}"#),
             (vec![Value::Integer(1), Value::Text("a".to_owned())], r#"[1,"a"]"#, r#"{"a":1,"b":"a"}"#),
         ];
-        let members = Members::new(["a", "b"].into_iter());
         for (key, record_key, payload) in cases {
-            let change = members.change(&key, &mut Vec::new());
+            let places = ["a", "b"].into_iter().zip((0..key.len()).map(Place::Key));
+            let change = Members::new(places).change(&key, &[], &mut Vec::new());
             assert_eq!((text(&change.key.unwrap()), text(&change.payload)), (record_key, payload));
         }
     }
 
     #[test]
+    fn a_payload_has_its_members_in_the_order_that_was_asked_for() {
+        let places =
+            [("name", Place::Other(1)), ("id", Place::Key(0)), ("tags", Place::Other(0)), ("at", Place::Other(2))];
+        let others = [Some(Value::Literal(r#"["a"]"#.to_owned())), Some(Value::Text("x\"".to_owned())), None];
+        let change = Members::new(places.into_iter()).change(&[Value::Integer(7)], &others, &mut Vec::new());
+        assert_eq!(text(&change.payload), r#"{"name":"x\"","id":7,"tags":["a"],"at":null}"#);
+        assert_eq!(text(&change.key.unwrap()), "7");
+    }
+
+    #[test]
     fn a_chunk_ends_at_its_rows_or_its_bytes_and_holds_a_key_once() {
-        let members = Members::new(["id"].into_iter());
+        let members = Members::new([("id", Place::Key(0))].into_iter());
         let fill = |limit, numbers: &[i64]| {
             let mut filling = Filling::new(limit, &members);
-            let taken = numbers.iter().take_while(|number| filling.add(&mut vec![Value::Integer(**number)])).count();
+            let taken =
+                numbers.iter().take_while(|number| filling.add(&mut vec![Value::Integer(**number)], &[])).count();
             let (chunk, ahead) = filling.finish(&Arc::default());
             (taken, chunk.values, ahead)
         };

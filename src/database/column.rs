@@ -1,8 +1,8 @@
-//! A column that can be part of a key: how its database selects, compares and binds it.
+//! A column: how its database selects, compares and binds it.
 
 use super::value::Value;
 
-/// A column as its database handles it where it is part of the key.
+/// A column as its database handles it where it is part of the key, and where it is a mere member of a payload.
 #[derive(Clone)]
 pub(super) struct Column {
     pub name: String,
@@ -14,9 +14,20 @@ pub(super) struct Column {
     /// True where the column is written otherwise than the first `?`, although `=` may not tell them apart; `None` where
     /// that cannot be.
     pub differs: Option<String>,
+    /// Why it cannot be part of a key, if so.
+    pub unfit: Option<&'static str>,
+    /// As what, and by which expression, it is read where it is no part of the key, if otherwise.
+    pub shown: Option<(Kind, String)>,
 }
 
-/// As what the value of a key column is read.
+impl Column {
+    /// As what, and by which expression, a payload has it.
+    pub fn shown(&self) -> (Kind, &str) {
+        self.shown.as_ref().map_or((self.kind, &self.read), |(kind, read)| (*kind, read))
+    }
+}
+
+/// As what the value of a column is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Integer,
@@ -26,10 +37,10 @@ pub(super) enum Kind {
     Literal,
     Text,
     Bytes,
+    /// Text that is JSON; no key has it.
+    Json,
     /// Each value says itself what it is, as in SQLite.
     Dynamic,
-    /// Cannot be a key, and why.
-    Unfit(&'static str),
 }
 
 impl Kind {

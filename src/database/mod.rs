@@ -13,8 +13,10 @@ mod mysql;
 mod place;
 mod position;
 mod postgres;
+mod preview;
 mod run;
 mod scan;
+mod session;
 mod sql;
 mod sqlite;
 mod statement;
@@ -32,11 +34,12 @@ pub use lock::Lock;
 pub use place::Place;
 pub use position::Position;
 pub use scan::Scan;
+pub use session::Session;
 pub use statement::{Dialect, Question, Statement};
 pub use trouble::Trouble;
 
 use chunk::Filling;
-use column::{Column, Kind};
+use column::Column;
 use mysql::MySql;
 use postgres::Postgres;
 use run::Ran;
@@ -51,6 +54,17 @@ pub struct Source {
     pub rows: Rows,
     /// The columns of the key; empty: those of the table's primary key.
     pub key: Vec<String>,
+    pub payload: Payload,
+}
+
+/// What is announced of a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Payload {
+    /// The columns of its key.
+    #[default]
+    Key,
+    Columns(Vec<String>),
+    Row,
 }
 
 #[derive(Clone, Debug)]
@@ -79,15 +93,23 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 impl Database {
     /// Connects; an error never holds the URL's password. A SQLite file must be there already.
     pub async fn open(url: &str) -> Result<Database, Trouble> {
+        Database::open_for(url, &Session::default()).await
+    }
+
+    /// The same, for a session of this kind.
+    pub async fn open_for(url: &str, session: &Session) -> Result<Database, Trouble> {
         let opening = async {
-            match Dialect::of(url).map_err(Trouble::Misconfigured)? {
-                Dialect::Postgres => Postgres::open(url).await.map(Connection::Postgres),
+            let connection = match Dialect::of(url).map_err(Trouble::Misconfigured)? {
+                Dialect::Postgres => Postgres::open(url, session.name.as_deref()).await.map(Connection::Postgres),
                 Dialect::MySql => MySql::open(url).await.map(Connection::MySql),
                 Dialect::Sqlite => Sqlite::open(url).await.map(Connection::Sqlite),
-            }
+            };
+            let mut database = Database(connection?);
+            database.set_up(session).await?;
+            Ok(database)
         };
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-            Ok(opened) => opened.map(Database),
+            Ok(opened) => opened,
             Err(elapsed) => {
                 let error = anyhow::Error::new(elapsed).context(format!("no answer within {OPEN_TIMEOUT:?}"));
                 Err(Trouble::Away(error.context("cannot connect to the database")))
@@ -126,8 +148,17 @@ impl Database {
                 None => anyhow!("{label} has no primary key of its own; name its key columns with --key"),
             }));
         }
-        let key = names.iter().map(|name| find(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?;
-        let scan = Scan::new(relation, key);
+        let key = names.iter().map(|name| find_key(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?;
+        let members = match &source.payload {
+            Payload::Key => key.clone(),
+            Payload::Columns(names) => {
+                names.iter().map(|name| find(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?
+            }
+            Payload::Row => {
+                columns.iter().map(|column| find(&column.name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        let scan = Scan::new(relation, key, members);
         // A primary key has no NULLs, but for SQLite.
         let is_null_free =
             self.dialect() != Dialect::Sqlite && scan.key.iter().all(|column| primary.contains(&column.name));
@@ -144,6 +175,7 @@ impl Database {
         if scan.is_done {
             return Ok(None);
         }
+        let limit = scan.fitting(limit);
         let sql = scan.next(limit);
         let mut filling = Filling::new(limit, &scan.members);
         let read = match &mut self.0 {
@@ -152,6 +184,7 @@ impl Database {
             Connection::Sqlite(sqlite) => sqlite.read(&sql, scan, &mut filling).await,
         };
         read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
+        scan.fitting_rows = filling.fitting_rows();
         let (chunk, ahead) = filling.finish(&scan.key);
         if let Some(sql) = scan.passed_over(chunk.keys().next())
             && self.exists(&sql).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?
@@ -240,6 +273,17 @@ fn options<Options: FromStr<Err = sqlx::Error>>(url: &str) -> Result<Options, Tr
     url.parse().map_err(|error| Trouble::from(error).context("cannot use the database URL"))
 }
 
+fn find_key(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, Trouble> {
+    let column = find(name, columns, relation)?;
+    match column.unfit {
+        None => Ok(column),
+        Some(why) => {
+            let label = &relation.label;
+            Err(Trouble::Misconfigured(anyhow!("column {name} of {label} cannot be a key: {why}")))
+        }
+    }
+}
+
 fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, Trouble> {
     let is_it = |column: &&Column| match relation.dialect {
         Dialect::Postgres => column.name == name,
@@ -248,7 +292,6 @@ fn find(name: &str, columns: &[Column], relation: &Relation) -> Result<Column, T
     let label = &relation.label;
     let found = columns.iter().filter(is_it).collect::<Vec<_>>();
     let error = match found.as_slice() {
-        [Column { kind: Kind::Unfit(why), .. }] => anyhow!("column {name} of {label} cannot be a key: {why}"),
         [column] => return Ok(Column::clone(column)),
         [] => {
             let names = columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();

@@ -1,5 +1,6 @@
 //! MySQL and MariaDB: each value is bound by its own type, since their comparisons of mixed types are not exact.
 
+use futures_util::TryStreamExt as _;
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlConnection, MySqlRow, MySqlTypeInfo};
 use sqlx::query::Query;
 use sqlx::{
@@ -56,6 +57,11 @@ impl MySql {
         Ok(query.fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Runs statements that give nothing.
+    pub async fn set(&mut self, sql: &Sql) -> sqlx::Result<()> {
+        self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
+    }
+
     /// Returns how many rows were touched.
     pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
         Ok(bind(sqlx::query(sql.text()), &sql.values).execute(&mut self.0).await?.rows_affected())
@@ -73,13 +79,24 @@ impl MySql {
         row.map_or(Ok(None), |row| row.try_get_unchecked(0))
     }
 
+    /// How the database would run it, as JSON.
+    pub async fn explain(&mut self, sql: &Sql) -> sqlx::Result<String> {
+        let sql = sql.explained("EXPLAIN FORMAT=JSON");
+        bind(sqlx::query(sql.text()), &sql.values).persistent(false).fetch_one(&mut self.0).await?.try_get_unchecked(0)
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
-        let mut key = Vec::with_capacity(scan.key.len());
-        for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
+        let (mut key, mut others) = (Vec::with_capacity(scan.key.len()), Vec::with_capacity(scan.others.len()));
+        let mut rows = bind(sqlx::query(sql.text()), &sql.values).fetch(&mut self.0);
+        while let Some(row) = rows.try_next().await? {
             for (at, column) in scan.key.iter().enumerate() {
                 key.push(present(value(&row, at, column.kind)?, scan)?);
             }
-            if !filling.add(&mut key) {
+            others.clear();
+            for (at, (kind, _)) in (scan.key.len()..).zip(&scan.others) {
+                others.push(value(&row, at, *kind)?);
+            }
+            if !filling.add(&mut key, &others) {
                 break;
             }
         }
@@ -116,7 +133,7 @@ impl MySql {
 
 fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
     let column = relation.column(&name);
-    let kind = kind(info);
+    let (kind, unfit) = (kind(info), unfit(info));
     let read = match info.name() {
         // Their unsigned forms do not show in the type; CHAR, since no date is decoded here.
         "BOOLEAN" | "YEAR" => format!("CAST({column} AS SIGNED)"),
@@ -130,19 +147,33 @@ fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
     };
     // A string is compared with a decimal as a double.
     let bind = if kind == Kind::Literal { "CAST(? AS DECIMAL(65,30))" } else { "?" };
-    Column { name, kind, read, bind: bind.to_owned(), differs }
+    let shown = match info.name() {
+        "FLOAT" => Some((Kind::Literal, format!("CAST({column} AS CHAR)"))),
+        "GEOMETRY" => Some((Kind::Text, format!("ST_AsText({column})"))),
+        "JSON" => Some((Kind::Json, format!("CAST({column} AS CHAR)"))),
+        _ if unfit.is_some() => Some((Kind::Text, format!("CAST({column} AS CHAR)"))),
+        _ => None,
+    };
+    Column { name, kind, read, bind: bind.to_owned(), differs, unfit, shown }
+}
+
+/// Why a column of this type cannot be part of a key.
+fn unfit(info: &MySqlTypeInfo) -> Option<&'static str> {
+    match info.name() {
+        // ORDER BY sorts these by number, `>` compares them as text: rows would be left out. Of a SET sqlx tells
+        // only in its Debug text.
+        "ENUM" | "SET" => Some("an ENUM or SET is sorted one way and compared another"),
+        _ if format!("{info:?}").contains("SET)") || format!("{info:?}").contains("SET |") => {
+            Some("an ENUM or SET is sorted one way and compared another")
+        }
+        "FLOAT" => Some("a FLOAT does not equal its own text"),
+        "GEOMETRY" => Some("its values have no order"),
+        _ => None,
+    }
 }
 
 fn kind(info: &MySqlTypeInfo) -> Kind {
     match info.name() {
-        // ORDER BY sorts these by number, `>` compares them as text: rows would be left out. Of a SET sqlx tells
-        // only in its Debug text.
-        "ENUM" | "SET" => Kind::Unfit("an ENUM or SET is sorted one way and compared another"),
-        _ if format!("{info:?}").contains("SET)") || format!("{info:?}").contains("SET |") => {
-            Kind::Unfit("an ENUM or SET is sorted one way and compared another")
-        }
-        "FLOAT" => Kind::Unfit("a FLOAT does not equal its own text"),
-        "GEOMETRY" => Kind::Unfit("its values have no order"),
         "BIT" => Kind::Unsigned,
         "BOOLEAN" | "YEAR" => Kind::Integer,
         name if name.contains("INT") && name.ends_with("UNSIGNED") => Kind::Unsigned,
@@ -170,10 +201,8 @@ fn value(row: &MySqlRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
         Kind::Integer => row.try_get_unchecked::<Option<i64>, _>(at)?.map(Value::Integer),
         Kind::Unsigned => row.try_get_unchecked::<Option<u64>, _>(at)?.map(Value::Unsigned),
         Kind::Real => row.try_get_unchecked::<Option<f64>, _>(at)?.map(Value::Real),
-        Kind::Literal => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Literal),
+        Kind::Literal | Kind::Json => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Literal),
         Kind::Text => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Text),
-        Kind::Bytes | Kind::Dynamic | Kind::Unfit(_) => {
-            row.try_get_unchecked::<Option<Vec<u8>>, _>(at)?.map(Value::Bytes)
-        }
+        Kind::Bytes | Kind::Dynamic => row.try_get_unchecked::<Option<Vec<u8>>, _>(at)?.map(Value::Bytes),
     })
 }

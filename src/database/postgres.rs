@@ -1,5 +1,6 @@
 //! Postgres: integers travel in binary, every other key as its text, cast back to the exact type.
 
+use futures_util::TryStreamExt as _;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
@@ -17,10 +18,11 @@ use super::{Ran, options, present};
 pub(super) struct Postgres(PgConnection);
 
 impl Postgres {
-    pub async fn open(url: &str) -> Result<Postgres, Trouble> {
+    /// `name` is what the server shows it as, where the URL says nothing of that.
+    pub async fn open(url: &str, name: Option<&str>) -> Result<Postgres, Trouble> {
         let mut options: PgConnectOptions = options(url)?;
         if options.get_application_name().is_none() {
-            options = options.application_name("ksync-stream");
+            options = options.application_name(name.unwrap_or("ksync-stream"));
         }
         let place = format!("cannot connect to Postgres at {}:{}", options.get_host(), options.get_port());
         // Its log of slow statements would show the operator's SQL as a warning.
@@ -61,6 +63,11 @@ impl Postgres {
         Ok(query(sql).persistent(false).fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Runs statements that give nothing.
+    pub async fn set(&mut self, sql: &Sql) -> sqlx::Result<()> {
+        self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
+    }
+
     /// Returns how many rows were touched.
     pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
         Ok(query(sql).execute(&mut self.0).await?.rows_affected())
@@ -78,13 +85,24 @@ impl Postgres {
         row.map_or(Ok(None), |row| row.try_get_unchecked(0))
     }
 
+    /// How the database would run it, as JSON.
+    pub async fn explain(&mut self, sql: &Sql) -> sqlx::Result<String> {
+        let sql = sql.explained("EXPLAIN (FORMAT JSON)");
+        query(&sql).persistent(false).fetch_one(&mut self.0).await?.try_get_unchecked(0)
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
-        let mut key = Vec::with_capacity(scan.key.len());
-        for row in query(sql).fetch_all(&mut self.0).await? {
+        let (mut key, mut others) = (Vec::with_capacity(scan.key.len()), Vec::with_capacity(scan.others.len()));
+        let mut rows = query(sql).fetch(&mut self.0);
+        while let Some(row) = rows.try_next().await? {
             for (at, column) in scan.key.iter().enumerate() {
                 key.push(present(value(&row, at, column.kind)?, scan)?);
             }
-            if !filling.add(&mut key) {
+            others.clear();
+            for (at, (kind, _)) in (scan.key.len()..).zip(&scan.others) {
+                others.push(value(&row, at, *kind)?);
+            }
+            if !filling.add(&mut key, &others) {
                 break;
             }
         }
@@ -135,9 +153,11 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
     let kind = match type_name {
         "smallint" | "integer" | "bigint" => Kind::Integer,
         "numeric" | "real" | "double precision" | "oid" | "boolean" => Kind::Literal,
-        "json" | "xml" | "point" => Kind::Unfit("its values have no order"),
         _ => Kind::Text,
     };
+    let has_no_order = matches!(type_name, "json" | "xml" | "point");
+    // What has members has them in JSON, too; text says little of it.
+    let is_json = matches!(type_name, "json" | "jsonb") || type_name.ends_with("[]");
     let is_integer = kind == Kind::Integer;
     Column {
         kind,
@@ -145,6 +165,8 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
         bind: if is_integer { format!("?::{type_name}") } else { format!("?::text::{type_name}") },
         // Equal for the database are 1.0 and 1.00, 'a' and 'A' as citext.
         differs: (!is_integer).then(|| format!("? <> {column}::text")),
+        unfit: has_no_order.then_some("its values have no order"),
+        shown: is_json.then(|| (Kind::Json, format!("to_json({column})::text"))),
         name,
     }
 }
@@ -161,6 +183,9 @@ fn value(row: &PgRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
         return Ok(row.try_get_unchecked::<Option<i64>, _>(at)?.map(Value::Integer));
     }
     let text = row.try_get_unchecked::<Option<String>, _>(at)?;
+    if kind == Kind::Json {
+        return Ok(text.map(Value::Literal));
+    }
     // NaN and Infinity are no numbers in JSON.
     let is_literal = |text: &String| {
         kind == Kind::Literal

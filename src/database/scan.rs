@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 
-use super::chunk::{Limit, Members};
-use super::column::Column;
+use super::chunk::{Limit, Members, Place};
+use super::column::{Column, Kind};
 use super::position::Position;
 use super::sql::{Sql, Table, quoted};
 use super::statement::{Dialect, fragment};
@@ -76,19 +76,39 @@ impl Relation {
 }
 
 /// How far a source has been read; the connection may change in between.
+#[derive(Clone)]
 pub struct Scan {
     pub(super) relation: Relation,
     pub(super) key: Arc<[Column]>,
-    pub(super) members: Members,
+    /// What the payload has besides the key: as what it is read, and by which expression.
+    pub(super) others: Vec<(Kind, String)>,
+    pub(super) members: Arc<Members>,
+    /// How many rows of the last chunk were all that its bytes allowed.
+    pub(super) fitting_rows: Option<usize>,
     last: Option<Vec<Value>>,
     ahead: Option<Vec<Value>>,
     pub(super) is_done: bool,
 }
 
 impl Scan {
-    pub(super) fn new(relation: Relation, key: Vec<Column>) -> Scan {
-        let members = Members::new(key.iter().map(|column| column.name.as_str()));
-        Scan { relation, key: key.into(), members, last: None, ahead: None, is_done: false }
+    /// `members` are the columns of the payload.
+    pub(super) fn new(relation: Relation, key: Vec<Column>, members: Vec<Column>) -> Scan {
+        let mut others = Vec::new();
+        let places = members.iter().map(|column| match key.iter().position(|of_key| of_key.name == column.name) {
+            Some(at) => (column.name.as_str(), Place::Key(at)),
+            None => {
+                let (kind, read) = column.shown();
+                others.push((kind, read.to_owned()));
+                (column.name.as_str(), Place::Other(others.len() - 1))
+            }
+        });
+        let members = Arc::new(Members::new(places));
+        Scan { relation, key: key.into(), others, members, fitting_rows: None, last: None, ahead: None, is_done: false }
+    }
+
+    /// What is read: `table products`.
+    pub fn label(&self) -> &str {
+        &self.relation.label
     }
 
     /// Whether the last row was read; false may mean that this is not known yet.
@@ -96,11 +116,17 @@ impl Scan {
         self.is_done
     }
 
+    /// Where the last chunk was full by its bytes, so may the next one be: the database is not asked for far more rows
+    /// than that.
+    pub(super) fn fitting(&self, limit: Limit) -> Limit {
+        let rows = self.fitting_rows.map_or(limit.rows, |rows| limit.rows.min(rows.saturating_mul(2)));
+        Limit { rows, ..limit }
+    }
+
     /// The rows of the next chunk and one more, which shows whether there are more.
     pub(super) fn next(&self, limit: Limit) -> Sql {
-        let list = |part: fn(&Column) -> &str| self.key.iter().map(part).collect::<Vec<_>>().join(", ");
         let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>();
-        let mut sql = self.relation.select(&list(|column| &column.read));
+        let mut sql = self.relation.select(&self.reads());
         match &self.last {
             None => drop(sql.push("1 = 1")),
             Some(last) if self.relation.dialect == Dialect::MySql => self.behind(&names, last, &mut sql),
@@ -114,6 +140,35 @@ impl Scan {
         }
         sql.push(&format!(" ORDER BY {} LIMIT {}", names.join(", "), limit.rows.saturating_add(1)));
         sql
+    }
+
+    /// The last row that there is.
+    pub(super) fn last(&self) -> Sql {
+        let reads = self.reads();
+        let names = self.key.iter().map(|column| format!("{} DESC", self.relation.column(&column.name)));
+        let order = names.collect::<Vec<_>>().join(", ");
+        let mut sql = self.relation.select(&reads);
+        sql.push("1 = 1 ORDER BY ").push(&order).push(" LIMIT 1");
+        sql
+    }
+
+    /// What [`Scan::next`] would be behind a position.
+    pub(super) fn behind_of(&self, position: &Position, limit: Limit) -> Result<Sql, Trouble> {
+        let mut behind = self.clone();
+        behind.go_on_behind(position)?;
+        Ok(behind.next(limit))
+    }
+
+    /// How many rows there are.
+    pub(super) fn count(&self) -> Sql {
+        let mut sql = self.relation.select("count(*)");
+        sql.push("1 = 1");
+        sql
+    }
+
+    fn reads(&self) -> String {
+        let others = self.others.iter().map(|(_, read)| &read[..]);
+        self.key.iter().map(|column| column.read.as_str()).chain(others).collect::<Vec<_>>().join(", ")
     }
 
     /// `(a, b) > (1, 2)` as `a > 1 OR (a = 1 AND b > 2)`: MySQL and MariaDB use an index only for this.

@@ -36,6 +36,11 @@ impl Sql {
         self
     }
 
+    /// With the same values.
+    pub fn explained(&self, how: &str) -> Sql {
+        Sql { text: format!("{how} {}", self.text), values: self.values.clone(), ..*self }
+    }
+
     /// Vouches for the text to sqlx.
     pub fn text(&self) -> AssertSqlSafe<&str> {
         AssertSqlSafe(&self.text)

@@ -1,5 +1,6 @@
 //! SQLite: each value says itself of which type it is, and is bound as just that.
 
+use futures_util::TryStreamExt as _;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{
@@ -49,6 +50,11 @@ impl Sqlite {
         Ok(query.fetch_optional(&mut self.0).await?.is_some())
     }
 
+    /// Runs statements that give nothing.
+    pub async fn set(&mut self, sql: &Sql) -> sqlx::Result<()> {
+        self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
+    }
+
     /// Returns how many rows were touched.
     pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
         Ok(bind(sqlx::query(sql.text()), &sql.values).execute(&mut self.0).await?.rows_affected())
@@ -67,13 +73,25 @@ impl Sqlite {
         Ok(value.map(|value| value.text().into_owned()))
     }
 
+    /// How the database would run it, step by step.
+    pub async fn explain(&mut self, sql: &Sql) -> sqlx::Result<Vec<String>> {
+        let sql = sql.explained("EXPLAIN QUERY PLAN");
+        let rows = bind(sqlx::query(sql.text()), &sql.values).persistent(false).fetch_all(&mut self.0).await?;
+        rows.iter().map(|row| row.try_get_unchecked(3)).collect()
+    }
+
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
-        let mut key = Vec::with_capacity(scan.key.len());
-        for row in bind(sqlx::query(sql.text()), &sql.values).fetch_all(&mut self.0).await? {
+        let (mut key, mut others) = (Vec::with_capacity(scan.key.len()), Vec::with_capacity(scan.others.len()));
+        let mut rows = bind(sqlx::query(sql.text()), &sql.values).fetch(&mut self.0);
+        while let Some(row) = rows.try_next().await? {
             for at in 0..scan.key.len() {
                 key.push(present(value(&row, at)?, scan)?);
             }
-            if !filling.add(&mut key) {
+            others.clear();
+            for at in (scan.key.len()..).take(scan.others.len()) {
+                others.push(value(&row, at)?);
+            }
+            if !filling.add(&mut key, &others) {
                 break;
             }
         }
@@ -115,7 +133,7 @@ fn column(relation: &Relation, name: String) -> Column {
     let column = relation.column(&name);
     // Equal may be 1 and 1.0, and by its collation 'a' and 'A'.
     let differs = Some(format!("quote({column}) <> quote(?)"));
-    Column { name, kind: Kind::Dynamic, read: column, bind: "?".to_owned(), differs }
+    Column { name, kind: Kind::Dynamic, read: column, bind: "?".to_owned(), differs, unfit: None, shown: None }
 }
 
 fn bind<'q>(

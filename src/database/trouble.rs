@@ -22,7 +22,7 @@ pub enum Trouble {
 
 impl Trouble {
     /// The same trouble, told from one level further out.
-    pub(super) fn context(self, text: impl fmt::Display + Send + Sync + 'static) -> Trouble {
+    pub fn context(self, text: impl fmt::Display + Send + Sync + 'static) -> Trouble {
         match self {
             Trouble::Misconfigured(error) => Trouble::Misconfigured(error.context(text)),
             Trouble::Away(error) => Trouble::Away(error.context(text)),

@@ -1,4 +1,4 @@
-//! The value of a key column, as it is bound again and as it is written in JSON.
+//! The value of a column, as it is bound again and as it is written in JSON.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ pub(super) enum Value {
     Unsigned(u64),
     #[serde(with = "real")]
     Real(f64),
-    /// A number or a bool in the text of the database, which is its JSON too.
+    /// A number or a bool, and outside of keys any JSON, in the text of the database, which is its JSON too.
     Literal(String),
     Text(String),
     #[serde(with = "base64")]

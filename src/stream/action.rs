@@ -6,15 +6,27 @@ use anyhow::{Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
-use crate::database::{Mark, Statement};
+use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Failed, Input, Kind, Outcome};
 use crate::message::Change;
 
 /// What is done to the rows of a chunk between its messages.
 pub enum Action {
-    Sql(Statement),
+    Sql {
+        statement: Statement,
+        /// Where it is run, if that is not where the rows are read.
+        database: Option<Database>,
+    },
     Command(Command),
+}
+
+/// Where a statement is run.
+pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source) -> Option<&'a mut Database> {
+    match action {
+        Some(Action::Sql { database: Some(database), .. }) => Some(database),
+        _ => source.database(),
+    }
 }
 
 /// Does it to the rows of the chunk.
@@ -28,10 +40,11 @@ pub(super) async fn act(
 ) -> Result<()> {
     match (action, source, chunk) {
         (None, _, _) => Ok(()),
-        (Some(Action::Sql(statement)), Source::Rows { database, .. }, Chunk::Rows(rows)) => {
+        (Some(Action::Sql { statement, database: other }), Source::Rows { database, .. }, Chunk::Rows(rows)) => {
+            let database = other.as_mut().unwrap_or(database);
             database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop)
         }
-        (Some(Action::Sql(_)), _, _) => Err(anyhow!("a statement needs rows of a database")),
+        (Some(Action::Sql { .. }), _, _) => Err(anyhow!("a statement needs rows of a database")),
         (Some(Action::Command(command)), _, _) => run(command, chunk.changes()).await,
     }
 }

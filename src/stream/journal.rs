@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use log::info;
 
+use super::action::Action;
 use super::checkpoint::Checkpoint;
 use super::failure;
 use super::file::CheckpointFile;
@@ -56,10 +57,19 @@ impl Journal {
     /// Locks the job and moves the source behind what is done. `None` where nothing is left to do.
     ///
     /// Fails with status 4 where another process is at the same job, with 78 where what is kept is another job's, or cannot
-    /// be read or written. `has_action` tells whether doing it again could do harm.
-    pub async fn begin(resume: Option<Resume>, source: &mut Source, has_action: bool) -> Result<Option<Journal>> {
+    /// be read or written. The job is locked, and kept in a table, where its statements are run.
+    pub async fn begin(
+        resume: Option<Resume>,
+        source: &mut Source,
+        action: Option<&mut Action>,
+    ) -> Result<Option<Journal>> {
         let (Some(Resume { mut job, keep, begins_anew }), Source::Rows { database, scan }) = (resume, source) else {
             return Ok(Some(Journal { kept: None, _lock: None, is_repeatable: false }));
+        };
+        let has_action = action.is_some();
+        let database = match action {
+            Some(Action::Sql { database: Some(other), .. }) => other,
+            _ => database,
         };
         let misconfigured = |error| match Exit::of(&error) {
             Exit::Person => Exit::Misconfigured.because(error),

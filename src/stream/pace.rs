@@ -44,7 +44,7 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
-    fn time_of(self, rows: usize) -> Duration {
+    pub(super) fn time_of(self, rows: usize) -> Duration {
         match self {
             Rate::Unlimited => Duration::ZERO,
             Rate::PerSecond(per_second) => {

@@ -20,6 +20,8 @@ pub struct ChunkLimits {
     pub bytes: usize,
     /// How long to wait for more lines of stdin once one is there.
     pub wait: Duration,
+    /// How long an action on rows of a database is to take: where it takes longer, the next chunk is smaller.
+    pub time: Duration,
 }
 
 /// Where the rows come from.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use ksync::database::{Chunk, Database, Dialect, Limit, Position, Rows, Source, Statement, Trouble};
+use ksync::database::{Chunk, Database, Dialect, Limit, Payload, Position, Rows, Source, Statement, Trouble};
 
 use crate::support::{Primary, primaries};
 
@@ -140,17 +140,90 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_payload_has_all_columns_of_a_row_or_those_that_are_named() {
+    use Dialect::{MySql, Postgres, Sqlite};
+    // The type of a column, a value of it, and how that stands in a payload.
+    let cases: Vec<(Dialect, &str, &str, &str)> = vec![
+        (Postgres, "JSON", r#"'{"a": [1, null]}'"#, r#"{"a": [1, null]}"#),
+        (Postgres, "JSONB", r#"'{"a":[1,null]}'"#, r#"{"a": [1, null]}"#),
+        (Postgres, "TEXT[]", r#"'{a,NULL,"b c"}'"#, r#"["a",null,"b c"]"#),
+        (Postgres, "NUMERIC", "12345678901234567890.10", "12345678901234567890.10"),
+        (Postgres, "REAL", "'NaN'", r#""NaN""#),
+        (Postgres, "BOOLEAN", "true", "true"),
+        (Postgres, "TIMESTAMPTZ", "'2024-02-29 23:59:59.5+00'", r#""2024-02-29 23:59:59.5+00""#),
+        (Postgres, "POINT", "'(1,2)'", r#""(1,2)""#),
+        (Postgres, "XML", "'<a/>'", r#""<a/>""#),
+        (Postgres, "BYTEA", "'\\x00ff'", r#""\\x00ff""#),
+        (Postgres, "TEXT", "NULL", "null"),
+        (MySql, "ENUM('b', 'a')", "'a'", r#""a""#),
+        (MySql, "SET('b', 'a')", "'a,b'", r#""b,a""#),
+        (MySql, "FLOAT", "1.5", "1.5"),
+        (MySql, "DOUBLE", "1e300", "1e+300"),
+        (MySql, "DECIMAL(22,2)", "12345678901234567890.01", "12345678901234567890.01"),
+        (MySql, "POINT", "POINT(1, 2)", r#""POINT(1 2)""#),
+        (MySql, "DATETIME(6)", "'2024-02-29 23:59:59.000001'", r#""2024-02-29 23:59:59.000001""#),
+        (MySql, "BLOB", "X'00ff'", r#""\\x00ff""#),
+        (MySql, "TEXT", "'é\\n'", r#""é\n""#),
+        (MySql, "TEXT", "NULL", "null"),
+        (Sqlite, "REAL", "0.1", "0.1"),
+        (Sqlite, "BLOB", "X'00ff'", r#""\\x00ff""#),
+        (Sqlite, "TEXT", "NULL", "null"),
+    ];
+    for primary in primaries("payloads").await {
+        let cases: Vec<_> = cases.iter().filter(|(dialect, ..)| *dialect == primary.dialect).collect();
+        let columns = (0..).zip(&cases).map(|(at, (_, kind, ..))| format!(", c{at} {kind}")).collect::<String>();
+        let values = cases.iter().map(|(_, _, value, _)| format!(", {value}")).collect::<String>();
+        primary.execute(&format!("CREATE TABLE t (id INTEGER PRIMARY KEY, name VARCHAR(9){columns})")).await;
+        primary.execute(&format!("INSERT INTO t VALUES (1, 'x'{values})")).await;
+        let members = (0..).zip(&cases).map(|(at, (.., json))| format!(",\"c{at}\":{json}")).collect::<String>();
+        let source = |payload| Source { payload, ..table("t") };
+        let limit = Limit { rows: 2, bytes: 1 << 20 };
+        let row = primary.chunks(&source(Payload::Row), limit).await;
+        assert_eq!(
+            (keys(&row), payloads(&row)),
+            (vec!["1".to_owned()], vec![format!("{{\"id\":1,\"name\":\"x\"{members}}}")])
+        );
+        let chosen = Payload::Columns(vec!["name".to_owned(), "id".to_owned()]);
+        assert_eq!(payloads(&primary.chunks(&source(chosen), limit).await), [r#"{"name":"x","id":1}"#]);
+        let named = Payload::Columns(vec!["nam".to_owned()]);
+        let trouble = primary.open().await.prepare(&source(named)).await.err().unwrap();
+        assert!(text(&trouble).starts_with("misconfigured: table t has no column 'nam'; its columns are id, name, c0"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_200_columns_is_read_as_it_is_and_its_large_rows_a_few_at_a_time() {
+    for primary in primaries("wide").await {
+        let columns = (0..200).map(|at| format!(", c{at} INTEGER DEFAULT {at}")).collect::<String>();
+        primary.execute(&format!("CREATE TABLE t (id INTEGER PRIMARY KEY, pad TEXT{columns})")).await;
+        for id in 0..40 {
+            primary.execute(&format!("INSERT INTO t (id, pad) VALUES ({id}, '{}')", "x".repeat(10_000))).await;
+        }
+        let source = Source { payload: Payload::Row, ..table("t") };
+        let chunks = primary.chunks(&source, Limit { rows: 1000, bytes: 60_000 }).await;
+        let sizes: Vec<_> = chunks.iter().map(|chunk| chunk.changes.len()).collect();
+        assert_eq!(keys(&chunks), (0..40).map(|id| id.to_string()).collect::<Vec<_>>(), "{primary:?}");
+        assert!(sizes[..sizes.len() - 1].iter().all(|size| (5..=6).contains(size)), "{sizes:?}");
+        let first = payloads(&chunks).remove(0);
+        assert!(first.ends_with(",\"c198\":198,\"c199\":199}"), "{primary:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_condition_and_a_query_choose_the_rows() {
     for primary in primaries("choice").await {
         primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name VARCHAR(9))").await;
         primary.execute("INSERT INTO products VALUES (1, 'a'), (2, 'b'), (3, 'a:x'), (4, 'a')").await;
         let condition = "products.name LIKE 'a%' OR id = 2 -- all of them";
         let rows = Rows::Table { table: "products".to_owned(), filter: Some(condition.to_owned()) };
-        let chunks = primary.chunks(&Source { rows, key: Vec::new() }, Limit { rows: 2, bytes: 1 << 20 }).await;
+        let chunks = primary
+            .chunks(&Source { rows, key: Vec::new(), payload: Payload::Key }, Limit { rows: 2, bytes: 1 << 20 })
+            .await;
         assert_eq!(keys(&chunks), ["1", "2", "3", "4"], "{primary:?}");
 
         let query = "SELECT max(id) AS newest, name FROM products GROUP BY name; -- the newest of each";
-        let source = Source { rows: Rows::Query(query.to_owned()), key: vec!["newest".to_owned()] };
+        let source =
+            Source { rows: Rows::Query(query.to_owned()), key: vec!["newest".to_owned()], payload: Payload::Key };
         let chunks = primary.chunks(&source, Limit { rows: 2, bytes: 1 << 20 }).await;
         assert_eq!(payloads(&chunks), [r#"{"newest":2}"#, r#"{"newest":3}"#, r#"{"newest":4}"#], "{primary:?}");
     }
@@ -237,7 +310,7 @@ async fn a_source_that_does_not_fit_is_refused_before_a_row_is_read() {
         primary.execute("CREATE TABLE bare (id INTEGER, name VARCHAR(9))").await;
         primary.execute("INSERT INTO bare VALUES (1, 'a'), (NULL, 'b')").await;
         let key = |name: &str| vec![name.to_owned()];
-        let query = |sql: &str, key| Source { rows: Rows::Query(sql.to_owned()), key };
+        let query = |sql: &str, key| Source { rows: Rows::Query(sql.to_owned()), key, payload: Payload::Key };
         let twice = "SELECT a.id, b.id FROM products a JOIN products b ON a.id = b.id";
         let missing = match primary.dialect {
             Dialect::Postgres => "relation \"nothing\" does not exist",
@@ -269,7 +342,8 @@ async fn a_source_that_does_not_fit_is_refused_before_a_row_is_read() {
             assert_eq!(text(&trouble), format!("misconfigured: {expected}"), "{primary:?}");
         }
         let second = Rows::Table { table: "products".to_owned(), filter: Some("id = 1; DROP TABLE bare".to_owned()) };
-        let trouble = database.prepare(&Source { rows: second, key: Vec::new() }).await.err().unwrap();
+        let trouble =
+            database.prepare(&Source { rows: second, key: Vec::new(), payload: Payload::Key }).await.err().unwrap();
         let expected = "refused: cannot use the condition: it goes on after the ';'; one statement is all that is run";
         assert_eq!(text(&trouble), expected);
     }
@@ -525,7 +599,11 @@ async fn the_rows_of_a_whole_table_are_estimated() {
         let mut database = primary.open().await;
         assert_eq!(database.estimate(&table("products")).await.unwrap(), Some(1_000), "{primary:?}");
         let some = Rows::Table { table: "products".to_owned(), filter: Some("id < 5".to_owned()) };
-        assert_eq!(database.estimate(&Source { rows: some, key: Vec::new() }).await.unwrap(), None, "{primary:?}");
+        assert_eq!(
+            database.estimate(&Source { rows: some, key: Vec::new(), payload: Payload::Key }).await.unwrap(),
+            None,
+            "{primary:?}"
+        );
     }
 }
 
@@ -543,7 +621,7 @@ async fn behind(primary: &Primary, source: &Source, end: &Position) -> Vec<Chunk
 }
 
 fn table(name: &str) -> Source {
-    Source { rows: Rows::Table { table: name.to_owned(), filter: None }, key: Vec::new() }
+    Source { rows: Rows::Table { table: name.to_owned(), filter: None }, key: Vec::new(), payload: Payload::Key }
 }
 
 fn keys(chunks: &[Chunk]) -> Vec<String> {

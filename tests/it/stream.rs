@@ -73,6 +73,26 @@ fn the_rows_of_a_table_or_of_a_part_of_it_or_of_a_query_are_announced() {
 }
 
 #[test]
+fn the_payload_is_the_key_or_columns_or_the_row_as_it_is_before_the_action() {
+    let world = World::new("payload");
+    for primary in block_on(primaries("stream_payload")) {
+        products_of(&primary);
+        for (payload, expected) in
+            [("key", r#"3|{"id":3}"#), ("old,id", r#"3|{"old":1,"id":3}"#), ("row", r#"3|{"id":3,"price":0,"old":1}"#)]
+        {
+            let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+            let sql = "UPDATE products SET price = price + 1 WHERE id IN (:keys)";
+            let source = format!("--database {} --table products --where 'id = 3' --payload {payload}", primary.url);
+            let mut stream = world.stream(&format!("-t {topic} {source} --sql '{sql}'"));
+            assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
+            assert_eq!(lines(&world, &topic), [expected], "{primary:?}");
+            assert_eq!(delayed(&world, &topic), [expected.split_once('|').unwrap().1], "{primary:?}");
+            block_on(primary.execute("UPDATE products SET price = 0"));
+        }
+    }
+}
+
+#[test]
 fn a_statement_changes_the_rows_between_their_delay_and_their_instant_messages() {
     let world = World::new("sql");
     for primary in block_on(primaries("stream_sql")) {

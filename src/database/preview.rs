@@ -1,0 +1,138 @@
+//! What reading a source will take, before it is read: how many rows there are, which is the last, and whether an index helps.
+
+use anyhow::Context;
+use serde_json::Value as Json;
+
+use super::chunk::{Filling, Limit};
+use super::position::Position;
+use super::scan::Scan;
+use super::trouble::Trouble;
+use super::{Connection, Database, cannot_read};
+
+/// A chunk for which the database goes through this many times its rows costs more than it should.
+const TOO_MANY: f64 = 10.0;
+
+/// What a database does for one chunk.
+#[derive(Debug, Default, PartialEq)]
+struct Effort {
+    /// The steps that sort or go through all, in its own words.
+    steps: Vec<String>,
+    /// About how many rows that is; `None` where it does not say so.
+    rows: Option<f64>,
+}
+
+impl Database {
+    /// Exactly how many rows a scan would read from its beginning. The database may have to go through all of them.
+    pub async fn count(&mut self, scan: &Scan) -> Result<u64, Trouble> {
+        let sql = scan.count();
+        let text = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.answer(&sql).await,
+            Connection::MySql(mysql) => mysql.answer(&sql).await,
+            Connection::Sqlite(sqlite) => sqlite.answer(&sql).await,
+        };
+        let text = text.map_err(|error| cannot_read(error.into(), &scan.relation))?;
+        let count = text.as_deref().unwrap_or("0").parse().with_context(|| format!("{text:?} is not a number of rows"));
+        count.map_err(Trouble::Refused)
+    }
+
+    /// Where the scan stands after its first row, and after its last one; `None` where it has none.
+    pub async fn edges(&mut self, scan: &Scan) -> Result<Option<(Position, Position)>, Trouble> {
+        let first = self.edge(scan, false).await?;
+        let last = self.edge(scan, true).await?;
+        Ok(first.zip(last))
+    }
+
+    /// How many rows the next chunk would have, and where the scan would stand behind it.
+    pub async fn peek(&mut self, scan: &Scan, limit: Limit) -> Result<Option<(usize, Position)>, Trouble> {
+        let chunk = self.next_chunk(&mut scan.clone(), limit).await?;
+        Ok(chunk.and_then(|chunk| Some((chunk.changes.len(), chunk.end()?))))
+    }
+
+    async fn edge(&mut self, scan: &Scan, is_last: bool) -> Result<Option<Position>, Trouble> {
+        let one = Limit { rows: 1, bytes: usize::MAX };
+        let sql = if is_last { scan.last() } else { scan.next(one) };
+        let mut filling = Filling::new(one, &scan.members);
+        let read = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.read(&sql, scan, &mut filling).await,
+            Connection::MySql(mysql) => mysql.read(&sql, scan, &mut filling).await,
+            Connection::Sqlite(sqlite) => sqlite.read(&sql, scan, &mut filling).await,
+        };
+        read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
+        Ok(filling.finish(&scan.key).0.end())
+    }
+
+    /// What the database would do for each chunk of so many rows, in its own words, where that is far more than to read
+    /// them: no index has the order of the key.
+    pub async fn costly(&mut self, scan: &Scan, rows: usize) -> Result<Option<String>, Trouble> {
+        let Some(first) = self.edge(scan, false).await? else { return Ok(None) };
+        // For the first chunk a database may do otherwise than for all others.
+        let sql = scan.behind_of(&first, Limit { rows, bytes: usize::MAX })?;
+        let effort = match &mut self.0 {
+            Connection::Postgres(postgres) => postgres_effort(&postgres.explain(&sql).await?),
+            Connection::MySql(mysql) => mysql_effort(&mysql.explain(&sql).await?),
+            Connection::Sqlite(sqlite) => sqlite_effort(&sqlite.explain(&sql).await?),
+        };
+        let Effort { steps, rows: goes_through } = effort;
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        let many = rows as f64 * TOO_MANY;
+        let goes_through = match goes_through {
+            Some(rows) => rows,
+            None => self.count(scan).await? as f64,
+        };
+        Ok((goes_through > many).then(|| format!("{} of about {goes_through:.0} rows", steps.join(", "))))
+    }
+}
+
+/// Of `EXPLAIN (FORMAT JSON)`.
+fn postgres_effort(plan: &str) -> Effort {
+    let plan: Json = serde_json::from_str(plan).unwrap_or_default();
+    let mut effort = Effort::default();
+    walk(&plan, &mut |node| {
+        let Some(kind) = node["Node Type"].as_str() else { return };
+        if kind.contains("Sort") || kind == "Seq Scan" {
+            let relation = node["Relation Name"].as_str().map_or(String::new(), |name| format!(" on {name}"));
+            effort.steps.push(format!("{kind}{relation}"));
+            let rows = node["Plan Rows"].as_f64().unwrap_or_default();
+            effort.rows = Some(effort.rows.map_or(rows, |known| known.max(rows)));
+        }
+    });
+    effort
+}
+
+/// Of `EXPLAIN FORMAT=JSON`, as MySQL and MariaDB have it.
+fn mysql_effort(plan: &str) -> Effort {
+    let plan: Json = serde_json::from_str(plan).unwrap_or_default();
+    let mut effort = Effort::default();
+    walk(&plan, &mut |node| {
+        if node["using_filesort"] == true || node["filesort"].is_object() {
+            effort.steps.push("filesort".to_owned());
+        }
+        if node["access_type"] == "ALL" {
+            let table = node["table_name"].as_str().unwrap_or_default();
+            effort.steps.push(format!("full scan on {table}"));
+        }
+        let rows = [&node["rows"], &node["rows_examined_per_scan"]].into_iter().find_map(Json::as_f64);
+        effort.rows = effort.rows.into_iter().chain(rows).reduce(f64::max);
+    });
+    effort
+}
+
+/// Of `EXPLAIN QUERY PLAN`, a line for each step.
+fn sqlite_effort(steps: &[String]) -> Effort {
+    let is_costly =
+        |step: &&String| step.contains("TEMP B-TREE") || (step.starts_with("SCAN") && !step.contains(" USING "));
+    Effort { steps: steps.iter().filter(is_costly).cloned().collect(), rows: None }
+}
+
+fn walk(json: &Json, see: &mut impl FnMut(&Json)) {
+    match json {
+        Json::Array(items) => items.iter().for_each(|item| walk(item, see)),
+        Json::Object(members) => {
+            see(json);
+            members.values().for_each(|member| walk(member, see));
+        }
+        _ => {}
+    }
+}

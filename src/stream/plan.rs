@@ -1,0 +1,108 @@
+//! What a run would do, for a person who is to decide whether it may.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use humantime::format_duration;
+
+use super::journal::{Keep, Resume};
+use super::pace::Rate;
+use super::source::ChunkLimits;
+use super::{Action, failure};
+use crate::announce::Phases;
+use crate::database::{Database, Limit, Scan};
+use crate::topic::Topic;
+
+/// A run before it begins.
+pub struct Plan<'a> {
+    pub database: &'a mut Database,
+    pub scan: &'a Scan,
+    /// About how many rows there are, where that is known.
+    pub total: Option<u64>,
+    pub action: Option<&'a Action>,
+    /// The words of a command.
+    pub command: &'a [String],
+    pub phases: Phases,
+    pub chunk: ChunkLimits,
+    pub topic: &'a Topic,
+    /// Those that are written to.
+    pub partitions: usize,
+    pub delay: Duration,
+    pub rate: Rate,
+    pub pause: Duration,
+    pub resume: Option<&'a Resume>,
+}
+
+impl Plan<'_> {
+    /// Line by line. Reads the first chunk and the last row, and changes nothing.
+    pub async fn lines(&mut self) -> Result<Vec<String>> {
+        let limit = Limit { rows: self.chunk.rows, bytes: self.chunk.bytes };
+        let Some((first, last)) = self.database.edges(self.scan).await.map_err(failure)? else {
+            return Ok(vec![format!("{} has no rows: nothing would be done", self.scan.label())]);
+        };
+        let chunk_end = self.database.peek(self.scan, limit).await.map_err(failure)?;
+        let Plan { scan, chunk, action, phases, topic, partitions, .. } = &*self;
+        let (key, mut lines) = (scan.key_names(), vec![]);
+        let total = self.total.map_or("an unknown number of rows".to_owned(), |total| format!("about {total} rows"));
+        lines.push(format!("{}: {total} by {key}, from {first} to {last}", scan.label()));
+        let chunks = self.total.map(|total| total.div_ceil(chunk.rows as u64));
+        let count = chunks.map_or("chunks".to_owned(), |count| format!("about {count} chunks"));
+        if let Some((size, end)) = chunk_end {
+            lines.push(format!(
+                "{count} of at most {} rows, the first of them has {size}, up to {key} {end}",
+                chunk.rows
+            ));
+        }
+        lines.push("for each chunk:".to_owned());
+        let place = format!("({partitions} partitions)");
+        if *phases != Phases::InstantOnly {
+            let held = format_duration(self.delay);
+            lines.push(format!("  delay messages to {topic}-delay {place}, acknowledged; they are held for {held}"));
+        }
+        match action {
+            None => {}
+            Some(Action::Sql { statement, .. }) => {
+                let sql = statement.text().replace(":keys", &format!("the keys from {first} on"));
+                lines.push(format!("  {}", sql.split_whitespace().collect::<Vec<_>>().join(" ")));
+            }
+            Some(Action::Command(_)) => lines.push(format!("  {}, with the payloads on stdin", self.command.join(" "))),
+        }
+        if *phases != Phases::DelayOnly {
+            lines.push(format!("  instant messages to {topic} {place}, acknowledged"));
+        }
+        let each = if *phases == Phases::Both { 2 } else { 1 };
+        if let Some(total) = self.total {
+            lines.push(format!("each consumer of {topic} gets about {} records", each * total));
+        }
+        if let Some(time) = self.least_time(chunks) {
+            lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
+        }
+        lines.extend(self.repeats());
+        Ok(lines)
+    }
+
+    fn least_time(&self, chunks: Option<u64>) -> Option<Duration> {
+        let pauses = self.pause.checked_mul(u32::try_from(chunks?).ok()?)?;
+        let rows = self.rate.time_of(usize::try_from(self.total?).ok()?);
+        let time = pauses.max(rows);
+        // To the second: it is an estimate.
+        (time > Duration::ZERO).then(|| Duration::from_secs(time.as_secs().max(1)))
+    }
+
+    /// What comes of a run that dies.
+    fn repeats(&self) -> Option<String> {
+        let harm = "which does no harm to SET a = 1, but to SET a = a + 1";
+        self.action?;
+        Some(match self.resume.map(|resume| &resume.keep) {
+            Some(Keep::Table(_)) => "should it die, the next run goes on, and changes no row twice".to_owned(),
+            Some(Keep::File(_)) => {
+                format!(
+                    "should it die, the next run goes on, and may do one chunk twice, {harm}; --checkpoint-table avoids that"
+                )
+            }
+            Some(Keep::Nowhere) | None => {
+                format!("should it die, the next run does all again, {harm}; --checkpoint-table avoids that")
+            }
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! What ksync-stream tells of a run before it begins, and how it fits its chunks to what they cost.
+
+use std::fs;
+
+use ksync::database::Dialect;
+
+use crate::stream::delayed;
+use crate::support::{End, Primary, Process, World, block_on, primaries};
+
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+
+/// `products` with so many rows, and no index but that of the primary key.
+fn products_of(primary: &Primary, rows: usize) {
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, code INTEGER NOT NULL, price INTEGER)"));
+    for ids in (1..=rows).collect::<Vec<_>>().chunks(5000) {
+        let rows: Vec<_> = ids.iter().map(|id| format!("({id}, {}, 0)", 100_000 - id)).collect();
+        block_on(primary.execute(&format!("INSERT INTO products VALUES {}", rows.join(", "))));
+    }
+    let analyze = if primary.dialect == Dialect::MySql { "ANALYZE TABLE products" } else { "ANALYZE products" };
+    block_on(primary.execute(analyze));
+}
+
+fn changed(primary: &Primary) -> usize {
+    block_on(primary.texts("SELECT id FROM products WHERE price = 1")).len()
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_does_nothing() {
+    let world = World::new("dry-run");
+    for primary in block_on(primaries("plan_dry")) {
+        products_of(&primary, 25);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 2);
+        let printed = world.file("plan");
+        let run = |options: &str| {
+            let source = format!("--database '{}' --table products --chunk-size 10", primary.url);
+            let command = format!("{STREAM} -t {topic} {source} --dry-run {options} > {}", printed.display());
+            let mut stream = world.start("sh", &format!("-c \"{command}\""), &[]);
+            assert_eq!(stream.wait(), End::Status(0), "{options}: {:?}", stream.log());
+            fs::read_to_string(&printed).unwrap()
+        };
+        let harm = "which does no harm to SET a = 1, but to SET a = a + 1; --checkpoint-table avoids that";
+        let guarded = run("--count --rate 5 --sql 'UPDATE products  SET price = 1 WHERE id IN (:keys)'");
+        let expected = format!(
+            "table products: about 25 rows by id, from 1 to 25\n\
+             about 3 chunks of at most 10 rows, the first of them has 10, up to id 10\n\
+             for each chunk:\n  \
+             delay messages to {topic}-delay (2 partitions), acknowledged; they are held for 5m\n  \
+             UPDATE products SET price = 1 WHERE id IN (the keys from 1 on)\n  \
+             instant messages to {topic} (2 partitions), acknowledged\n\
+             each consumer of {topic} gets about 50 records\n\
+             it takes at least 5s by --rate and --pause\n\
+             should it die, the next run does all again, {harm}\n"
+        );
+        assert_eq!(guarded, expected, "{primary:?}");
+        let reindex = run("--where 'id > 20'");
+        let expected = format!(
+            "table products: an unknown number of rows by id, from 21 to 25\n\
+             chunks of at most 10 rows, the first of them has 5, up to id 25\n\
+             for each chunk:\n  \
+             instant messages to {topic} (2 partitions), acknowledged\n"
+        );
+        assert_eq!(reindex, expected, "{primary:?}");
+        assert_eq!(run("--where 'id > 30'"), "table products has no rows: nothing would be done\n", "{primary:?}");
+        let file = world.file("checkpoint");
+        let resumed = run(&format!("--checkpoint {} --only delay -- wc -l", file.display()));
+        assert!(resumed.contains("\n  wc -l, with the payloads on stdin\n"), "{resumed}");
+        assert!(resumed.contains("may do one chunk twice") && !resumed.contains("instant"), "{resumed}");
+        assert_eq!((changed(&primary), world.kafka.count(&topic), delayed(&world, &topic).len()), (0, 0, 0));
+        assert!(!file.exists());
+    }
+    let mut refused = world.stream("- -t products --dry-run");
+    assert_eq!(refused.wait(), End::Status(2));
+    assert!(refused.says(&["--dry-run needs rows of a database"]), "{:?}", refused.log());
+}
+
+/// ksync-stream on a terminal, which shows in a file what it does.
+fn on_a_terminal(world: &World, arguments: &str) -> (Process, std::path::PathBuf) {
+    let seen = world.file("terminal");
+    let process = world.start("script", &format!("-qfec \"{STREAM} {arguments}\" {}", seen.display()), &[]);
+    (process, seen)
+}
+
+#[test]
+fn on_a_terminal_an_action_is_asked_for_and_begins_only_with_yes() {
+    let world = World::new("asked");
+    let [primary, ..] = block_on(primaries("plan_asked"));
+    products_of(&primary, 25);
+    let topic = world.topic_with_delay("products", 1);
+    let source = format!("-t {topic} --database '{}' --table products", primary.url);
+    let action = format!("{source} --sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'");
+    for (answer, status, rows) in [("n\n", 1, 0), ("\n", 1, 0), ("yes\n", 0, 25)] {
+        let (mut stream, seen) = on_a_terminal(&world, &action);
+        let shown = || fs::read_to_string(&seen).unwrap_or_default();
+        world.eventually("it asks", || shown().contains("begin? [y/N]"));
+        assert!(shown().contains("for each chunk:"), "{}", shown());
+        assert_eq!(changed(&primary), 0);
+        stream.tell(answer);
+        assert_eq!((stream.wait(), changed(&primary)), (End::Status(status), rows), "{answer:?}: {}", shown());
+    }
+    // Nobody is asked about a re-index, nor with --yes.
+    for options in [&source, &format!("{action} --yes")] {
+        let (mut stream, seen) = on_a_terminal(&world, options);
+        assert_eq!(stream.wait(), End::Status(0), "{options}");
+        assert!(!fs::read_to_string(seen).unwrap().contains("begin?"));
+    }
+}
+
+#[test]
+fn a_key_without_an_index_is_told_with_the_words_of_the_database() {
+    let world = World::new("no-index");
+    for primary in block_on(primaries("plan_index")) {
+        products_of(&primary, 20_000);
+        let topic = world.topic(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let run = |options: &str| {
+            let mut stream = world.stream(&format!("-t {topic} --database {} --table products {options}", primary.url));
+            assert_eq!(stream.wait(), End::Status(0), "{options}: {:?}", stream.log());
+            stream.log_of("warn")
+        };
+        let told = run("--key code --chunk-size 1000").join("");
+        let words = match primary.dialect {
+            Dialect::Postgres => "Sort, Seq Scan on products of about ",
+            Dialect::MySql => "full scan on products of about ",
+            Dialect::Sqlite => "SCAN products, USE TEMP B-TREE FOR ORDER BY of about 20000 rows",
+        };
+        let begin = "no index of table products has the order of its key code: each chunk takes a ";
+        assert!(told.starts_with(begin) && told.contains(words), "{primary:?}: {told}");
+        assert_eq!(run("--chunk-size 1000"), Vec::<String>::new(), "{primary:?}");
+        block_on(primary.execute("CREATE UNIQUE INDEX codes ON products (code)"));
+        assert_eq!(run("--key code --chunk-size 1000"), Vec::<String>::new(), "{primary:?}");
+    }
+}
+
+#[test]
+fn a_slow_action_gets_smaller_chunks_of_rows_but_not_of_lines() {
+    let world = World::new("chunk-time");
+    let [primary, ..] = block_on(primaries("plan_time"));
+    products_of(&primary, 200);
+    let topic = world.topic_with_delay("products", 1);
+    let got = world.file("got");
+    let action = world.script(&format!("cat > /dev/null; echo $KSYNC_BATCH_COUNT >> {}; sleep 0.4", got.display()));
+    let counts = |source: &str, lines: &str| {
+        let options = format!("--chunk-size 100 --chunk-time 200ms {source} -- {action}");
+        let mut stream = world.stream_lines(&format!("-t {topic} {options}"), lines);
+        assert_eq!(stream.wait(), End::Status(0));
+        let told = fs::read_to_string(&got).unwrap();
+        fs::remove_file(&got).unwrap();
+        told.lines().map(|line| line.parse().unwrap()).collect::<Vec<usize>>()
+    };
+    let of_rows = counts(&format!("--database {} --table products", primary.url), "");
+    assert_eq!((of_rows[0], of_rows.iter().sum::<usize>()), (100, 200), "{of_rows:?}");
+    assert!((25..=50).contains(&of_rows[1]) && (6..=25).contains(&of_rows[2]), "{of_rows:?}");
+    let lines: String = (0..200).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+    assert_eq!(counts("- --chunk-wait 5s", &lines), [100, 100]);
+}

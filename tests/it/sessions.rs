@@ -1,0 +1,107 @@
+//! How ksync-stream's sessions with databases are: where a statement is run, for how long, and by which settings.
+
+use ksync::database::Dialect;
+
+use crate::support::{End, Primary, World, block_on, primaries};
+
+const SQL: &str = "--sql 'UPDATE products SET price = price + 1 WHERE id IN (:keys)'";
+
+fn products_of(primary: &Primary) {
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
+    block_on(primary.execute("INSERT INTO products VALUES (1, 0), (2, 0), (3, 0)"));
+}
+
+fn prices(primary: &Primary) -> Vec<String> {
+    block_on(primary.texts("SELECT price FROM products ORDER BY id"))
+}
+
+fn new_topic(world: &World) -> String {
+    world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1)
+}
+
+#[test]
+fn rows_are_read_from_a_replica_and_changed_in_the_primary_which_keeps_how_far_it_is() {
+    let world = World::new("replica");
+    let pairs = block_on(primaries("session_replica")).into_iter().zip(block_on(primaries("session_primary")));
+    for (replica, primary) in pairs {
+        products_of(&replica);
+        products_of(&primary);
+        let topic = new_topic(&world);
+        let source = format!("-t {topic} --database {} --table products --chunk-size 2", replica.url);
+        let command = format!("{source} {SQL} --checkpoint-table --action-database {}", primary.url);
+        for _ in 0..2 {
+            let mut stream = world.stream(&command);
+            assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+            assert_eq!((prices(&replica), prices(&primary)), (vec!["0".into(); 3], vec!["1".into(); 3]), "{primary:?}");
+        }
+        assert_eq!(block_on(primary.texts("SELECT job FROM ksync_checkpoints")).len(), 1, "{primary:?}");
+        assert_eq!(world.kafka.count(&topic), 3);
+        // The same rows changed elsewhere are another job.
+        let file = world.file("checkpoint");
+        let keep = format!("{source} {SQL} --checkpoint {}", file.display());
+        assert_eq!(world.stream(&keep).wait(), End::Status(0));
+        let mut other = world.stream(&format!("{keep} --action-database {}", primary.url));
+        assert_eq!(other.wait(), End::Status(78), "{primary:?}");
+        assert!(other.says(&["is of another job: action database: none there"]), "{:?}", other.log());
+    }
+    let [postgres, mariadb, _] = block_on(primaries("session_kinds"));
+    let other = format!("--table products {SQL} --action-database {}", mariadb.url);
+    let mut refused = world.stream(&format!("-t products --database {} {other}", postgres.url));
+    assert_eq!(refused.wait(), End::Status(2));
+    assert!(refused.says(&["--action-database has to be of the same kind as the database of the rows"]));
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_ended_by_the_database_and_leaves_nothing() {
+    let world = World::new("statement-timeout");
+    for primary in block_on(primaries("session_timeout")) {
+        products_of(&primary);
+        let sleep = if primary.dialect == Dialect::Postgres { "pg_sleep(30)::text = ''" } else { "SLEEP(30) = 0" };
+        let sql = format!("--sql \"UPDATE products SET price = 1 WHERE id IN (:keys) AND {sleep}\"");
+        let source = format!("--database {} --table products --statement-timeout 300ms", primary.url);
+        let mut stream = world.stream(&format!("-t {} {source} {sql}", new_topic(&world)));
+        let (status, text) = match primary.dialect {
+            Dialect::Postgres => (1, "canceling statement due to statement timeout"),
+            Dialect::MySql => (1, "max_statement_time exceeded"),
+            Dialect::Sqlite => (78, "only Postgres and MariaDB end a statement by time; leave out --statement-timeout"),
+        };
+        assert_eq!((stream.wait(), stream.says(&["error: ", text])), (End::Status(status), true), "{:?}", stream.log());
+        assert_eq!(prices(&primary), ["0", "0", "0"], "{primary:?}");
+    }
+}
+
+#[test]
+fn the_operator_s_own_settings_hold_for_all_of_a_session() {
+    let world = World::new("session-sql");
+    for primary in block_on(primaries("session_sql")) {
+        products_of(&primary);
+        let topic = new_topic(&world);
+        let source = format!("-t {topic} --database {} --table products", primary.url);
+        let (set, sql) = match primary.dialect {
+            Dialect::Postgres => ("SET my.price = '7'; SET lock_timeout = '1s'", "current_setting('my.price')::int"),
+            Dialect::MySql => ("SET @price = 7; SET SESSION lock_wait_timeout = 1", "@price"),
+            Dialect::Sqlite => ("CREATE TEMP TABLE mine AS SELECT 7 AS price", "(SELECT price FROM mine)"),
+        };
+        let sql = format!("--sql \"UPDATE products SET price = {sql} WHERE id IN (:keys)\"");
+        let mut stream = world.stream(&format!("{source} {sql} --session-sql \"{set}\""));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        assert_eq!(prices(&primary), ["7", "7", "7"], "{primary:?}");
+        let mut refused = world.stream(&format!("{source} --session-sql 'SET nonsense to be'"));
+        assert_ne!(refused.wait(), End::Status(0));
+        assert!(refused.says(&["error: cannot run --session-sql: "]), "{:?}", refused.log());
+    }
+}
+
+#[test]
+fn a_session_tells_the_database_what_it_is_for() {
+    let world = World::new("session-name");
+    let [primary, ..] = block_on(primaries("session_name"));
+    products_of(&primary);
+    let (topic, gate) = (new_topic(&world), world.gate());
+    let action = world.script(&format!("cat > /dev/null; await {gate}"));
+    let mut stream = world.stream(&format!("-t {topic} --database {} --table products -- {action}", primary.url));
+    let sql = format!("SELECT 1::text FROM pg_stat_activity WHERE application_name = 'ksync-stream/{topic}'");
+    world.eventually("the session has its name", || block_on(primary.texts(&sql)).len() == 1);
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(0));
+}
