@@ -1,6 +1,6 @@
 //! Whether a person sees first what a run would do.
 
-use std::io::{IsTerminal, stderr, stdin};
+use std::io::{IsTerminal, Write as _, stderr, stdin};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
@@ -47,7 +47,8 @@ impl PlanOptions {
     /// Shows the plan; whether the run may begin. Fails with status 1 where the answer is no.
     pub async fn show(&self, lines: &[String]) -> Result<bool> {
         if self.dry_run {
-            lines.iter().for_each(|line| println!("{line}"));
+            let mut out = std::io::stdout().lock();
+            lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print the plan")?;
             return Ok(false);
         }
         lines.iter().for_each(|line| eprintln!("{line}"));

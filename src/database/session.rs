@@ -53,10 +53,11 @@ impl Database {
 
     async fn set(&mut self, sql: &str) -> Result<(), Trouble> {
         let sql = Sql::new(self.dialect(), sql);
-        Ok(match &mut self.0 {
-            Connection::Postgres(postgres) => postgres.set(&sql).await?,
-            Connection::MySql(mysql) => mysql.set(&sql).await?,
-            Connection::Sqlite(sqlite) => sqlite.set(&sql).await?,
-        })
+        match &mut self.0 {
+            Connection::Postgres(postgres) => postgres.set(&sql).await,
+            Connection::MySql(mysql) => mysql.set(&sql).await,
+            Connection::Sqlite(sqlite) => sqlite.set(&sql).await,
+        }
+        .map_err(Trouble::from)
     }
 }

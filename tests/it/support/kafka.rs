@@ -132,10 +132,11 @@ impl Kafka {
         let admin = self.admin();
         let made = block_on(admin.create_topics([&new], &options)).unwrap();
         assert_eq!(made, [Ok(topic.to_owned())]);
-        while admin.inner().fetch_metadata(Some(topic), TIMEOUT).unwrap().topics()[0].partitions().len()
-            < partitions as usize
-        {
-            super::pause();
+        // Each broker hears of it by itself, and whoever is started next may ask any of them.
+        for broker in self.bootstrap.split(',') {
+            while Kafka::at(broker).partitions(topic) < partitions as usize {
+                super::pause();
+            }
         }
     }
 
