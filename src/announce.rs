@@ -9,7 +9,7 @@ use log::{info, warn};
 use tokio::time::Instant;
 
 use crate::exit::Exit;
-use crate::kafka::{Lane, Outgoing, Undelivered, Writer};
+use crate::kafka::{Lane, Plain, Undelivered, Writer};
 use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
 use crate::topic::Topic;
@@ -80,7 +80,8 @@ impl Announcer {
             let mut action = std::pin::pin!(action);
             loop {
                 tokio::select! {
-                    done = &mut action => break done,
+                    // Whoever wakes up after a long sleep sends them first.
+                    biased;
                     () = tokio::time::sleep_until(since + self.half()), if renews => {
                         info!("the action is still at work: sending its {} delay messages again", changes.len());
                         since = self.cover(changes).await.context(
@@ -88,6 +89,7 @@ impl Announcer {
                              changes from now on",
                         )?;
                     }
+                    done = &mut action => break done,
                 }
             }
         };
@@ -140,20 +142,9 @@ impl Announcer {
 
     /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.
     pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
-        for change in changes {
-            let message = Outgoing {
-                topic: &self.topic,
-                partition: self.partition(change),
-                key: change.key.as_deref(),
-                value: Some(&change.payload),
-                headers: None,
-                timestamp: None,
-            };
-            if let Err(undelivered) = self.lane.send(message).await {
-                return Err(failure(undelivered, &self.topic));
-            }
-        }
-        Ok(())
+        let plain = |change| self.plain(change, &change.payload);
+        let messages: Vec<_> = changes.iter().map(plain).collect();
+        self.lane.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
     /// How many messages are queued and not acknowledged yet.
@@ -170,24 +161,15 @@ impl Announcer {
     }
 
     async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
-        let mut sent = Ok(());
-        for change in changes {
-            let value = change.delay_message(SystemTime::now());
-            let message = Outgoing {
-                topic: &self.delay_topic,
-                partition: self.partition(change),
-                key: change.key.as_deref(),
-                value: Some(&value),
-                headers: None,
-                timestamp: None,
-            };
-            sent = self.lane.send(message).await;
-            if sent.is_err() {
-                break;
-            }
-        }
+        let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
+        let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| self.plain(change, value)).collect();
+        let sent = self.lane.send_all(&self.delay_topic, &messages).await;
         // The lane does not know of a message that was not even queued.
         self.lane.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
+    }
+
+    fn plain<'a>(&self, change: &'a Change, value: &'a [u8]) -> Plain<'a> {
+        Plain { partition: self.partition(change), key: change.key.as_deref(), value: Some(value) }
     }
 
     /// `None` leaves the choice to the producer: by key, or any partition.

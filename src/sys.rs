@@ -12,9 +12,11 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::topic::{Topic, TopicId};
 
+mod produce;
 mod records;
 mod spawn;
 
+pub use produce::{Plain, produce};
 pub use records::{Message, Records};
 pub use spawn::{Place, Program};
 

@@ -31,7 +31,7 @@ pub use message::{Message, Timestamp};
 pub use mirror::Mirror;
 pub use partition::{Event, Partition};
 pub use reader::{Log, Reader, group};
-pub use writer::{Headers, Lane, Outgoing, Undelivered, Writer};
+pub use writer::{Headers, Lane, Outgoing, Plain, Undelivered, Writer};
 
 /// How to reach a cluster: what each client of ours is made with.
 #[derive(Clone, Debug)]

@@ -20,10 +20,14 @@ use super::{BATCH, ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys;
+pub use crate::sys::Plain;
 use crate::topic::Topic;
 
 /// What all lanes together may have in flight, in bytes of keys, values and headers.
 const IN_FLIGHT: usize = 16 << 20;
+/// How many records are queued at once, and how many bytes of them; one goes whatever its size.
+const AT_ONCE: usize = 500;
+const AT_ONCE_BYTES: usize = 256 << 10;
 /// What each lane may have in flight whatever the others do, in records.
 const LEAST_IN_FLIGHT: usize = 1000;
 
@@ -62,6 +66,16 @@ impl Writer {
             *current = producer(&self.0.cluster, self.0.give_up)?;
         }
         Ok(())
+    }
+
+    fn try_send_all(
+        &self,
+        topic: &Topic,
+        records: &[Plain<'_>],
+        lane: &Arc<LaneReports>,
+    ) -> Result<(), Vec<(usize, KafkaError)>> {
+        let producer = self.0.producer.read().unwrap_or_else(PoisonError::into_inner);
+        sys::produce(&producer, topic.as_str(), records, lane)
     }
 
     fn try_send(&self, record: &Outgoing<'_>, lane: Arc<LaneReports>) -> Result<(), KafkaError> {
@@ -203,6 +217,42 @@ impl Lane {
         }
     }
 
+    /// The same for many records of one topic, in their order. After a failure some behind the first that failed may be queued,
+    /// too.
+    pub async fn send_all(&mut self, topic: &Topic, records: &[Plain<'_>]) -> Result<(), Undelivered> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            while !self.has_room() {
+                self.reports.changed.notified().await;
+            }
+            if self.reports.has_failed.load(Ordering::Acquire) {
+                return Err(self.failure());
+            }
+            let some = at_once(rest);
+            self.reports.records.fetch_add(some.len(), Ordering::Relaxed);
+            self.reports.bytes.fetch_add(bytes(some), Ordering::Relaxed);
+            let Err(failed) = self.writer.try_send_all(topic, some, &self.reports) else {
+                rest = &rest[some.len()..];
+                continue;
+            };
+            self.reports.records.fetch_sub(failed.len(), Ordering::Relaxed);
+            let unsent = failed.iter().map(|(index, _)| bytes(&some[*index..=*index])).sum();
+            self.reports.bytes.fetch_sub(unsent, Ordering::Relaxed);
+            let is_full = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            match failed.into_iter().next() {
+                Some((_, error)) if !is_full(&error) => return Err(self.undelivered(error)),
+                Some(_) if Mutant::DropsOnQueueFull.is_on() => rest = &rest[some.len()..],
+                Some((index, _)) => {
+                    rest = &rest[index..];
+                    // The queue is shared, so the report that makes room may be another lane's.
+                    drop(tokio::time::timeout(Duration::from_millis(10), self.reports.changed.notified()).await);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// How many records were acknowledged, counted up to the first that failed.
     pub fn acknowledged(&self) -> u64 {
         self.reports.acknowledged.load(Ordering::Acquire)
@@ -263,6 +313,22 @@ impl Drop for Lane {
     fn drop(&mut self) {
         self.writer.0.lanes.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// As many of the records as are queued together.
+fn at_once<'r, 'a>(records: &'r [Plain<'a>]) -> &'r [Plain<'a>] {
+    let mut room = AT_ONCE_BYTES;
+    let fits = |record: &&Plain<'_>| {
+        let fits = room > 0;
+        room = room.saturating_sub(bytes(std::slice::from_ref(*record)));
+        fits
+    };
+    let count = records.iter().take(AT_ONCE).take_while(fits).count();
+    &records[..count]
+}
+
+fn bytes(records: &[Plain<'_>]) -> usize {
+    records.iter().map(|record| record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len)).sum()
 }
 
 /// Why a record was not acknowledged. It may be in the log all the same.
