@@ -396,21 +396,20 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command
 fn refuse_secrets(matches: &ArgMatches) -> Result<()> {
     let given =
         |id: &str| matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine);
-    if given("database") {
-        let url: Option<&String> = matches.get_one("database");
-        ensure!(
-            !url.is_some_and(|url| has_password(url)),
-            "a password in --database would be seen by everybody on this machine; \
-             put the URL into DATABASE_URL, or into a file that KSYNC_DATABASE_FILE names"
-        );
-    }
-    if given("throttle_database") {
-        let url: Option<&String> = matches.get_one("throttle_database");
-        ensure!(
-            !url.is_some_and(|url| has_password(url)),
-            "a password in --throttle-database would be seen by everybody on this machine; \
-             put the URL into KSYNC_THROTTLE_DATABASE, or into a file that KSYNC_THROTTLE_DATABASE_FILE names"
-        );
+    let urls = [
+        ("database", "--database", "DATABASE_URL", "KSYNC_DATABASE_FILE"),
+        ("action_database", "--action-database", "KSYNC_ACTION_DATABASE", "KSYNC_ACTION_DATABASE_FILE"),
+        ("throttle_database", "--throttle-database", "KSYNC_THROTTLE_DATABASE", "KSYNC_THROTTLE_DATABASE_FILE"),
+    ];
+    for (id, option, variable, file) in urls {
+        if given(id) {
+            let url: Option<&String> = matches.get_one(id);
+            ensure!(
+                !url.is_some_and(|url| has_password(url)),
+                "a password in {option} would be seen by everybody on this machine; put the URL into {variable}, or into a \
+                 file that {file} names"
+            );
+        }
     }
     if given("property") {
         for property in matches.get_many::<Property>("property").into_iter().flatten() {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::topic::Offset;
 
 pub use batch::{Batch, Mark};
+pub(crate) use line::write_without_breaks;
 pub use line::{Order, Original};
 
 /// A record as it lies in Kafka; borrowed, so that reading copies nothing.

@@ -101,7 +101,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     cli.throttles.check(&cli.source, zookeeper)?;
     let mut action = cli.action.action(&cli.source)?;
     let (stop, shutdown) = shutdown.part();
-    let (console, _control) = cli.throttles.console(stop).await?;
+    let (console, _control) = cli.throttles.console(stop, cli.plan.dry_run).await?;
     let shown = console.clone();
     cli::answer_when_asked(move || vec![shown.status()])?;
     if let Some(Action::Command(_)) = &action {

@@ -105,11 +105,15 @@ impl ThrottleOptions {
     }
 
     /// Where people steer the run, which `stop` ends; with the socket, if there is to be one.
-    pub async fn console(&self, stop: Trigger) -> Result<(Console, Option<Control>)> {
+    pub async fn console(&self, stop: Trigger, is_dry: bool) -> Result<(Console, Option<Control>)> {
         let console = Console::new(self.rate, stop);
-        let Some(path) = &self.control else { return Ok((console, None)) };
+        let Some(path) = self.control.as_ref().filter(|_| !is_dry) else { return Ok((console, None)) };
         let control = Control::listen(path, console.clone()).await.context("--control");
-        Ok((console, Some(control.map_err(|error| Exit::Misconfigured.because(error))?)))
+        let control = control.map_err(|error| match Exit::of(&error) {
+            Exit::Busy => error,
+            _ => Exit::Misconfigured.because(error),
+        });
+        Ok((console, Some(control?)))
     }
 
     /// Has looked for the first time at all that may hold the run up.

@@ -9,6 +9,7 @@ mod chunk;
 mod column;
 mod lexer;
 mod lock;
+mod my_cnf;
 mod mysql;
 mod place;
 mod position;

@@ -14,7 +14,7 @@ use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::value::Value;
-use super::{Ran, options, present};
+use super::{Ran, my_cnf, options, present};
 
 /// The protocol counts the values of a statement in 16 bits.
 pub(super) const MOST_VALUES: usize = 65_535;
@@ -23,7 +23,7 @@ pub(super) struct MySql(MySqlConnection);
 
 impl MySql {
     pub async fn open(url: &str) -> Result<MySql, Trouble> {
-        let options: MySqlConnectOptions = options(url)?;
+        let options: MySqlConnectOptions = my_cnf::complete(options(url)?, url);
         let place = format!("cannot connect to MySQL or MariaDB at {}:{}", options.get_host(), options.get_port());
         // The operator's SQL means what it means in the server's own client: sqlx would make `||` join strings and
         // move NOW() to UTC. Its log of slow statements would show that SQL as a warning.
@@ -42,7 +42,25 @@ impl MySql {
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
         let statement = (&mut self.0).prepare(Sql::new(Dialect::MySql, &relation.whole).text().into_sql_str()).await?;
         let columns = statement.columns().iter();
-        Ok(columns.map(|found| column(relation, found.name().to_owned(), found.type_info())).collect())
+        let mut columns: Vec<_> = columns
+            .map(|found| (column(relation, found.name().to_owned(), found.type_info()), found.type_info()))
+            .collect();
+        if columns.iter().any(|(_, info)| info.name() == "TIMESTAMP") && !self.has_plain_times().await? {
+            for (column, _) in columns.iter_mut().filter(|(_, info)| info.name() == "TIMESTAMP") {
+                column.unfit = Some(
+                    "in this time zone a TIMESTAMP may be written alike at two times; --session-sql \"SET time_zone = \
+                     '+00:00'\" makes it fit",
+                );
+            }
+        }
+        Ok(columns.into_iter().map(|(column, _)| column).collect())
+    }
+
+    /// Whether each time of the session has a text of its own.
+    async fn has_plain_times(&mut self) -> sqlx::Result<bool> {
+        let zone = "SELECT IF(@@session.time_zone = 'SYSTEM', @@system_time_zone, @@session.time_zone)";
+        let zone = self.answer(&Sql::new(Dialect::MySql, zone)).await?;
+        Ok(zone.is_some_and(|zone| is_plain(&zone)))
     }
 
     pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
@@ -97,6 +115,8 @@ impl MySql {
                 others.push(value(&row, at, *kind)?);
             }
             if !filling.add(&mut key, &others) {
+                // To its end: an answer that is half read would stay open while the chunk is served.
+                while rows.try_next().await?.is_some() {}
                 break;
             }
         }
@@ -186,6 +206,21 @@ fn kind(info: &MySqlTypeInfo) -> Kind {
     }
 }
 
+/// Whether it is a time zone in which no hour comes twice.
+fn is_plain(zone: &str) -> bool {
+    zone.starts_with(['+', '-']) || matches!(zone, "UTC" | "GMT" | "Etc/UTC")
+}
+
+/// Without the zeros of ZEROFILL, which JSON does not allow.
+fn unpadded(text: String) -> String {
+    let digits = text.trim_start_matches('0');
+    match digits.bytes().next() {
+        Some(b'0'..=b'9') => digits.to_owned(),
+        _ if text.len() - digits.len() > 1 => format!("0{digits}"),
+        _ => text,
+    }
+}
+
 fn bind<'q>(query: Query<'q, sqlx::MySql, MySqlArguments>, values: &[Value]) -> Query<'q, sqlx::MySql, MySqlArguments> {
     values.iter().fold(query, |query, value| match value {
         Value::Integer(number) => query.bind(*number),
@@ -201,8 +236,29 @@ fn value(row: &MySqlRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
         Kind::Integer => row.try_get_unchecked::<Option<i64>, _>(at)?.map(Value::Integer),
         Kind::Unsigned => row.try_get_unchecked::<Option<u64>, _>(at)?.map(Value::Unsigned),
         Kind::Real => row.try_get_unchecked::<Option<f64>, _>(at)?.map(Value::Real),
-        Kind::Literal | Kind::Json => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Literal),
+        Kind::Literal => row.try_get_unchecked::<Option<String>, _>(at)?.map(|text| Value::Literal(unpadded(text))),
+        Kind::Json => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Literal),
         Kind::Text => row.try_get_unchecked::<Option<String>, _>(at)?.map(Value::Text),
         Kind::Bytes | Kind::Dynamic => row.try_get_unchecked::<Option<Vec<u8>>, _>(at)?.map(Value::Bytes),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_zones_with_summer_time_an_hour_comes_twice() {
+        assert_eq!(["+00:00", "-05:30", "UTC"].map(is_plain), [true; 3]);
+        assert_eq!(["Europe/Berlin", "CEST", "EST", ""].map(is_plain), [false; 4]);
+    }
+
+    #[test]
+    fn a_number_has_no_zeros_in_front_of_it() {
+        for (text, expected) in
+            [("000001.50", "1.50"), ("0.50", "0.50"), ("0000.50", "0.50"), ("000", "0"), ("-0.5", "-0.5"), ("10", "10")]
+        {
+            assert_eq!(unpadded(text.to_owned()), expected);
+        }
+    }
 }

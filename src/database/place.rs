@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 use super::sql::Sql;
 use super::trouble::Trouble;
-use super::{Connection, Database, options};
+use super::{Connection, Database, my_cnf, options};
 
 /// Where a database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Database {
                 (format!("postgres at {address}:{}", options.get_port()), sql)
             }
             Connection::MySql(_) => {
-                let options: MySqlConnectOptions = options(url)?;
+                let options: MySqlConnectOptions = my_cnf::complete(options(url)?, url);
                 let address = match options.get_socket() {
                     Some(socket) => socket.display().to_string(),
                     None => format!("{}:{}", options.get_host(), options.get_port()),

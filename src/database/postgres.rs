@@ -103,6 +103,8 @@ impl Postgres {
                 others.push(value(&row, at, *kind)?);
             }
             if !filling.add(&mut key, &others) {
+                // To its end: an answer that is half read would stay open while the chunk is served.
+                while rows.try_next().await?.is_some() {}
                 break;
             }
         }

@@ -92,6 +92,8 @@ impl Sqlite {
                 others.push(value(&row, at)?);
             }
             if !filling.add(&mut key, &others) {
+                // To its end: an answer that is half read would stay open while the chunk is served.
+                while rows.try_next().await?.is_some() {}
                 break;
             }
         }

@@ -99,8 +99,8 @@ fn answer(error: &dyn DatabaseError) -> Trouble {
     if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
         let cause = anyhow!("{mysql}");
         return match mysql.number() {
-            // Too many connections, shutting down, connection killed; lock wait timeout, deadlock.
-            1040 | 1053 | 1203 | 1205 | 1213 | 1927 => Trouble::Away(cause),
+            // Too many connections, shutting down, connection killed, idle for too long; lock wait timeout, deadlock.
+            1040 | 1053 | 1203 | 1205 | 1213 | 1927 | 4031 => Trouble::Away(cause),
             // No right to the server, database, command, table, column; no such database, column, table; a name twice.
             1044 | 1045 | 1049 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1698 => Trouble::Misconfigured(cause),
             _ => Trouble::Refused(cause),
@@ -124,8 +124,8 @@ fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
         None => anyhow!("{}", error.message()),
     };
     match error.code() {
-        // lock_not_available, serialization_failure, deadlock_detected, the server is going or coming
-        "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" => Trouble::Away(cause),
+        // lock_not_available, serialization_failure, deadlock_detected, the server is going or coming, idle for too long
+        "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" | "57P05" => Trouble::Away(cause),
         // insufficient_privilege; undefined table, column, schema, database; ambiguous column
         "42501" | "42P01" | "42703" | "3F000" | "3D000" | "42702" => Trouble::Misconfigured(cause),
         // Connection exceptions and insufficient resources, such as too many connections.

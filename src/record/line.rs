@@ -115,7 +115,7 @@ fn header_value(value: Option<&[u8]>) -> HeaderValue<'_> {
 }
 
 /// A line break can only stand between two tokens of JSON; there a space means the same. Whether there was one.
-fn write_without_breaks(out: &mut Vec<u8>, json: &[u8]) -> bool {
+pub(crate) fn write_without_breaks(out: &mut Vec<u8>, json: &[u8]) -> bool {
     let start = out.len();
     out.extend_from_slice(json);
     let has_breaks = memchr2(b'\n', b'\r', json).is_some();

@@ -10,6 +10,7 @@ use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Failed, Input, Kind, Outcome};
 use crate::message::Change;
+use crate::record::write_without_breaks;
 
 /// What is done to the rows of a chunk between its messages.
 pub enum Action {
@@ -53,7 +54,7 @@ pub(super) async fn act(
 async fn run(command: &Command, changes: &[Change]) -> Result<()> {
     let mut lines = Vec::with_capacity(changes.iter().map(|change| change.payload.len() + 1).sum());
     for change in changes {
-        lines.extend_from_slice(&change.payload);
+        write_without_breaks(&mut lines, &change.payload);
         lines.push(b'\n');
     }
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];

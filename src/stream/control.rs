@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use log::{debug, info, warn};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::status::{Console, printable};
+use crate::exit::Exit;
 
 const HELP: &str =
     "status; pause; resume; rate N (rows a second; 0 or off lifts it); stop (after the chunk under way); help";
@@ -83,7 +84,7 @@ async fn make_way(path: &Path) -> Result<()> {
         Ok(_) => {}
     }
     match UnixStream::connect(path).await {
-        Ok(_) => bail!("another process listens there"),
+        Ok(_) => Err(Exit::Busy.because(anyhow!("another process listens there"))),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
         Err(error) => Err(error).context("another process may listen there"),
     }

@@ -5,8 +5,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The part that says where the database is. It is no other job on another address of the same database.
+/// The parts that say where the databases are. It is no other job on another address of the same database.
 const SERVER: &str = "server";
+const ACTION_SERVER: &str = "action server";
+/// Where the statement is run, if that is not where the rows are read.
+const ACTION_DATABASE: &str = "action database";
 
 /// The parts of a job by their names, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,13 +24,14 @@ impl Job {
 
     /// The job's number in a database, the same over all addresses of that database.
     pub fn number(&self) -> u64 {
-        let parts = self.0.iter().filter(|(name, _)| *name != SERVER);
+        let parts = self.0.iter().filter(|(name, _)| ![SERVER, ACTION_SERVER].contains(&name.as_str()));
         fnv(parts.flat_map(|(name, part)| [name.as_str(), "\0", part, "\0"]).flat_map(str::bytes))
     }
 
-    /// The job on any address of its database.
+    /// The job on any address of the database in which its statement is run.
     pub fn anywhere(mut self) -> Job {
-        self.0.remove(SERVER);
+        let there = if self.0.contains_key(ACTION_DATABASE) { ACTION_SERVER } else { SERVER };
+        self.0.remove(there);
         self
     }
 
@@ -77,6 +81,11 @@ mod tests {
         let one = job(&[("server", "db1"), ("table", "products")]);
         assert_eq!(one.number(), job(&[("server", "db2"), ("table", "products")]).number());
         assert_ne!(one.number(), job(&[("server", "db1"), ("table", "product"), ("topic", "s")]).number());
+        // What lies in the database of the statement moves with it, the rows of another server are others.
+        let apart = |server, action| job(&[("server", server), ("action server", action), ("action database", "shop")]);
+        assert_eq!(apart("db1", "db2").number(), apart("db3", "db4").number());
+        assert_eq!(apart("db1", "db2").anywhere(), apart("db1", "db4").anywhere());
+        assert_eq!(apart("db1", "db2").anywhere().differences(&apart("db3", "db2").anywhere()).len(), 1);
         // As every release has to make it.
         assert_eq!(fnv("foobar".bytes()), 0x85944171f73967e8);
     }

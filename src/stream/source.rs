@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use log::warn;
+use memchr::memchr;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncBufReadExt, BufReader, Split, Stdin};
+use tokio::io::{AsyncBufReadExt, BufReader, Stdin};
 use tokio::time::{Instant, timeout_at};
 
 use super::failure;
 use crate::database::{self, Database, Limit, Scan};
 use crate::message::{Change, key_of};
+
+/// How long a line of stdin may be, in bytes: as large as a record.
+const LONGEST: usize = 100_000_000;
 
 /// When a chunk is full.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +36,9 @@ pub enum Source {
 
 /// JSON lines of stdin, each a payload.
 pub struct Lines {
-    lines: Split<BufReader<Stdin>>,
+    input: BufReader<Stdin>,
+    /// What was read of the next one.
+    line: Vec<u8>,
     /// The members that make the record key.
     key: Vec<String>,
     number: u64,
@@ -85,8 +91,8 @@ impl Source {
 
 impl Lines {
     pub fn new(key: Vec<String>) -> Lines {
-        let lines = BufReader::with_capacity(1 << 20, tokio::io::stdin()).split(b'\n');
-        Lines { lines, key, number: 0, first: None }
+        let input = BufReader::with_capacity(1 << 20, tokio::io::stdin());
+        Lines { input, line: Vec::new(), key, number: 0, first: None }
     }
 
     /// The next lines; `None` at the end. A line that is not JSON is an error before anything of its chunk is sent.
@@ -123,13 +129,31 @@ impl Lines {
 
     async fn change(&mut self) -> Result<Option<Change>> {
         loop {
-            let line = self.lines.next_segment().await.context("cannot read stdin")?;
-            let Some(line) = line else { return Ok(None) };
-            self.number += 1;
+            let Some(line) = self.line().await? else { return Ok(None) };
             let line = line.trim_ascii();
             if !line.is_empty() {
                 return self.parse(line).map(Some);
             }
+        }
+    }
+
+    /// The next line, as it is. Cancelling loses nothing.
+    async fn line(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            let there = self.input.fill_buf().await.context("cannot read stdin")?;
+            let end = memchr(b'\n', there);
+            let is_over = there.is_empty();
+            self.line.extend_from_slice(&there[..end.unwrap_or(there.len())]);
+            let used = end.map_or(there.len(), |end| end + 1);
+            self.input.consume(used);
+            if end.is_some() || (is_over && !self.line.is_empty()) {
+                self.number += 1;
+                return Ok(Some(std::mem::take(&mut self.line)));
+            }
+            if is_over {
+                return Ok(None);
+            }
+            ensure!(self.line.len() <= LONGEST, "line {} of stdin is longer than {LONGEST} bytes", self.number + 1);
         }
     }
 

@@ -40,13 +40,6 @@ fn records_compressed_with_each_codec_arrive_byte_for_byte() {
 const MEMORY: usize = 16;
 const SLACK: usize = 8;
 
-/// The most memory that a process ever had, in MiB.
-fn most(pid: i32) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
-    most.strip_suffix(" kB").unwrap().parse::<usize>().unwrap() >> 10
-}
-
 /// How much more a consumer of these batches, each of so many MiB of zeros and this noise, held at most than one that had
 /// nothing to read; in MiB.
 fn taken(world: &World, (batches, size, noise): (usize, usize, &str)) -> usize {
@@ -69,7 +62,7 @@ fn taken(world: &World, (batches, size, noise): (usize, usize, &str)) -> usize {
         let seat = world.seat(&products, 0, from);
         world.within(Duration::from_secs(90), "all is done", || seat.offset() == Some(count as i64));
         let given = fs::read_to_string(counts).unwrap_or_default();
-        (most(consumer.pid), given.lines().map(|count| count.trim().parse::<usize>().unwrap()).sum::<usize>())
+        (consumer.most_memory() >> 20, given.lines().map(|count| count.trim().parse::<usize>().unwrap()).sum::<usize>())
     };
     let ((idle, nothing), (busy, given)) = (held("latest"), held("earliest"));
     assert_eq!((nothing, given), (0, count));

@@ -143,9 +143,11 @@ fn a_control_path_that_is_in_use_is_refused_and_a_stale_one_is_replaced() {
     let (file, used) = (world.file("file"), world.file("used"));
     std::fs::write(&file, "precious").unwrap();
     let listener = UnixListener::bind(&used).unwrap();
-    for (path, why) in [(&file, "it is there already, and is no socket"), (&used, "another process listens there")] {
+    for (path, status, why) in
+        [(&file, 78, "it is there already, and is no socket"), (&used, 4, "another process listens there")]
+    {
         let mut stream = run(path);
-        assert_eq!(stream.wait(), End::Status(78));
+        assert_eq!(stream.wait(), End::Status(status));
         assert_eq!(stream.log_of("error"), [format!("--control: cannot listen at {}: {why}", path.display())]);
     }
     assert_eq!((std::fs::read_to_string(&file).unwrap(), world.kafka.count(&topic)), ("precious".to_owned(), 0));

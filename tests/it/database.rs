@@ -103,6 +103,7 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
         (MySql, "UUID", uuids, &uuid),
         (MySql, "BINARY(2)", "X'00ff', 'ab'", &bytes),
         (MySql, "DATETIME(6)", "'2024-02-29 23:59:59.000001', '2024-02-29 23:59:59.000002'", &times),
+        (MySql, "TIMESTAMP(6)", "'2024-02-29 23:59:59.000001', '2024-02-29 23:59:59.000002'", &times),
         (MySql, "DATE", "'2024-02-29', '2025-01-01'", &[r#"{"k":"2024-02-29"}"#, r#"{"k":"2025-01-01"}"#]),
         (MySql, "YEAR", "1999, 2024", &[r#"{"k":1999}"#, r#"{"k":2024}"#]),
         (MySql, "BIT(9)", "b'1', b'100000000'", &[r#"{"k":1}"#, r#"{"k":256}"#]),
@@ -158,6 +159,8 @@ async fn a_payload_has_all_columns_of_a_row_or_those_that_are_named() {
         (MySql, "ENUM('b', 'a')", "'a'", r#""a""#),
         (MySql, "SET('b', 'a')", "'a,b'", r#""b,a""#),
         (MySql, "FLOAT", "1.5", "1.5"),
+        (MySql, "FLOAT(8,2) ZEROFILL", "1.5", "1.50"),
+        (MySql, "DECIMAL(8,2) ZEROFILL", "0.5", "0.50"),
         (MySql, "DOUBLE", "1e300", "1e+300"),
         (MySql, "DECIMAL(22,2)", "12345678901234567890.01", "12345678901234567890.01"),
         (MySql, "POINT", "POINT(1, 2)", r#""POINT(1 2)""#),
@@ -532,6 +535,34 @@ async fn a_sqlite_file_is_free_for_others_between_two_chunks() {
     sqlite.execute("DELETE FROM products WHERE id = 2").await;
     let chunk = database.next_chunk(&mut scan, Limit { rows: 100, bytes: 1 << 20 }).await.unwrap().unwrap();
     assert_eq!(keys(&[chunk]), ["3", "4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_chunk_that_ends_by_its_bytes_nothing_stays_open_in_the_database() {
+    for primary in primaries("half_read").await.into_iter().filter(|primary| primary.dialect != Dialect::Sqlite) {
+        primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, pad TEXT)").await;
+        let insert = format!("INSERT INTO products SELECT n, '{}' FROM numbers", "x".repeat(10_000));
+        primary.execute(&numbers(&insert, 3_000)).await;
+        let mut database = primary.open().await;
+        let source = Source { payload: Payload::Row, ..table("products") };
+        let mut scan = database.prepare(&source).await.unwrap();
+        let chunk = database.next_chunk(&mut scan, Limit { rows: 3_000, bytes: 1 }).await.unwrap().unwrap();
+        assert_eq!(keys(&[chunk]), ["1"]);
+        // Of what is sent to nobody the server would keep more than a socket takes.
+        let (sql, idle) = match primary.dialect {
+            Dialect::Postgres => {
+                let one = "query LIKE '%\"pad\"%ksync_half_read%' OR query LIKE 'SELECT \"products\".\"id\"%'";
+                (format!("SELECT state FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND ({one})"), "idle")
+            }
+            _ => {
+                let one = "db = 'ksync_half_read' AND id <> CONNECTION_ID()";
+                (format!("SELECT command FROM information_schema.processlist WHERE {one}"), "Sleep")
+            }
+        };
+        let states = primary.texts(&sql).await;
+        assert!(!states.is_empty() && states.iter().all(|state| state == idle), "{primary:?}: {states:?}");
+        assert_eq!(keys(&[database.next_chunk(&mut scan, Limit { rows: 1, bytes: 1 }).await.unwrap().unwrap()]), ["2"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,7 @@ mod settings;
 mod signals;
 mod standstill;
 mod stream;
+mod stream_faults;
 mod throttle;
 mod told;
 mod wire;

@@ -301,9 +301,7 @@ fn a_gigabyte_of_output_takes_neither_memory_nor_log() {
     let most = |script: &str, name: &str| {
         let consumer = world.consume(&format!("-t {products} -n {name} -- {script}"));
         world.within(Duration::from_secs(60), "the failure is told", || consumer.says(&["exit status 3"]));
-        let status = fs::read_to_string(format!("/proc/{}/status", consumer.pid)).unwrap();
-        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
-        (most.strip_suffix(" kB").unwrap().parse::<usize>().unwrap(), consumer.log())
+        (consumer.most_memory() >> 10, consumer.log())
     };
     let (plain, _) = most(&quiet, "quiet");
     let (flooded, log) = most(&script, "flooded");

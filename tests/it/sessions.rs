@@ -1,5 +1,7 @@
 //! How ksync-stream's sessions with databases are: where a statement is run, for how long, and by which settings.
 
+use std::fs;
+
 use ksync::database::Dialect;
 
 use crate::support::{End, Primary, World, block_on, primaries};
@@ -36,6 +38,14 @@ fn rows_are_read_from_a_replica_and_changed_in_the_primary_which_keeps_how_far_i
         }
         assert_eq!(block_on(primary.texts("SELECT job FROM ksync_checkpoints")).len(), 1, "{primary:?}");
         assert_eq!(world.kafka.count(&topic), 3);
+        if primary.dialect != Dialect::Sqlite {
+            // On another address of the primary it is the same job.
+            let elsewhere = command.replace(&primary.url, &primary.url.replace("127.0.0.1", "localhost"));
+            let mut again = world.stream(&elsewhere);
+            assert_eq!((again.wait(), prices(&primary)), (End::Status(0), vec!["1".into(); 3]), "{:?}", again.log());
+            assert!(again.says(&["says that this job was finished"]), "{:?}", again.log());
+            assert_eq!(block_on(primary.texts("SELECT job FROM ksync_checkpoints")).len(), 1, "{primary:?}");
+        }
         // The same rows changed elsewhere are another job.
         let file = world.file("checkpoint");
         let keep = format!("{source} {SQL} --checkpoint {}", file.display());
@@ -104,4 +114,35 @@ fn a_session_tells_the_database_what_it_is_for() {
     world.eventually("the session has its name", || block_on(primary.texts(&sql)).len() == 1);
     gate.open();
     assert_eq!(stream.wait(), End::Status(0));
+}
+
+#[test]
+fn what_a_url_leaves_out_comes_from_where_the_clients_of_the_databases_have_it() {
+    let world = World::new("left-out");
+    let [postgres, mariadb, _] = block_on(primaries("session_left_out"));
+    let stream = env!("CARGO_BIN_EXE_ksync-stream");
+    for primary in [&postgres, &mariadb] {
+        products_of(primary);
+        // KIND://USER@HOST:PORT/REST
+        let (kind, rest) = primary.url.split_once("://").unwrap();
+        let (authority, rest) = rest.split_once('/').unwrap();
+        let (user, server) = authority.split_once('@').unwrap();
+        let (host, port) = server.rsplit_once(':').unwrap();
+        let (user, password) = user.split_once(':').unwrap_or((user, ""));
+        let home = world.dir.join(kind);
+        fs::create_dir(&home).unwrap();
+        let password = if password.is_empty() { String::new() } else { format!("password='{password}'") };
+        let client = format!("[client]\nuser={user}\n{password}\nhost = {host}\nport={port}\n");
+        fs::write(home.join(".my.cnf"), client).unwrap();
+        let home = ("HOME", home.to_str().unwrap());
+        let environment = match primary.dialect {
+            Dialect::Postgres => vec![home, ("PGHOST", host), ("PGPORT", port), ("PGUSER", user)],
+            _ => vec![home],
+        };
+        let topic = new_topic(&world);
+        let source = format!("-t {topic} --database '{kind}:///{rest}' --table products");
+        let mut run = world.start(stream, &source, &environment);
+        assert_eq!(run.wait(), End::Status(0), "{primary:?}: {:?}", run.log());
+        assert_eq!(world.kafka.count(&topic), 3, "{primary:?}");
+    }
 }

@@ -93,6 +93,20 @@ fn the_payload_is_the_key_or_columns_or_the_row_as_it_is_before_the_action() {
 }
 
 #[test]
+fn a_command_gets_a_line_for_each_row_whatever_its_json_looks_like() {
+    let world = World::new("one-line");
+    let [primary, ..] = block_on(primaries("stream_one_line"));
+    block_on(primary.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, body JSON)"));
+    block_on(primary.execute("INSERT INTO notes VALUES (1, E'{\\n  \"a\": 1\\r\\n}'), (2, '[]')"));
+    let topic = world.topic_with_delay("notes", 1);
+    let action = world.script("cat >> got");
+    let source = format!("--database {} --table notes --payload row", primary.url);
+    assert_eq!(world.stream(&format!("-t {topic} {source} -- {action}")).wait(), End::Status(0));
+    let got = std::fs::read_to_string(world.dir.join("got")).unwrap();
+    assert_eq!(got, "{\"id\":1,\"body\":{   \"a\": 1  }}\n{\"id\":2,\"body\":[]}\n");
+}
+
+#[test]
 fn a_statement_changes_the_rows_between_their_delay_and_their_instant_messages() {
     let world = World::new("sql");
     for primary in block_on(primaries("stream_sql")) {

@@ -30,7 +30,7 @@ pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
 pub use self::freezer::Freezer;
 pub use self::handler::{Gate, Handler, Run, payload};
-pub use self::kafka::{Kafka, Message, value};
+pub use self::kafka::{Kafka, Message, Record, value};
 pub use self::log::log_lines;
 pub use self::process::{End, Process};
 pub use self::services::Services;

@@ -97,6 +97,13 @@ impl Process {
         Duration::from_millis(10 * ticks)
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub fn most_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+        most.strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    }
+
     /// SIGKILL, and its end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
