@@ -77,7 +77,7 @@ def stream(bench):
         return bench.into("rows", count, copy, bench.write("rows", *IDEMPOTENT))
 
     contest(bench, f"(c) {rows:,} rows of Postgres, ids only", tables, [
-        Contender("ksync-stream", ksync(), {"psql COPY | kcat -P": 0.5}),
-        Contender("ksync-stream --chunk-size 10000", ksync("--chunk-size", "10000"), {}),
+        Contender("ksync-stream", ksync(), {"psql COPY | kcat -P": 0.7}),
+        Contender("ksync-stream --chunk-size 1000", ksync("--chunk-size", "1000"), {}),
         Contender("psql COPY | kcat -P", kcat),
     ])

@@ -15,7 +15,7 @@ use ksync::exit::Exit;
 use ksync::handler;
 use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
-use ksync::stream::{Action, ChunkLimits, Plan, Source, Stream};
+use ksync::stream::{Action, ChunkLimits, Plan, Rate, Source, Stream};
 
 /// After this time a message that could not be delivered ends the run.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -50,10 +50,9 @@ struct Cli {
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
     only: Option<Only>,
 
-    /// How many rows a chunk may have
-    #[arg(long, env = "KSYNC_CHUNK_SIZE", value_name = "N", default_value = "1000",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    chunk_size: u32,
+    /// How many rows a chunk may have [default: 1000; 10000 where there is no action, --rate or --control]
+    #[arg(long, env = "KSYNC_CHUNK_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunk_size: Option<u32>,
 
     /// How large a chunk may be; one row fits whatever its size
     #[arg(long, env = "KSYNC_CHUNK_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
@@ -115,7 +114,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     };
     cli.resume.check(phases, &cli.source, &cli.action)?;
     let shutdown = cli.resume.window(&shutdown);
-    let (rows, bytes) = (cli.chunk_size as usize, cli.chunk_bytes);
+    // What is to be held up at times, or to be undone, is not large.
+    let is_free = action.is_none() && cli.throttles.rate == Rate::Unlimited && cli.throttles.control.is_none();
+    let rows = cli.chunk_size.unwrap_or(if is_free { 10_000 } else { 1000 }) as usize;
+    let bytes = cli.chunk_bytes;
     let chunk = ChunkLimits { rows, bytes, wait: cli.chunk_wait, time: cli.chunk_time };
     let create = if cli.plan.dry_run { None } else { cli.kafka.create_topics };
     let starting = async {

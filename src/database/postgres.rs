@@ -92,6 +92,9 @@ impl Postgres {
     }
 
     pub async fn read(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
+        if scan.is_copied() {
+            return self.copy(sql, scan, filling).await;
+        }
         let (mut key, mut others) = (Vec::with_capacity(scan.key.len()), Vec::with_capacity(scan.others.len()));
         let mut rows = query(sql).fetch(&mut self.0);
         while let Some(row) = rows.try_next().await? {
@@ -104,6 +107,24 @@ impl Postgres {
             }
             if !filling.add(&mut key, &others) {
                 // To its end: an answer that is half read would stay open while the chunk is served.
+                while rows.try_next().await?.is_some() {}
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for keys of integers.
+    async fn copy(&mut self, sql: &Sql, scan: &Scan, filling: &mut Filling<'_>) -> Result<(), Trouble> {
+        let mut key = Vec::with_capacity(scan.key.len());
+        let mut rows = self.0.copy_out_raw(&sql.copied()).await?;
+        while let Some(row) = rows.try_next().await? {
+            for text in row.trim_ascii_end().split(|byte| *byte == b'\t') {
+                let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                // NULL is \N.
+                key.push(present(number.map(Value::Integer), scan)?);
+            }
+            if !filling.add(&mut key, &[]) {
                 while rows.try_next().await?.is_some() {}
                 break;
             }

@@ -14,11 +14,18 @@ pub(super) struct Sql {
     dialect: Dialect,
     text: String,
     pub values: Vec<Value>,
+    /// Whether integers stand in the text, as in a COPY, to which nothing can be bound.
+    holds_integers: bool,
 }
 
 impl Sql {
     pub fn new(dialect: Dialect, text: impl Into<String>) -> Sql {
-        Sql { dialect, text: text.into(), values: Vec::new() }
+        Sql { dialect, text: text.into(), values: Vec::new(), holds_integers: false }
+    }
+
+    /// From here on integers are written into the text.
+    pub fn hold_integers(&mut self) {
+        self.holds_integers = true;
     }
 
     pub fn push(&mut self, text: &str) -> &mut Sql {
@@ -28,6 +35,11 @@ impl Sql {
 
     /// Appends `template`, in which the first `?` stands for `value`.
     pub fn bind(&mut self, template: &str, value: &Value) -> &mut Sql {
+        if let (true, Value::Integer(number)) = (self.holds_integers, value) {
+            // In quotes, since a minus sign binds less than a cast.
+            self.text.push_str(&template.replacen('?', &format!("'{number}'"), 1));
+            return self;
+        }
         self.values.push(value.clone());
         match self.dialect {
             Dialect::Postgres => self.text.push_str(&template.replacen('?', &format!("${}", self.values.len()), 1)),
@@ -39,6 +51,11 @@ impl Sql {
     /// With the same values.
     pub fn explained(&self, how: &str) -> Sql {
         Sql { text: format!("{how} {}", self.text), values: self.values.clone(), ..*self }
+    }
+
+    /// As Postgres gives the rows line by line; it may have no values.
+    pub fn copied(&self) -> String {
+        format!("COPY ({}) TO STDOUT", self.text)
     }
 
     /// Vouches for the text to sqlx.
@@ -102,6 +119,14 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn integers_may_stand_in_the_text() {
+        let mut sql = Sql::new(Dialect::Postgres, "");
+        sql.hold_integers();
+        sql.bind("?::bigint", &Value::Integer(i64::MIN)).bind(", ?::text", &Value::Text("a".to_owned()));
+        assert_eq!((&sql.text[..], sql.values.len()), ("'-9223372036854775808'::bigint, $1::text", 1));
+    }
 
     #[test]
     fn a_table_name_may_have_a_schema_and_quotes() {

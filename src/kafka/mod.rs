@@ -14,6 +14,7 @@ mod writer;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,12 @@ pub struct Cluster {
     /// `HOST:PORT,..`
     pub bootstrap: String,
     pub properties: Vec<Property>,
+}
+
+/// Drops a client of librdkafka, of which this is the last owner but one, without holding anybody up: its threads look only
+/// each 100 ms whether they are to end.
+fn drop_aside<Client: Send + Sync + 'static>(client: Arc<Client>) {
+    std::thread::spawn(move || drop(client));
 }
 
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.

@@ -16,15 +16,17 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::util::Timeout;
 use tokio::sync::Notify;
 
-use super::{BATCH, ClientLog, Cluster, is_transient};
+use super::{BATCH, ClientLog, Cluster, drop_aside, is_transient};
 use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys;
 pub use crate::sys::Plain;
 use crate::topic::Topic;
 
-/// What all lanes together may have in flight, in bytes of keys, values and headers.
+/// What all lanes together may have in flight, in bytes of keys, values and headers, and what librdkafka has to a record besides.
 const IN_FLIGHT: usize = 16 << 20;
+/// About so many bytes it has to each.
+const BESIDE: usize = 200;
 /// How many records are queued at once, and how many bytes of them; one goes whatever its size.
 const AT_ONCE: usize = 500;
 const AT_ONCE_BYTES: usize = 256 << 10;
@@ -38,7 +40,7 @@ pub struct Writer(Arc<Shared>);
 struct Shared {
     cluster: Cluster,
     give_up: Duration,
-    producer: RwLock<ThreadedProducer<Reports>>,
+    producer: RwLock<Arc<ThreadedProducer<Reports>>>,
     lanes: AtomicUsize,
 }
 
@@ -48,7 +50,7 @@ impl Writer {
         let producer = producer(cluster, give_up)
             .with_context(|| format!("cannot make a producer for {cluster}"))
             .map_err(|error| Exit::Misconfigured.because(error))?;
-        let (cluster, producer) = (cluster.clone(), RwLock::new(producer));
+        let (cluster, producer) = (cluster.clone(), RwLock::new(Arc::new(producer)));
         Ok(Writer(Arc::new(Shared { cluster, give_up, producer, lanes: AtomicUsize::new(0) })))
     }
 
@@ -63,7 +65,7 @@ impl Writer {
         let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
         if current.client().fatal_error().is_some() {
             warn!("the producer for {} had a fatal error; going on with a new one", self.0.cluster);
-            *current = producer(&self.0.cluster, self.0.give_up)?;
+            *current = Arc::new(producer(&self.0.cluster, self.0.give_up)?);
         }
         Ok(())
     }
@@ -101,6 +103,7 @@ impl Drop for Shared {
         {
             log::debug!("records were still in flight at the end: {error}");
         }
+        drop_aside(producer.clone());
     }
 }
 
@@ -191,7 +194,7 @@ impl Lane {
     /// Fails where an earlier record of the lane failed, or this one can never be sent (it is too large).
     pub async fn send(&mut self, record: Outgoing<'_>) -> Result<(), Undelivered> {
         let headers = record.headers.as_ref().map_or(0, |headers| headers.bytes);
-        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + headers;
+        let bytes = BESIDE + record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + headers;
         while !self.has_room() {
             self.reports.changed.notified().await;
         }
@@ -328,7 +331,8 @@ fn at_once<'r, 'a>(records: &'r [Plain<'a>]) -> &'r [Plain<'a>] {
 }
 
 fn bytes(records: &[Plain<'_>]) -> usize {
-    records.iter().map(|record| record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len)).sum()
+    let one = |record: &Plain<'_>| BESIDE + record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+    records.iter().map(one).sum()
 }
 
 /// Why a record was not acknowledged. It may be in the log all the same.
@@ -373,7 +377,7 @@ fn weight(message: &BorrowedMessage<'_>) -> usize {
         .iter()
         .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
         .sum::<usize>();
-    message.key_len() + message.payload_len() + headers
+    BESIDE + message.key_len() + message.payload_len() + headers
 }
 
 impl ClientContext for Reports {
