@@ -1,5 +1,8 @@
 """(a) to (c): how many records or rows the three tools do in a second, beside kcat and psql."""
 
+import subprocess
+import tempfile
+
 from bench import HANDLER
 from bench import SIZES
 from contest import Contender
@@ -80,4 +83,40 @@ def stream(bench):
         Contender("ksync-stream", ksync(), {"psql COPY | kcat -P": 0.7}),
         Contender("ksync-stream --chunk-size 1000", ksync("--chunk-size", "1000"), {}),
         Contender("psql COPY | kcat -P", kcat),
+    ])
+    update(bench, psql, tables)
+
+
+def update(bench, psql, tables):
+    """The same rows, changed a thousand at a time between their messages."""
+    change = "UPDATE {table} SET name = 'changed' WHERE id IN ({keys})"
+    keys = "SELECT unnest(''' || ids::text || '''::bigint[])"
+    chunks = "SELECT array_agg(id) AS ids FROM {table} GROUP BY (id - 1) / 1000 ORDER BY min(id)"
+
+    def ready(count):
+        run([*psql, f"VACUUM {tables[count]}"])
+        for topic in ("updates", "updates-delay"):
+            bench.renew(topic, settings=[("message.timestamp.type", "LogAppendTime")])
+        return tables[count]
+
+    def ksync(count):
+        table = ready(count)
+        options = ["--database", bench.postgres, "--table", table, "--chunk-time", "1h"]
+        return run(bench.ksync("stream", "-t", "updates", *options, "--sql", change.format(table=table, keys=":keys")))
+
+    def chunked(count):
+        table = ready(count)
+        line = change.replace("'changed'", "''changed''").format(table=table, keys=keys)
+        made = f"SELECT 'BEGIN; {line}; COMMIT;' FROM ({chunks.format(table=table)}) AS chunks"
+        with tempfile.NamedTemporaryFile("w") as file:
+            subprocess.run([*psql[:-1], "-A", "-t", "-c", made], stdout=file, check=True)
+            return run([*psql[:-1], "-f", file.name])
+
+    def one(count):
+        return run([*psql, f"UPDATE {ready(count)} SET name = 'changed'"])
+
+    contest(bench, f"(c) {bench.options.rows:,} rows of Postgres, changed", tables, [
+        Contender("ksync-stream --sql, 1,000 at a time", ksync, {"psql, 1,000 at a time": 0.67, "psql, at once": 0.5}),
+        Contender("psql, 1,000 at a time", chunked),
+        Contender("psql, at once", one),
     ])

@@ -129,7 +129,8 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             partitions = cli.kafka.chosen(&topic, count)?;
         }
         // It connects while the settings are read.
-        let mut writer = Writer::open(&cluster, DELIVERY)?;
+        let written = cluster.clone().without_linger();
+        let mut writer = Writer::open(&written, DELIVERY)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
         let pair = Pair { topic: topic.clone(), delay: delay.clone() };
         let delayers = async {
@@ -141,7 +142,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let throttle = cli.throttles.open(console, (topic, &cluster), &cli.source, zookeeper);
         let (check, (), throttle) = tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers, throttle)?;
         if let Some(bytes) = check.small_batches() {
-            writer = Writer::open(&cluster.with_batches_of(bytes), DELIVERY)?;
+            writer = Writer::open(&written.with_batches_of(bytes), DELIVERY)?;
         }
         let session = cli.source.session(topic, &cli.action);
         let (mut source, total) = cli.source.open(&session, chunk.rows, cli.plan.count).await?;

@@ -77,6 +77,12 @@ impl Cluster {
         self
     }
 
+    /// The same for a writer that waits for its messages, unless the user says otherwise: nothing is gained by waiting for more.
+    pub fn without_linger(mut self) -> Cluster {
+        self.properties.insert(0, Property { name: "linger.ms".into(), value: "0".into() });
+        self
+    }
+
     /// For a client whose trouble is the process's trouble.
     fn log(&self) -> ClientLog {
         ClientLog { bootstrap: self.bootstrap.clone(), started: Instant::now(), quiet_until_ms: AtomicU64::new(0) }
