@@ -24,9 +24,16 @@ pub struct Announcer {
     delay: Duration,
     /// Only these; empty means all.
     partitions: Vec<i32>,
-    lane: Lane,
+    delays: Lane,
+    instants: Lane,
     /// How long the longest action took that delay messages were sent for.
     longest: Duration,
+}
+
+/// That delay messages were acknowledged, and when their sending began; `None` where there are none.
+#[must_use = "the action is to follow"]
+pub struct Covered {
+    since: Option<Instant>,
 }
 
 /// Which of its two messages a record gets.
@@ -53,29 +60,41 @@ impl Announcer {
     pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
         let delay_topic = topic.delay()?;
         let (topic, partitions) = (topic.clone(), partitions.to_vec());
-        Ok(Announcer { topic, delay_topic, delay, partitions, lane: writer.lane(), longest: Duration::ZERO })
+        let (delays, instants) = (writer.lane(), writer.lane());
+        Ok(Announcer { topic, delay_topic, delay, partitions, delays, instants, longest: Duration::ZERO })
     }
 
-    /// Announces what the action changes: when it begins, delay messages are acknowledged that are younger than half of the
-    /// delay; each half of the delay they are sent again, and the action is not polled until that is done, so that what it
-    /// commits itself is covered; when it is done, the instant messages are sent and acknowledged.
-    ///
-    /// Fails where a message is not acknowledged or the action fails, and drops an action whose delay messages cannot be
-    /// sent again. There are no instant messages then; the delay messages stay and heal what a half-done action may have
-    /// left.
-    pub async fn around<T>(
+    /// Has delay messages of the changes acknowledged, while `meanwhile` runs.
+    pub async fn cover_while<M>(
         &mut self,
+        changes: &[Change],
+        phases: Phases,
+        meanwhile: impl Future<Output = M>,
+    ) -> Result<(Covered, M)> {
+        if phases == Phases::InstantOnly || Mutant::SendsInstantOnly.is_on() {
+            return Ok((Covered { since: None }, meanwhile.await));
+        }
+        let (since, done) = tokio::join!(self.cover(changes), meanwhile);
+        let since = since.context("cannot send the delay messages; nothing was changed")?;
+        Ok((Covered { since: Some(since) }, done))
+    }
+
+    /// Runs the action, and queues the instant messages of what it has changed; [`Announcer::settled`] tells whether they
+    /// arrived. Each half of the delay the delay messages are sent again, and the action is not polled while these are older
+    /// than that, so that what it commits itself is covered.
+    ///
+    /// Fails where the action fails, and drops an action whose delay messages cannot be sent again. There are no instant
+    /// messages then; the delay messages stay and heal what a half-done action may have left.
+    pub async fn act<T>(
+        &mut self,
+        covered: Covered,
         changes: &[Change],
         phases: Phases,
         action: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let is_covered = phases != Phases::InstantOnly && !Mutant::SendsInstantOnly.is_on();
-        let mut since = Instant::now();
-        if is_covered {
-            since = self.cover(changes).await.context("cannot send the delay messages; nothing was changed")?;
-        }
-        let renews = is_covered && !Mutant::RenewsNothing.is_on();
+        let renews = covered.since.is_some() && !Mutant::RenewsNothing.is_on();
         let started = Instant::now();
+        let mut since = covered.since.unwrap_or(started);
         let done = {
             let mut action = std::pin::pin!(action);
             loop {
@@ -93,13 +112,12 @@ impl Announcer {
                 }
             }
         };
-        if is_covered {
+        if covered.since.is_some() {
             self.longest = self.longest.max(started.elapsed());
         }
         let done = done?;
         if phases != Phases::DelayOnly {
             self.instant_messages(changes).await?;
-            self.settled().await.context("cannot send the instant messages; the delay messages cover the change")?;
         }
         Ok(done)
     }
@@ -144,28 +162,28 @@ impl Announcer {
     pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
         let plain = |change| self.plain(change, &change.payload);
         let messages: Vec<_> = changes.iter().map(plain).collect();
-        self.lane.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
+        self.instants.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
     /// How many messages are queued and not acknowledged yet.
     pub fn in_flight(&self) -> usize {
-        self.lane.in_flight()
+        self.delays.in_flight() + self.instants.in_flight()
     }
 
-    /// Waits until all that was queued is acknowledged.
+    /// Waits until all instant messages that were queued are acknowledged.
     pub async fn settled(&mut self) -> Result<()> {
         if Mutant::ExitsUnflushed.is_on() {
             return Ok(());
         }
-        self.lane.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
+        self.instants.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
     async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
         let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
         let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| self.plain(change, value)).collect();
-        let sent = self.lane.send_all(&self.delay_topic, &messages).await;
+        let sent = self.delays.send_all(&self.delay_topic, &messages).await;
         // The lane does not know of a message that was not even queued.
-        self.lane.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
+        self.delays.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
     }
 
     fn plain<'a>(&self, change: &'a Change, value: &'a [u8]) -> Plain<'a> {

@@ -1,6 +1,6 @@
 //! ksync-stream: announces rows of the database, or lines of stdin, and runs an action on them chunk by chunk.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use log::info;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -67,7 +67,7 @@ impl Stream {
         let Some(journal) = Journal::begin(resume, &mut source, action.as_mut()).await? else {
             return Ok(Exit::Done);
         };
-        let mut run = Run { announcer, journal, progress, throttle, shutdown };
+        let mut run = Run { announcer, journal, progress, throttle, shutdown, unsettled: None };
         run.progress.skip(run.journal.rows());
         let ended = match action {
             None if phases == Phases::InstantOnly => run.reindex(source, chunk).await?,
@@ -92,6 +92,8 @@ struct Run<'a> {
     progress: Progress,
     throttle: Throttle,
     shutdown: &'a Shutdown,
+    /// Of which the instant messages are not known to be acknowledged yet.
+    unsettled: Option<Chunk>,
 }
 
 impl Run<'_> {
@@ -139,44 +141,89 @@ impl Run<'_> {
     /// Chunk by chunk: delay messages, action, instant messages.
     async fn update(
         &mut self,
+        source: Source,
+        limits: ChunkLimits,
+        action: Option<Action>,
+        phases: Phases,
+    ) -> Result<Exit> {
+        let ended = self.update_all(source, limits, action, phases).await;
+        // Whatever has ended it, what is done is to be known as done.
+        let settled = self.settle().await;
+        ended.and_then(|ended| settled.map(|()| ended))
+    }
+
+    /// While the delay messages of a chunk are on their way, and the instant messages of the one before, the next one is read.
+    async fn update_all(
+        &mut self,
         mut source: Source,
         limits: ChunkLimits,
         mut action: Option<Action>,
         phases: Phases,
     ) -> Result<Exit> {
         let mut sizing = Sizing::new(limits.rows, limits.time);
+        let mut ahead = None;
         loop {
-            let has_more = tokio::select! {
-                biased;
-                () = self.shutdown.requested() => return Ok(Exit::Again),
-                has_more = source.has_more() => has_more?,
+            let limits = ChunkLimits { rows: sizing.rows(), ..limits };
+            let chunk = match ahead.take() {
+                Some(chunk) if !self.shutdown.is_requested() => chunk,
+                Some(_) => return Ok(Exit::Again),
+                None => {
+                    self.settle().await?;
+                    match self.next(&mut source, limits).await? {
+                        Ok(Some(chunk)) => chunk,
+                        Ok(None) => {
+                            self.journal.finish(target(action.as_mut(), &mut source)).await?;
+                            return Ok(Exit::Done);
+                        }
+                        Err(ended) => return Ok(ended),
+                    }
+                }
             };
-            // Before the rows are read, so that they are not old when the action comes to them.
-            if has_more && !self.may_begin().await? {
-                return Ok(Exit::Again);
-            }
-            let chunk = tokio::select! {
-                biased;
-                () = self.shutdown.requested() => return Ok(Exit::Again),
-                chunk = source.next(ChunkLimits { rows: sizing.rows(), ..limits }) => chunk?,
-            };
-            let Some(chunk) = chunk else {
-                self.journal.finish(target(action.as_mut(), &mut source)).await?;
-                return Ok(Exit::Done);
-            };
+            let reads_ahead = matches!(source, Source::Rows { .. }) && self.throttle.is_free(&self.announcer).await?;
+            let read_ahead = async { if reads_ahead { source.next(limits).await } else { Ok(None) } };
+            let (covered, next) = self.announcer.cover_while(chunk.changes(), phases, read_ahead).await?;
+            self.settle().await?;
             let mark = self.journal.begin_chunk(&chunk, phases)?;
             let action = async {
                 let begun = Instant::now();
                 act(action.as_mut(), &mut source, &chunk, mark).await?;
                 Ok(begun.elapsed())
             };
-            let took = self.announcer.around(chunk.changes(), phases, action).await?;
-            self.journal.end_chunk().await?;
+            let took = self.announcer.act(covered, chunk.changes(), phases, action).await?;
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }
-            self.done(&chunk);
+            self.unsettled = Some(chunk);
+            ahead = next?;
         }
+    }
+
+    /// The next chunk once it may begin, or how the run ends before it.
+    async fn next(&mut self, source: &mut Source, limits: ChunkLimits) -> Result<Result<Option<Chunk>, Exit>> {
+        let has_more = tokio::select! {
+            biased;
+            () = self.shutdown.requested() => return Ok(Err(Exit::Again)),
+            has_more = source.has_more() => has_more?,
+        };
+        // Before the rows are read, so that they are not old when the action comes to them.
+        if has_more && !self.may_begin().await? {
+            return Ok(Err(Exit::Again));
+        }
+        tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Ok(Err(Exit::Again)),
+            chunk = source.next(limits) => Ok(Ok(chunk?)),
+        }
+    }
+
+    /// Waits for the instant messages of the chunk before, and notes that it is done.
+    async fn settle(&mut self) -> Result<()> {
+        let Some(chunk) = self.unsettled.take() else { return Ok(()) };
+        let settled = self.announcer.settled().await;
+        settled.context("cannot send the instant messages; the delay messages cover the change")?;
+        self.journal.end_chunk().await?;
+        self.done(&chunk);
+        Ok(())
     }
 
     async fn may_begin(&mut self) -> Result<bool> {

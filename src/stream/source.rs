@@ -13,8 +13,8 @@ use super::failure;
 use crate::database::{self, Database, Limit, Scan};
 use crate::message::{Change, key_of};
 
-/// How long a line of stdin may be, in bytes: as large as a record.
-const LONGEST: usize = 100_000_000;
+/// How long a line of stdin may be, in bytes: more than a record may have.
+const LONGEST: usize = 128 << 20;
 
 /// When a chunk is full.
 #[derive(Clone, Copy, Debug)]

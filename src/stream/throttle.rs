@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::gauge::{Gauge, Hold};
-use super::pace::{Due, Pace};
+use super::pace::{Due, Pace, Rate};
 use super::status::{By, Console, Wishes};
 use crate::announce::Announcer;
 use crate::message::Change;
@@ -56,6 +56,12 @@ impl Throttle {
         progress.go_on();
         self.pace.begin(self.wishes.borrow().rate, Instant::now());
         Ok(may_begin)
+    }
+
+    /// Whether nothing holds up the next chunk, nor counts when it begins.
+    pub async fn is_free(&mut self, announcer: &Announcer) -> Result<bool> {
+        let is_paced = !self.pause.is_zero() || self.wishes.borrow().rate != Rate::Unlimited;
+        Ok(!is_paced && self.hold(announcer).await?.is_none())
     }
 
     /// A chunk is done.

@@ -254,6 +254,17 @@ fn a_record_that_is_not_json_is_put_aside_byte_for_byte_where_that_is_wanted() {
 }
 
 #[test]
+fn input_without_a_line_break_ends_before_it_takes_all_memory() {
+    let world = World::new("endless-line");
+    let products = world.topic("products", 1);
+    let stream = env!("CARGO_BIN_EXE_ksync-stream");
+    let mut piped = world.start("sh", &format!("-c \"yes | tr -d '\\n' | {stream} - -t {products}\""), &[]);
+    assert_eq!(piped.wait(), End::Status(1), "{:?}", piped.log());
+    assert_eq!(piped.log_of("error"), ["line 1 of stdin is longer than 134217728 bytes"]);
+    assert_eq!(world.kafka.count(&products), 0);
+}
+
+#[test]
 fn letters_that_are_too_large_together_are_put_aside_one_by_one() {
     let world = World::new("dead-large");
     let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));

@@ -134,15 +134,15 @@ fn what_others_change_meanwhile_changes_nothing_about_whom_a_chunk_announces() {
         let source = format!("--database {} --table products --where 'price = 0' --chunk-size 10", primary.url);
         let mut stream = world.stream(&format!("-t {topic} {source} -- {action}"));
         world.eventually("the first chunk is at its action", || delayed(&world, &topic).len() == 10);
-        // Of the chunk under way: one that is gone, one that the condition leaves out, one that comes in between. Of those
-        // behind it: the same.
-        block_on(primary.execute("DELETE FROM products WHERE id = 3"));
-        block_on(primary.execute("DELETE FROM products WHERE id = 13"));
-        block_on(primary.execute("UPDATE products SET price = 1 WHERE id IN (4, 14)"));
-        block_on(primary.execute("INSERT INTO products VALUES (15, 0), (31, 0), (-1, 0)"));
+        // Of the chunk under way, and of the last one, which is not read yet: one that is gone, and one that the condition
+        // leaves out. And some that come in before all, among those that are read already, and behind.
+        block_on(primary.execute("DELETE FROM products WHERE id IN (3, 23)"));
+        block_on(primary.execute("UPDATE products SET price = 1 WHERE id IN (4, 24)"));
+        block_on(primary.execute("INSERT INTO products VALUES (-1, 0), (15, 0), (31, 0)"));
         gate.open();
         assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
-        let ids: Vec<_> = (1..=31).filter(|id| ![13, 14].contains(id)).map(|id| format!("{{\"id\":{id}}}")).collect();
+        let ids: Vec<_> =
+            (1..=31).filter(|id| ![15, 23, 24].contains(id)).map(|id| format!("{{\"id\":{id}}}")).collect();
         let instant: Vec<_> = world.kafka.records(&topic).into_iter().map(|record| record.value.unwrap()).collect();
         assert_eq!((&delayed(&world, &topic), &instant), (&ids, &ids), "{primary:?}");
     }
