@@ -14,6 +14,10 @@ use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
 use crate::topic::Topic;
 
+const UNCOVERED: &str = "cannot send the delay messages; nothing was changed";
+/// What it means that instant messages of a change do not arrive.
+pub const UNANNOUNCED: &str = "cannot send the instant messages; the delay messages cover the change";
+
 /// How often delay messages are sent that take too long.
 const COVERINGS: usize = 10;
 
@@ -75,7 +79,7 @@ impl Announcer {
             return Ok((Covered { since: None }, meanwhile.await));
         }
         let (since, done) = tokio::join!(self.cover(changes), meanwhile);
-        let since = since.context("cannot send the delay messages; nothing was changed")?;
+        let since = since.context(UNCOVERED)?;
         Ok((Covered { since: Some(since) }, done))
     }
 
@@ -93,8 +97,11 @@ impl Announcer {
         action: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let renews = covered.since.is_some() && !Mutant::RenewsNothing.is_on();
+        let mut since = covered.since.unwrap_or_else(Instant::now);
+        if renews && since.elapsed() >= self.half() {
+            since = self.cover(changes).await.context(UNCOVERED)?;
+        }
         let started = Instant::now();
-        let mut since = covered.since.unwrap_or(started);
         let done = {
             let mut action = std::pin::pin!(action);
             loop {
@@ -116,8 +123,12 @@ impl Announcer {
             self.longest = self.longest.max(started.elapsed());
         }
         let done = done?;
-        if phases != Phases::DelayOnly {
-            self.instant_messages(changes).await?;
+        if phases != Phases::DelayOnly
+            && let Err(error) = self.instant_messages(changes).await
+        {
+            // Those before it may arrive all the same.
+            drop(self.settled().await);
+            return Err(error.context(UNANNOUNCED));
         }
         Ok(done)
     }

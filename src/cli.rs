@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Exit;
 use crate::handler as handlers;
-use crate::kafka::{Cluster, NewTopics, Property};
+use crate::kafka::{self, Cluster, NewTopics, Property};
 use crate::shutdown::{Shutdown, Trigger};
 use crate::sys;
 use crate::topic::Topic;
@@ -230,6 +230,9 @@ fn start<T: Tool, F: Future<Output = Result<Exit>>>(hang_up: HangUp, run: impl F
     });
     // Ends the tasks, and with them their handlers; a call that still waits for a server must not hold up the end.
     runtime.shutdown_timeout(END);
+    if !matches!(result, Ok(Ended::By(_))) {
+        kafka::end_dropped();
+    }
     match result {
         Ok(Ended::Exit(exit)) => exit.status().into(),
         Ok(Ended::By(signal)) => {

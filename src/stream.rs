@@ -1,11 +1,11 @@
 //! ksync-stream: announces rows of the database, or lines of stdin, and runs an action on them chunk by chunk.
 
 use anyhow::{Context, Result};
-use log::info;
+use log::{error, info};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::announce::{Announcer, Phases};
+use crate::announce::{Announcer, Phases, UNANNOUNCED};
 use crate::database::Trouble;
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -149,7 +149,13 @@ impl Run<'_> {
         let ended = self.update_all(source, limits, action, phases).await;
         // Whatever has ended it, what is done is to be known as done.
         let settled = self.settle().await;
-        ended.and_then(|ended| settled.map(|()| ended))
+        match (ended, settled) {
+            (Err(ended), Err(unsettled)) => {
+                error!("{unsettled:#}");
+                Err(ended)
+            }
+            (ended, settled) => ended.and_then(|ended| settled.map(|()| ended)),
+        }
     }
 
     /// While the delay messages of a chunk are on their way, and the instant messages of the one before, the next one is read.
@@ -164,25 +170,43 @@ impl Run<'_> {
         let mut ahead = None;
         loop {
             let limits = ChunkLimits { rows: sizing.rows(), ..limits };
+            if ahead.is_none() || self.throttle.looks() {
+                self.settle().await?;
+            }
             let chunk = match ahead.take() {
-                Some(chunk) if !self.shutdown.is_requested() => chunk,
-                Some(_) => return Ok(Exit::Again),
-                None => {
-                    self.settle().await?;
-                    match self.next(&mut source, limits).await? {
-                        Ok(Some(chunk)) => chunk,
-                        Ok(None) => {
-                            self.journal.finish(target(action.as_mut(), &mut source)).await?;
-                            return Ok(Exit::Done);
+                Some(chunk) => {
+                    // What has come to hold the run up since it was read holds it up, too.
+                    if !self.is_free().await? {
+                        self.settle().await?;
+                        if !self.may_begin().await? {
+                            return Ok(Exit::Again);
                         }
-                        Err(ended) => return Ok(ended),
                     }
+                    chunk
+                }
+                None => match self.next(&mut source, limits).await? {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) => {
+                        self.journal.finish(target(action.as_mut(), &mut source)).await?;
+                        return Ok(Exit::Done);
+                    }
+                    Err(ended) => return Ok(ended),
+                },
+            };
+            let reads_ahead = matches!(source, Source::Rows { .. }) && self.is_free().await?;
+            let shutdown = self.shutdown;
+            let read_ahead = async {
+                tokio::select! {
+                    biased;
+                    () = shutdown.requested(), if reads_ahead => None,
+                    next = source.next(limits), if reads_ahead => Some(next),
+                    else => Some(Ok(None)),
                 }
             };
-            let reads_ahead = matches!(source, Source::Rows { .. }) && self.throttle.is_free(&self.announcer).await?;
-            let read_ahead = async { if reads_ahead { source.next(limits).await } else { Ok(None) } };
             let (covered, next) = self.announcer.cover_while(chunk.changes(), phases, read_ahead).await?;
             self.settle().await?;
+            // The answer to a reading that was broken off lies before that to any statement.
+            let Some(next) = next.transpose()? else { return Ok(Exit::Again) };
             let mark = self.journal.begin_chunk(&chunk, phases)?;
             let action = async {
                 let begun = Instant::now();
@@ -194,7 +218,7 @@ impl Run<'_> {
                 sizing.took(chunk.changes().len(), took);
             }
             self.unsettled = Some(chunk);
-            ahead = next?;
+            ahead = next;
         }
     }
 
@@ -220,10 +244,19 @@ impl Run<'_> {
     async fn settle(&mut self) -> Result<()> {
         let Some(chunk) = self.unsettled.take() else { return Ok(()) };
         let settled = self.announcer.settled().await;
-        settled.context("cannot send the instant messages; the delay messages cover the change")?;
+        settled.context(UNANNOUNCED)?;
         self.journal.end_chunk().await?;
         self.done(&chunk);
         Ok(())
+    }
+
+    /// Whether nothing holds chunks up; false once the run is to end.
+    async fn is_free(&mut self) -> Result<bool> {
+        tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Ok(false),
+            is_free = self.throttle.is_free(&self.announcer) => is_free,
+        }
     }
 
     async fn may_begin(&mut self) -> Result<bool> {

@@ -14,8 +14,9 @@ mod writer;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -42,10 +43,24 @@ pub struct Cluster {
     pub properties: Vec<Property>,
 }
 
+/// What is being dropped.
+static ASIDE: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
 /// Drops a client of librdkafka, of which this is the last owner but one, without holding anybody up: its threads look only
 /// each 100 ms whether they are to end.
 fn drop_aside<Client: Send + Sync + 'static>(client: Arc<Client>) {
-    std::thread::spawn(move || drop(client));
+    // Where there can be no thread it is dropped here.
+    if let Ok(thread) = thread::Builder::new().name("ends".to_owned()).spawn(move || drop(client)) {
+        let mut aside = ASIDE.lock().unwrap_or_else(PoisonError::into_inner);
+        aside.retain(|thread| !thread.is_finished());
+        aside.push(thread);
+    }
+}
+
+/// Waits until no thread of a dropped client is left: none may be at work while the process is taken down.
+pub fn end_dropped() {
+    let aside = std::mem::take(&mut *ASIDE.lock().unwrap_or_else(PoisonError::into_inner));
+    aside.into_iter().for_each(|thread| drop(thread.join()));
 }
 
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.

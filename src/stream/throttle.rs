@@ -60,8 +60,17 @@ impl Throttle {
 
     /// Whether nothing holds up the next chunk, nor counts when it begins.
     pub async fn is_free(&mut self, announcer: &Announcer) -> Result<bool> {
-        let is_paced = !self.pause.is_zero() || self.wishes.borrow().rate != Rate::Unlimited;
-        Ok(!is_paced && self.hold(announcer).await?.is_none())
+        let rate = self.wishes.borrow().rate;
+        if !self.pause.is_zero() || rate != Rate::Unlimited || self.hold(announcer).await?.is_some() {
+            return Ok(false);
+        }
+        self.pace.begin(rate, Instant::now());
+        Ok(true)
+    }
+
+    /// Whether it looks at something that has to know what was written.
+    pub fn looks(&self) -> bool {
+        !self.gauges.is_empty()
     }
 
     /// A chunk is done.

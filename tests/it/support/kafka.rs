@@ -246,7 +246,9 @@ impl Kafka {
                 }),
                 Err(KafkaError::PartitionEOF(_)) => open -= 1,
                 // One of several brokers is away; the others have what there is.
-                Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)) => {}
+                Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
+                )) => {}
                 Err(error) => panic!("cannot read {topic}: {error}"),
             }
         }
