@@ -130,6 +130,8 @@ class ZooKeeper(Server):
         for node, home in zip(nodes, homes):
             (home / "data").mkdir(exist_ok=True)
             (home / "data" / "myid").write_text(f"{node.index}\n")
+            if not node.is_running():
+                note_last_epoch(home / "data" / "version-2")
             fill_template(
                 RECIPES / "zookeeper" / "zoo.cfg",
                 home / "zoo.cfg",
@@ -152,6 +154,20 @@ class ZooKeeper(Server):
             "KSYNC_ZOOKEEPER_CLASSPATH": f"{JARS}/zookeeper/*",
             "KSYNC_ZOOKEEPER_DATA": ":".join(f"{home}/data" for home in homes),
         }
+
+
+def note_last_epoch(data):
+    """Makes a server startable that was killed after its first transactions of an epoch, but before it noted that epoch.
+
+    It would refuse to start forever (ZOOKEEPER-2354). What it has of that epoch is its leader's, so the note may say so.
+    """
+    note, names = data / "currentEpoch", [file.name for file in (*data.glob("log.*"), *data.glob("snapshot.*"))]
+    if not note.exists() or not names:
+        return
+    # A name ends with a zxid: the epoch, and 32 bits of a counter.
+    epoch = max(int(name.rpartition(".")[2], 16) >> 32 for name in names)
+    if epoch > int(note.read_text()):
+        note.write_text(f"{epoch}\n")
 
 
 class Postgres(Server):
