@@ -29,8 +29,10 @@ class Run:
     peak_kib: int
 
 
-def run(*commands, until=None, stdin=subprocess.DEVNULL, log=None):
+def run(*commands, until=None, statuses=(0,), stdin=subprocess.DEVNULL, log=None):
     """Runs a pipe of commands to its end; or until `until()`, which then counts as the end, and gives it a TERM.
+
+    Each ends with one of these exit statuses.
 
     What the commands write to stderr goes to `log`, a file, if somebody wants to read it.
     """
@@ -45,7 +47,7 @@ def run(*commands, until=None, stdin=subprocess.DEVNULL, log=None):
                 if len(processes) > 1:
                     stdin.close()  # else the process before would not see this one end
                 stdin = process.stdout
-            return watch(processes, begun, until)
+            return watch(processes, begun, until, statuses)
         except Failure as failure:
             log.seek(0)
             pipe = " | ".join(shlex.join(map(str, command)) for command in commands)
@@ -57,7 +59,7 @@ def run(*commands, until=None, stdin=subprocess.DEVNULL, log=None):
                     process.wait()
 
 
-def watch(processes, begun, until):
+def watch(processes, begun, until, statuses):
     alive = {os.pidfd_open(process.pid): process for process in processes}
     peaks, cpu_seconds, seconds = {}, 0, None
     while alive:
@@ -74,7 +76,7 @@ def watch(processes, begun, until):
             os.close(ended)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode != 0 or (until and not seconds):
+            if process.returncode not in statuses or (until and not seconds):
                 raise Failure(f"{process.args[0]} ended with exit status {process.returncode}")
             # With those children that the process has waited for: handlers.
             cpu_seconds += usage.ru_utime + usage.ru_stime
