@@ -23,15 +23,22 @@ const COVERINGS: usize = 10;
 
 /// Sends the messages of changed records to a topic and its delay topic.
 pub struct Announcer {
+    to: Destination,
+    delays: Lane,
+    /// Delay messages of what is changed next.
+    ahead: Lane,
+    instants: Lane,
+    /// How long the longest action took that delay messages were sent for.
+    longest: Duration,
+}
+
+/// Where messages go.
+struct Destination {
     topic: Topic,
     delay_topic: Topic,
     delay: Duration,
     /// Only these; empty means all.
     partitions: Vec<i32>,
-    delays: Lane,
-    instants: Lane,
-    /// How long the longest action took that delay messages were sent for.
-    longest: Duration,
 }
 
 /// That delay messages were acknowledged, and when their sending began; `None` where there are none.
@@ -57,88 +64,148 @@ impl Phases {
             Phases::InstantOnly => vec![topic.clone()],
         })
     }
+
+    /// How many of them a record gets.
+    pub fn count(self) -> u64 {
+        match self {
+            Phases::Both => 2,
+            Phases::DelayOnly | Phases::InstantOnly => 1,
+        }
+    }
 }
 
 impl Announcer {
     /// `delay` is how long the delayer holds a message back.
     pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
-        let delay_topic = topic.delay()?;
-        let (topic, partitions) = (topic.clone(), partitions.to_vec());
-        let (delays, instants) = (writer.lane(), writer.lane());
-        Ok(Announcer { topic, delay_topic, delay, partitions, delays, instants, longest: Duration::ZERO })
+        let (delay_topic, topic, partitions) = (topic.delay()?, topic.clone(), partitions.to_vec());
+        let to = Destination { topic, delay_topic, delay, partitions };
+        let (delays, ahead, instants) = (writer.lane(), writer.lane(), writer.lane());
+        Ok(Announcer { to, delays, ahead, instants, longest: Duration::ZERO })
     }
 
-    /// Has delay messages of the changes acknowledged, while `meanwhile` runs.
-    pub async fn cover_while<M>(
-        &mut self,
-        changes: &[Change],
-        phases: Phases,
-        meanwhile: impl Future<Output = M>,
-    ) -> Result<(Covered, M)> {
-        if phases == Phases::InstantOnly || Mutant::SendsInstantOnly.is_on() {
-            return Ok((Covered { since: None }, meanwhile.await));
-        }
-        let (since, done) = tokio::join!(self.cover(changes), meanwhile);
-        let since = since.context(UNCOVERED)?;
-        Ok((Covered { since: Some(since) }, done))
+    /// Has delay messages of the changes acknowledged.
+    pub async fn cover(&mut self, changes: &[Change], phases: Phases) -> Result<Covered> {
+        self.to.covered(&mut self.delays, changes, phases).await
     }
 
     /// Runs the action, and queues the instant messages of what it has changed; [`Announcer::settled`] tells whether they
-    /// arrived. Each half of the delay the delay messages are sent again, and the action is not polled while these are older
-    /// than that, so that what it commits itself is covered.
+    /// arrived. Those of the changes before have arrived by then. Each half of the delay the delay messages are sent again, and
+    /// the action is not polled while these are older than that, so that what it commits itself is covered.
+    ///
+    /// Meanwhile delay messages of the `next` changes are sent; what became of them is given besides.
     ///
     /// Fails where the action fails, and drops an action whose delay messages cannot be sent again. There are no instant
     /// messages then; the delay messages stay and heal what a half-done action may have left.
     pub async fn act<T>(
         &mut self,
         covered: Covered,
-        changes: &[Change],
+        (changes, next): (&[Change], &[Change]),
         phases: Phases,
         action: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+    ) -> Result<(T, Result<Covered>)> {
         let renews = covered.since.is_some() && !Mutant::RenewsNothing.is_on();
         let mut since = covered.since.unwrap_or_else(Instant::now);
-        if renews && since.elapsed() >= self.half() {
-            since = self.cover(changes).await.context(UNCOVERED)?;
+        let Announcer { to, delays, ahead, instants, longest } = self;
+        if renews && since.elapsed() >= to.half() {
+            since = to.cover(delays, changes).await.context(UNCOVERED)?;
         }
         let started = Instant::now();
+        let mut ahead = std::pin::pin!(to.covered(ahead, next, phases));
+        let mut next_covered = None;
         let done = {
             let mut action = std::pin::pin!(action);
             loop {
                 tokio::select! {
                     // Whoever wakes up after a long sleep sends them first.
                     biased;
-                    () = tokio::time::sleep_until(since + self.half()), if renews => {
+                    () = tokio::time::sleep_until(since + to.half()), if renews => {
                         info!("the action is still at work: sending its {} delay messages again", changes.len());
-                        since = self.cover(changes).await.context(
+                        since = to.cover(delays, changes).await.context(
                             "cannot send delay messages again; the action was ended, since nothing would tell of what it \
                              changes from now on",
                         )?;
                     }
                     done = &mut action => break done,
+                    covered = &mut ahead, if next_covered.is_none() => next_covered = Some(covered),
                 }
             }
         };
         if covered.since.is_some() {
-            self.longest = self.longest.max(started.elapsed());
+            *longest = (*longest).max(started.elapsed());
         }
         let done = done?;
-        if phases != Phases::DelayOnly
-            && let Err(error) = self.instant_messages(changes).await
-        {
-            // Those before it may arrive all the same.
-            drop(self.settled().await);
-            return Err(error.context(UNANNOUNCED));
+        if phases != Phases::DelayOnly {
+            // Of the changes before; what was changed since is announced whatever became of these.
+            let before = to.settled(instants).await;
+            let now = to.instant_messages(instants, changes).await;
+            if let Err(error) = before.and(now) {
+                // Those that are on their way may arrive all the same.
+                drop(to.settled(instants).await);
+                return Err(error.context(UNANNOUNCED));
+            }
         }
-        Ok(done)
+        let next_covered = match next_covered {
+            Some(covered) => covered,
+            None => ahead.await,
+        };
+        Ok((done, next_covered))
+    }
+
+    /// Says so where an action took longer than the delay.
+    pub fn warn_of_short_delay(&self) {
+        if self.longest > self.to.delay {
+            warn!(
+                "the longest action took {:.1} s, the delay is {}: what it changes is covered only while ksync-stream lives \
+                 to send its delay messages again; give a longer --delay, also to ksync-delayer, or a smaller --chunk-size",
+                self.longest.as_secs_f64(),
+                humantime::format_duration(self.to.delay)
+            );
+        }
+    }
+
+    /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.
+    pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
+        self.to.instant_messages(&mut self.instants, changes).await
+    }
+
+    /// What becomes of the messages.
+    pub fn outlook(&self, phases: Phases) -> String {
+        let delay = humantime::format_duration(self.to.delay);
+        match phases {
+            Phases::Both => {
+                format!("consumers get the instant ones now, the delay messages {delay} after they were sent")
+            }
+            Phases::DelayOnly => format!("consumers get them {delay} after they were sent"),
+            Phases::InstantOnly => "consumers get them now".to_owned(),
+        }
+    }
+
+    /// How many messages are queued and not acknowledged yet.
+    pub fn in_flight(&self) -> usize {
+        self.delays.in_flight() + self.ahead.in_flight() + self.instants.in_flight()
+    }
+
+    /// Waits until all instant messages that were queued are acknowledged.
+    pub async fn settled(&mut self) -> Result<()> {
+        self.to.settled(&mut self.instants).await
+    }
+}
+
+impl Destination {
+    async fn covered(&self, lane: &mut Lane, changes: &[Change], phases: Phases) -> Result<Covered> {
+        if phases == Phases::InstantOnly || Mutant::SendsInstantOnly.is_on() {
+            return Ok(Covered { since: None });
+        }
+        let since = self.cover(lane, changes).await.context(UNCOVERED)?;
+        Ok(Covered { since: Some(since) })
     }
 
     /// Sends delay messages until all of them were acknowledged within half of the delay, and tells when that sending
     /// began: those that were on their way for longer, or waited for others that were, may be sent on already.
-    async fn cover(&mut self, changes: &[Change]) -> Result<Instant> {
+    async fn cover(&self, lane: &mut Lane, changes: &[Change]) -> Result<Instant> {
         for _ in 0..COVERINGS {
             let begun = Instant::now();
-            self.delay_messages(changes).await?;
+            self.delay_messages(lane, changes).await?;
             let took = begun.elapsed();
             if took <= self.half() {
                 return Ok(begun);
@@ -157,44 +224,24 @@ impl Announcer {
         (self.delay / 2).max(Duration::from_millis(100))
     }
 
-    /// Says so where an action took longer than the delay.
-    pub fn warn_of_short_delay(&self) {
-        if self.longest > self.delay {
-            warn!(
-                "the longest action took {:.1} s, the delay is {}: what it changes is covered only while ksync-stream lives \
-                 to send its delay messages again; give a longer --delay, also to ksync-delayer, or a smaller --chunk-size",
-                self.longest.as_secs_f64(),
-                humantime::format_duration(self.delay)
-            );
-        }
+    async fn delay_messages(&self, lane: &mut Lane, changes: &[Change]) -> Result<()> {
+        let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
+        let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| self.plain(change, value)).collect();
+        let sent = lane.send_all(&self.delay_topic, &messages).await;
+        // The lane does not know of a message that was not even queued.
+        lane.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
     }
 
-    /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.
-    pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
-        let plain = |change| self.plain(change, &change.payload);
-        let messages: Vec<_> = changes.iter().map(plain).collect();
-        self.instants.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
+    async fn instant_messages(&self, lane: &mut Lane, changes: &[Change]) -> Result<()> {
+        let messages: Vec<_> = changes.iter().map(|change| self.plain(change, &change.payload)).collect();
+        lane.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
-    /// How many messages are queued and not acknowledged yet.
-    pub fn in_flight(&self) -> usize {
-        self.delays.in_flight() + self.instants.in_flight()
-    }
-
-    /// Waits until all instant messages that were queued are acknowledged.
-    pub async fn settled(&mut self) -> Result<()> {
+    async fn settled(&self, instants: &mut Lane) -> Result<()> {
         if Mutant::ExitsUnflushed.is_on() {
             return Ok(());
         }
-        self.instants.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
-    }
-
-    async fn delay_messages(&mut self, changes: &[Change]) -> Result<()> {
-        let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
-        let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| self.plain(change, value)).collect();
-        let sent = self.delays.send_all(&self.delay_topic, &messages).await;
-        // The lane does not know of a message that was not even queued.
-        self.delays.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
+        instants.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
     }
 
     fn plain<'a>(&self, change: &'a Change, value: &'a [u8]) -> Plain<'a> {

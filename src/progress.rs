@@ -94,47 +94,59 @@ impl Progress {
         }
     }
 
-    /// Shows the last figures.
-    pub fn finish(self) {
+    /// Shows the last figures; each that is done had so many messages, and `outlook` says what becomes of these.
+    pub fn finish(self, messages: u64, retries: u64, outlook: &str) {
         if let Show::Bar(bar) = &self.show {
             bar.finish_and_clear();
         }
-        let elapsed = self.begun.elapsed();
-        if let Show::Bar(_) | Show::Lines = self.show {
-            info!("{} {} in {:.1} s, {:.0} a second", self.done, self.what, elapsed.as_secs_f64(), self.rate(elapsed));
-        } else {
-            self.line(elapsed, true);
+        let (elapsed, messages) = (self.begun.elapsed(), self.done * messages);
+        match self.show {
+            Show::Bar(_) | Show::Lines => {
+                let (seconds, rate) = (elapsed.as_secs_f64(), self.rate(elapsed));
+                let Progress { done, what, .. } = self;
+                info!(
+                    "{done} {what} in {seconds:.1} s, {rate:.0} a second; {messages} messages, {retries} retries; {outlook}"
+                );
+            }
+            Show::Json => {
+                let mut figures = self.figures(elapsed, true);
+                figures["messages"] = messages.into();
+                figures["retries"] = retries.into();
+                eprintln!("{figures}");
+            }
+            Show::Nothing => {}
         }
     }
 
     fn line_if_due(&mut self) {
         let elapsed = self.begun.elapsed();
         if elapsed >= self.next_line {
-            self.line(elapsed, false);
+            self.line(elapsed);
             self.next_line = elapsed + NEXT_LINES;
         }
     }
 
-    fn line(&self, elapsed: Duration, is_last: bool) {
+    fn line(&self, elapsed: Duration) {
         match self.show {
             Show::Lines => {
                 let left = self.total.map_or(String::new(), |total| format!(" of about {total}"));
                 let held = self.held.as_ref().map_or(String::new(), |why| format!("; paused: {why}"));
                 info!("{}{left} {} so far, {:.0} a second{held}", self.done, self.what, self.rate(elapsed));
             }
-            Show::Json => eprintln!(
-                "{}",
-                json!({
-                    "done": self.done,
-                    "total": self.total,
-                    "seconds": elapsed.as_secs_f64(),
-                    "per_second": self.rate(elapsed),
-                    "paused": self.held,
-                    "finished": is_last,
-                })
-            ),
+            Show::Json => eprintln!("{}", self.figures(elapsed, false)),
             Show::Bar(_) | Show::Nothing => {}
         }
+    }
+
+    fn figures(&self, elapsed: Duration, is_last: bool) -> serde_json::Value {
+        json!({
+            "done": self.done,
+            "total": self.total,
+            "seconds": elapsed.as_secs_f64(),
+            "per_second": self.rate(elapsed),
+            "paused": self.held,
+            "finished": is_last,
+        })
     }
 
     fn rate(&self, elapsed: Duration) -> f64 {

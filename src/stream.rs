@@ -2,10 +2,9 @@
 
 use anyhow::{Context, Result};
 use log::{error, info};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::announce::{Announcer, Phases, UNANNOUNCED};
+use crate::announce::{Announcer, Covered, Phases, UNANNOUNCED};
 use crate::database::Trouble;
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -22,6 +21,7 @@ mod lag;
 mod pace;
 mod plan;
 mod query;
+mod reader;
 mod sizing;
 mod source;
 mod status;
@@ -29,7 +29,8 @@ mod throttle;
 mod window;
 
 pub use action::Action;
-use action::{act, target};
+pub use action::wait;
+use action::{act, target, wait_beside};
 pub use control::Control;
 pub use gauge::Gauge;
 pub use job::Job;
@@ -39,6 +40,7 @@ pub use lag::{Lag, Limits};
 pub use pace::Rate;
 pub use plan::Plan;
 pub use query::Query;
+use reader::Reader;
 use sizing::Sizing;
 use source::Chunk;
 pub use source::{ChunkLimits, Lines, Source};
@@ -46,15 +48,14 @@ pub use status::Console;
 pub use throttle::Throttle;
 pub use window::Window;
 
-/// How many chunks are read ahead of the one that is being sent.
-const AHEAD: usize = 2;
-
 /// One run of ksync-stream.
 pub struct Stream {
     pub source: Source,
     pub action: Option<Action>,
     pub phases: Phases,
     pub chunk: ChunkLimits,
+    /// How many chunks may be read ahead of the one that is being sent; with an action one at most.
+    pub read_ahead: usize,
     /// Lines of stdin have none.
     pub resume: Option<Resume>,
     pub throttle: Throttle,
@@ -63,21 +64,22 @@ pub struct Stream {
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
     pub async fn run(self, announcer: Announcer, progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream { mut source, mut action, phases, chunk, resume, throttle } = self;
+        let Stream { mut source, mut action, phases, chunk, read_ahead, resume, throttle } = self;
         let Some(journal) = Journal::begin(resume, &mut source, action.as_mut()).await? else {
             return Ok(Exit::Done);
         };
-        let mut run = Run { announcer, journal, progress, throttle, shutdown, unsettled: None };
+        let mut run = Run { announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
         run.progress.skip(run.journal.rows());
-        let ended = match action {
-            None if phases == Phases::InstantOnly => run.reindex(source, chunk).await?,
-            action => {
-                let ended = run.update(source, chunk, action, phases).await;
-                run.announcer.warn_of_short_delay();
-                ended?
-            }
+        let mut retries = 0;
+        let ended = if action.is_none() && phases == Phases::InstantOnly {
+            run.reindex(source, chunk).await?
+        } else {
+            let ended = run.update(&mut source, chunk, action.as_mut()).await;
+            run.announcer.warn_of_short_delay();
+            retries = target(action.as_mut(), &mut source).map_or(0, |database| database.retries());
+            ended?
         };
-        run.progress.finish();
+        run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases));
         if ended == Exit::Again {
             info!("asked to end before the end of the source{}", run.journal.outlook());
         }
@@ -92,6 +94,8 @@ struct Run<'a> {
     progress: Progress,
     throttle: Throttle,
     shutdown: &'a Shutdown,
+    phases: Phases,
+    read_ahead: usize,
     /// Of which the instant messages are not known to be acknowledged yet.
     unsettled: Option<Chunk>,
 }
@@ -99,11 +103,11 @@ struct Run<'a> {
 impl Run<'_> {
     /// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
     async fn reindex(&mut self, source: Source, limits: ChunkLimits) -> Result<Exit> {
-        let mut chunks = read_ahead(source, limits);
+        let mut chunks = Reader::start(source, limits, self.read_ahead);
         let mut ended = Exit::Done;
         let failed = loop {
             let chunk = tokio::select! {
-                chunk = chunks.recv() => chunk,
+                chunk = chunks.next() => chunk,
                 () = self.shutdown.requested() => {
                     ended = Exit::Again;
                     break None;
@@ -113,7 +117,7 @@ impl Run<'_> {
                 None => break None,
                 Some(Err(error)) => break Some(error),
                 Some(Ok(chunk)) => {
-                    match self.may_begin().await {
+                    match chunks.wait(self.may_begin()).await {
                         Ok(true) => {}
                         Ok(false) => {
                             ended = Exit::Again;
@@ -139,14 +143,8 @@ impl Run<'_> {
     }
 
     /// Chunk by chunk: delay messages, action, instant messages.
-    async fn update(
-        &mut self,
-        source: Source,
-        limits: ChunkLimits,
-        action: Option<Action>,
-        phases: Phases,
-    ) -> Result<Exit> {
-        let ended = self.update_all(source, limits, action, phases).await;
+    async fn update(&mut self, source: &mut Source, limits: ChunkLimits, action: Option<&mut Action>) -> Result<Exit> {
+        let ended = self.update_all(source, limits, action).await;
         // Whatever has ended it, what is done is to be known as done.
         let settled = self.settle().await;
         match (ended, settled) {
@@ -158,85 +156,109 @@ impl Run<'_> {
         }
     }
 
-    /// While the delay messages of a chunk are on their way, and the instant messages of the one before, the next one is read.
+    /// While the action of a chunk is at work, the instant messages of the one before and the delay messages of the one behind it
+    /// are on their way.
     async fn update_all(
         &mut self,
-        mut source: Source,
+        source: &mut Source,
         limits: ChunkLimits,
-        mut action: Option<Action>,
-        phases: Phases,
+        mut action: Option<&mut Action>,
     ) -> Result<Exit> {
-        let mut sizing = Sizing::new(limits.rows, limits.time);
-        let mut ahead = None;
+        let (phases, mut sizing) = (self.phases, Sizing::new(limits.rows, limits.time));
+        let mut ahead: Option<(Chunk, Result<Covered>)> = None;
         loop {
             let limits = ChunkLimits { rows: sizing.rows(), ..limits };
             if ahead.is_none() || self.throttle.looks() {
                 self.settle().await?;
             }
-            let chunk = match ahead.take() {
-                Some(chunk) => {
+            let (chunk, covered) = match ahead.take() {
+                Some((chunk, covered)) => {
+                    let covered = covered?;
                     // What has come to hold the run up since it was read holds it up, too.
                     if !self.is_free().await? {
                         self.settle().await?;
-                        if !self.may_begin().await? {
+                        if !wait(action.as_deref_mut(), source, self.may_begin()).await? {
                             return Ok(Exit::Again);
                         }
                     }
-                    chunk
+                    (chunk, covered)
                 }
-                None => match self.next(&mut source, limits).await? {
-                    Ok(Some(chunk)) => chunk,
+                None => match self.next(source, action.as_deref_mut(), limits).await? {
+                    Ok(Some(chunk)) => {
+                        let covered = self.announcer.cover(chunk.changes(), phases).await?;
+                        (chunk, covered)
+                    }
                     Ok(None) => {
-                        self.journal.finish(target(action.as_mut(), &mut source)).await?;
+                        self.journal.finish(target(action.as_deref_mut(), source)).await?;
                         return Ok(Exit::Done);
                     }
                     Err(ended) => return Ok(ended),
                 },
             };
-            let reads_ahead = matches!(source, Source::Rows { .. }) && self.is_free().await?;
-            let shutdown = self.shutdown;
-            let read_ahead = async {
-                tokio::select! {
-                    biased;
-                    () = shutdown.requested(), if reads_ahead => None,
-                    next = source.next(limits), if reads_ahead => Some(next),
-                    else => Some(Ok(None)),
-                }
+            let next = match self.look_ahead(source, action.as_deref_mut(), limits).await? {
+                Ok(next) => next,
+                Err(ended) => return Ok(ended),
             };
-            let (covered, next) = self.announcer.cover_while(chunk.changes(), phases, read_ahead).await?;
-            self.settle().await?;
-            // The answer to a reading that was broken off lies before that to any statement.
-            let Some(next) = next.transpose()? else { return Ok(Exit::Again) };
+            if self.journal.is_kept() {
+                self.settle().await?;
+            }
             let mark = self.journal.begin_chunk(&chunk, phases)?;
             let action = async {
                 let begun = Instant::now();
-                act(action.as_mut(), &mut source, &chunk, mark).await?;
+                act(action.as_deref_mut(), source, &chunk, mark).await?;
                 Ok(begun.elapsed())
             };
-            let took = self.announcer.act(covered, chunk.changes(), phases, action).await?;
+            let changes = (chunk.changes(), next.as_ref().map_or(&[][..], Chunk::changes));
+            let (took, covered) = self.announcer.act(covered, changes, phases, action).await?;
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }
-            self.unsettled = Some(chunk);
-            ahead = next;
+            if let Some(before) = self.unsettled.replace(chunk) {
+                self.done(&before);
+            }
+            ahead = next.map(|next| (next, covered));
+        }
+    }
+
+    /// The chunk behind the one that is about to begin, where nothing is to come between them. An answer to a reading that was
+    /// broken off lies before that to any statement: then the run ends.
+    async fn look_ahead(
+        &mut self,
+        source: &mut Source,
+        action: Option<&mut Action>,
+        limits: ChunkLimits,
+    ) -> Result<Result<Option<Chunk>, Exit>> {
+        let reads_ahead = self.read_ahead > 0 && matches!(source, Source::Rows { .. }) && self.is_free().await?;
+        if !reads_ahead {
+            return Ok(Ok(None));
+        }
+        tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Ok(Err(Exit::Again)),
+            next = wait_beside(action, source.next(limits)) => Ok(Ok(next?)),
         }
     }
 
     /// The next chunk once it may begin, or how the run ends before it.
-    async fn next(&mut self, source: &mut Source, limits: ChunkLimits) -> Result<Result<Option<Chunk>, Exit>> {
+    async fn next(
+        &mut self,
+        source: &mut Source,
+        mut action: Option<&mut Action>,
+        limits: ChunkLimits,
+    ) -> Result<Result<Option<Chunk>, Exit>> {
         let has_more = tokio::select! {
             biased;
             () = self.shutdown.requested() => return Ok(Err(Exit::Again)),
-            has_more = source.has_more() => has_more?,
+            has_more = wait_beside(action.as_deref_mut(), source.has_more()) => has_more?,
         };
         // Before the rows are read, so that they are not old when the action comes to them.
-        if has_more && !self.may_begin().await? {
+        if has_more && !wait(action.as_deref_mut(), source, self.may_begin()).await? {
             return Ok(Err(Exit::Again));
         }
         tokio::select! {
             biased;
             () = self.shutdown.requested() => Ok(Err(Exit::Again)),
-            chunk = source.next(limits) => Ok(Ok(chunk?)),
+            chunk = wait_beside(action, source.next(limits)) => Ok(Ok(chunk?)),
         }
     }
 
@@ -267,19 +289,6 @@ impl Run<'_> {
         self.throttle.done(chunk.changes());
         self.progress.add(chunk.changes().len());
     }
-}
-
-fn read_ahead(mut source: Source, limits: ChunkLimits) -> mpsc::Receiver<Result<Chunk>> {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    tokio::spawn(async move {
-        while let Some(chunk) = source.next(limits).await.transpose() {
-            let is_last = chunk.is_err();
-            if sender.send(chunk).await.is_err() || is_last {
-                break;
-            }
-        }
-    });
-    receiver
 }
 
 /// The error, with the exit status that its kind asks for.

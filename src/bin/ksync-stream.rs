@@ -15,7 +15,7 @@ use ksync::exit::Exit;
 use ksync::handler;
 use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
-use ksync::stream::{Action, ChunkLimits, Plan, Rate, Source, Stream};
+use ksync::stream::{self, Action, ChunkLimits, Plan, Rate, Source, Stream};
 
 /// After this time a message that could not be delivered ends the run.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -66,6 +66,10 @@ struct Cli {
     #[arg(long, env = "KSYNC_CHUNK_WAIT", value_name = "DURATION", default_value = "50ms", value_parser = duration)]
     chunk_wait: Duration,
 
+    /// How many chunks are read ahead of the one that is being sent; with an action one at most
+    #[arg(long, env = "KSYNC_READ_AHEAD", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8))]
+    read_ahead: u8,
+
     /// How progress is shown
     #[arg(long, env = "KSYNC_PROGRESS", value_name = "HOW", default_value = "auto")]
     progress: ProgressOption,
@@ -93,7 +97,7 @@ impl Tool for Cli {
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let topic = cli.kafka.one_topic()?;
-    cli.source.check()?;
+    cli.source.check(&cli.action)?;
     cli.delayers.check()?;
     cli.plan.check(&cli.source)?;
     let zookeeper = cli.delayers.zookeeper.as_ref();
@@ -129,7 +133,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             partitions = cli.kafka.chosen(&topic, count)?;
         }
         // It connects while the settings are read.
-        let written = cluster.clone().without_linger();
+        let written = cluster.clone().with_short_linger();
         let mut writer = Writer::open(&written, DELIVERY)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
         let pair = Pair { topic: topic.clone(), delay: delay.clone() };
@@ -146,16 +150,18 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         }
         let session = cli.source.session(topic, &cli.action);
         let (mut source, total) = cli.source.open(&session, chunk.rows, cli.plan.count).await?;
-        cli.action.open(&mut action, &session).await?;
+        let needs_transactions = cli.resume.checkpoint_table.is_some();
+        cli.action.open(&mut action, &session, (&cli.source, &mut source), needs_transactions).await?;
         let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_mut()));
         let resume = cli.resume.resume(&cli.kafka, phases, rows, act).await?;
+        let mut plan = None;
         if let Source::Rows { database, scan } = &mut source
             && cli.plan.is_wanted(action.is_some())
         {
-            let (action, resume, command) = (action.as_ref(), resume.as_ref(), &cli.action.command[..]);
+            let (action, resume, command) = (action.as_mut(), resume.as_ref(), &cli.action.command[..]);
             let (partitions, delay) = (partitions.len(), cli.delay.delay);
             let (rate, pause) = (cli.throttles.rate, cli.throttles.pause);
-            let mut plan = Plan {
+            let mut made = Plan {
                 database,
                 scan,
                 total,
@@ -170,9 +176,12 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
                 pause,
                 resume,
             };
-            if !cli.plan.show(&plan.lines().await?).await? {
-                return Ok(None);
-            }
+            plan = Some(made.lines().await?);
+        }
+        if let Some(lines) = plan
+            && !stream::wait(action.as_mut(), &mut source, cli.plan.show(&lines)).await?
+        {
+            return Ok(None);
         }
         anyhow::Ok(Some((writer, throttle, source, total, resume)))
     };
@@ -184,7 +193,8 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
     let progress = cli.progress.start(cli.common.logging.quiet, total);
-    Stream { source, action, phases, chunk, resume, throttle }.run(announcer, progress, &shutdown).await
+    let read_ahead = cli.read_ahead.into();
+    Stream { source, action, phases, chunk, read_ahead, resume, throttle }.run(announcer, progress, &shutdown).await
 }
 
 fn main() -> ExitCode {

@@ -21,8 +21,8 @@ const DEFAULT_KEY: &str = "id";
 /// Which rows are announced.
 #[derive(Args, Clone, Debug)]
 pub struct SourceOptions {
-    /// Reads JSON lines from stdin, each a payload
-    #[arg(value_name = "-", value_parser = ["-"], conflicts_with_all = ["table", "query", "sql"])]
+    /// Reads JSON lines from stdin, each a payload; with --sql each names a row of --table by its key
+    #[arg(value_name = "-", value_parser = ["-"], conflicts_with_all = ["query", "filter"])]
     pub stdin: Option<String>,
 
     /// Database to read rows of [default: what DATABASE_URL says]
@@ -65,7 +65,7 @@ pub struct SourceOptions {
     pub payload: Vec<String>,
 
     /// Statements to run once a session has begun, with that of the action too
-    #[arg(long, env = "KSYNC_SESSION_SQL", value_name = "SQL", conflicts_with = "stdin", help_heading = "Source")]
+    #[arg(long, env = "KSYNC_SESSION_SQL", value_name = "SQL", help_heading = "Source")]
     pub session_sql: Option<String>,
 }
 
@@ -98,14 +98,21 @@ pub struct ActionOptions {
 
 impl SourceOptions {
     /// Whether a source is named at all; seen without opening anything.
-    pub fn check(&self) -> Result<()> {
-        if self.stdin.is_none() && self.table.is_none() && self.query.is_none() {
-            return Err(usage(anyhow!("nothing to read: name --table or --query, or - for JSON lines on stdin")));
+    pub fn check(&self, action: &ActionOptions) -> Result<()> {
+        let has_table = self.table.is_some();
+        match (self.stdin.is_some(), action.sql.is_some()) {
+            (false, _) if !has_table && self.query.is_none() => {
+                Err(usage(anyhow!("nothing to read: name --table or --query, or - for JSON lines on stdin")))
+            }
+            (true, true) if !has_table => Err(usage(anyhow!(
+                "--sql needs the --table whose rows the lines of stdin name: the columns of its key are the :keys"
+            ))),
+            (true, false) if has_table => Err(usage(anyhow!(
+                "--table is of no use with lines of stdin, unless --sql changes its rows; leave out - or --table"
+            ))),
+            (true, false) => Ok(()),
+            _ => self.url().map(drop),
         }
-        if self.stdin.is_none() {
-            self.url()?;
-        }
-        Ok(())
     }
 
     pub(super) fn url(&self) -> Result<String> {
@@ -130,17 +137,20 @@ impl SourceOptions {
     /// Opens the source, with about how many rows it has where that is known; exactly where they are to be counted. Warns where
     /// a chunk of so many rows costs far more than to read them.
     pub async fn open(&self, session: &Session, chunk: usize, is_counted: bool) -> Result<(Source, Option<u64>)> {
-        if self.stdin.is_some() {
-            let key = if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() };
-            return Ok((Source::Lines(Lines::new(key)), None));
-        }
         let rows = match (&self.query, &self.table) {
             (Some(query), _) => Rows::Query(query.clone()),
             (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
-            (None, None) => return Err(usage(anyhow!("nothing to read"))),
+            (None, None) => {
+                let key = if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() };
+                return Ok((Source::Lines(Lines::new(key)), None));
+            }
         };
         let source = database::Source { rows, key: self.key.clone(), payload: self.payload() };
         let mut database = Database::open_for(&self.url()?, session).await.map_err(failure)?;
+        if self.stdin.is_some() {
+            let key = database.key(&source).await.map_err(failure)?;
+            return Ok((Source::Keys { lines: Lines::new(key.names()), database, key }, None));
+        }
         let scan = database.prepare(&source).await.map_err(failure)?;
         if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
             warn!(
@@ -184,12 +194,30 @@ impl ActionOptions {
         Ok(Some(Action::Sql { statement, database: None }))
     }
 
-    /// Connects to the statement's own database, where it has one.
-    pub async fn open(&self, action: &mut Option<Action>, session: &Session) -> Result<()> {
-        if let (Some(Action::Sql { database, .. }), Some(url)) = (action, &self.action_database) {
+    /// Connects to the statement's own database, where it has one. Warns where a statement on the table that is read cannot be
+    /// undone, or fails where that is needed.
+    pub async fn open(
+        &self,
+        action: &mut Option<Action>,
+        session: &Session,
+        (options, source): (&SourceOptions, &mut Source),
+        needs_transactions: bool,
+    ) -> Result<()> {
+        let Some(Action::Sql { database, .. }) = action else { return Ok(()) };
+        if let Some(url) = &self.action_database {
             let opened = Database::open_for(url, session).await;
             *database = Some(opened.map_err(|trouble| failure(trouble.context("--action-database")))?);
         }
+        let (Some(table), Some(database)) = (&options.table, database.as_mut().or_else(|| source.database())) else {
+            return Ok(());
+        };
+        let engine = database.engine_without_transactions(table).await.map_err(failure)?;
+        let Some(engine) = engine else { return Ok(()) };
+        let known = format!("table {table} knows no transactions ({engine}); run: ALTER TABLE {table} ENGINE=InnoDB");
+        if needs_transactions {
+            return Err(Exit::Misconfigured.because(anyhow!("--checkpoint-table changes no row twice, but {known}")));
+        }
+        warn!("of a statement that is refused or cut off a part may stay: {known}");
         Ok(())
     }
 }

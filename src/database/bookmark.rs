@@ -2,11 +2,11 @@
 
 use anyhow::anyhow;
 
-use super::Database;
 use super::sql::{Sql, Table};
 use super::statement::Dialect;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, is_missing_table};
 use super::value::Value;
+use super::{Connection, Database, ask};
 
 /// The row of a job, and the run that holds it: what another run writes to it is refused.
 #[derive(Debug)]
@@ -29,15 +29,7 @@ impl Database {
     /// Makes the row of a job this run's, and gives what was written there last; the table is made if need be. A run that
     /// held the row before cannot write any more: what is given is the last that it wrote.
     pub async fn bookmark(&mut self, table: &str, job: u64) -> Result<(Bookmark, Option<String>), Trouble> {
-        let dialect = self.dialect();
-        let name = Table::parse(table).map_err(Trouble::Misconfigured)?;
-        let bookmark = Bookmark {
-            dialect,
-            label: table.to_owned(),
-            table: name.quoted(dialect),
-            job: Value::Text(format!("{job:016x}")),
-            run: Value::Integer(rand::random()),
-        };
+        let bookmark = Bookmark::new(self.dialect(), table, job)?;
         // Looked for first: who may not make a table may not even say IF NOT EXISTS of one that is there.
         let held = match self.execute(&bookmark.hold()).await {
             Err(Trouble::Misconfigured(_)) => {
@@ -57,6 +49,16 @@ impl Database {
         match state {
             Ok(state) => Ok((bookmark, state)),
             Err(trouble) => Err(self.without_right(&bookmark, trouble).await),
+        }
+    }
+
+    /// What was written last for a job, by a run that may be at work; nothing where there is no such table.
+    pub async fn kept(&mut self, table: &str, job: u64) -> Result<Option<String>, Trouble> {
+        let bookmark = Bookmark::new(self.dialect(), table, job)?;
+        let sql = bookmark.state();
+        match ask!(self, session => session.text(&sql))? {
+            Err(error) if is_missing_table(&error) => Ok(None),
+            other => Ok(other?),
         }
     }
 
@@ -103,6 +105,17 @@ impl Database {
 }
 
 impl Bookmark {
+    fn new(dialect: Dialect, table: &str, job: u64) -> Result<Bookmark, Trouble> {
+        let name = Table::parse(table).map_err(Trouble::Misconfigured)?;
+        Ok(Bookmark {
+            dialect,
+            label: table.to_owned(),
+            table: name.quoted(dialect),
+            job: Value::Text(format!("{job:016x}")),
+            run: Value::Integer(rand::random()),
+        })
+    }
+
     /// For the transaction that takes the job as far as `state` says.
     pub fn mark(&self, state: &str) -> Mark<'_> {
         let mut write = Sql::new(self.dialect, format!("UPDATE {} SET state = ", self.table));

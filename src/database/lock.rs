@@ -35,7 +35,7 @@ impl Database {
     pub async fn lock(&mut self, job: u64) -> Result<Lock, Trouble> {
         let number = Value::Integer(job.cast_signed());
         let name = format!("ksync-stream {job:016x}");
-        let (take, holder) = match self.0 {
+        let (take, holder) = match self.connection {
             Connection::Postgres(_) => {
                 (("SELECT pg_try_advisory_lock(", &number, ")::text"), (HOLDER_IN_POSTGRES, &number, ""))
             }

@@ -70,6 +70,14 @@ impl MySql {
         sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
     }
 
+    /// The engine of the table, where that knows no transactions.
+    pub async fn engine_without_transactions(&mut self, table: &Table) -> sqlx::Result<Option<String>> {
+        let sql =
+            "SELECT CAST(engine AS CHAR) FROM information_schema.tables JOIN information_schema.engines USING (engine)
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND transactions = 'NO'";
+        sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_optional(&mut self.0).await
+    }
+
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
         let query = bind(sqlx::query(sql.text()), &sql.values).persistent(false);
         Ok(query.fetch_optional(&mut self.0).await?.is_some())
@@ -78,6 +86,11 @@ impl MySql {
     /// Runs statements that give nothing.
     pub async fn set(&mut self, sql: &Sql) -> sqlx::Result<()> {
         self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
+    }
+
+    /// Fails where the session has ended.
+    pub async fn ping(&mut self) -> sqlx::Result<()> {
+        self.0.ping().await
     }
 
     /// Returns how many rows were touched.

@@ -21,7 +21,7 @@ impl Database {
     /// Where this database is, which was opened by `url`.
     pub async fn place(&mut self, url: &str) -> Result<Place, Trouble> {
         let dialect = self.dialect();
-        let (server, database) = match &self.0 {
+        let (server, database) = match &self.connection {
             Connection::Postgres(_) => {
                 let options: PgConnectOptions = options(url)?;
                 let address = match options.get_socket() {

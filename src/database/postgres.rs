@@ -68,6 +68,11 @@ impl Postgres {
         self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
     }
 
+    /// Fails where the session has ended.
+    pub async fn ping(&mut self) -> sqlx::Result<()> {
+        self.0.ping().await
+    }
+
     /// Returns how many rows were touched.
     pub async fn execute(&mut self, sql: &Sql) -> sqlx::Result<u64> {
         Ok(query(sql).execute(&mut self.0).await?.rows_affected())

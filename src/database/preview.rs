@@ -7,7 +7,7 @@ use super::chunk::{Filling, Limit};
 use super::position::Position;
 use super::scan::Scan;
 use super::trouble::Trouble;
-use super::{Connection, Database, cannot_read};
+use super::{Connection, Database, ask, cannot_read};
 
 /// A chunk for which the database goes through this many times its rows costs more than it should.
 const TOO_MANY: f64 = 10.0;
@@ -25,11 +25,7 @@ impl Database {
     /// Exactly how many rows a scan would read from its beginning. The database may have to go through all of them.
     pub async fn count(&mut self, scan: &Scan) -> Result<u64, Trouble> {
         let sql = scan.count();
-        let text = match &mut self.0 {
-            Connection::Postgres(postgres) => postgres.answer(&sql).await,
-            Connection::MySql(mysql) => mysql.answer(&sql).await,
-            Connection::Sqlite(sqlite) => sqlite.answer(&sql).await,
-        };
+        let text = ask!(self, session => session.answer(&sql))?;
         let text = text.map_err(|error| cannot_read(error.into(), &scan.relation))?;
         let count = text.as_deref().unwrap_or("0").parse().with_context(|| format!("{text:?} is not a number of rows"));
         count.map_err(Trouble::Refused)
@@ -52,11 +48,7 @@ impl Database {
         let one = Limit { rows: 1, bytes: usize::MAX };
         let sql = if is_last { scan.last() } else { scan.next(one) };
         let mut filling = Filling::new(one, &scan.members);
-        let read = match &mut self.0 {
-            Connection::Postgres(postgres) => postgres.read(&sql, scan, &mut filling).await,
-            Connection::MySql(mysql) => mysql.read(&sql, scan, &mut filling).await,
-            Connection::Sqlite(sqlite) => sqlite.read(&sql, scan, &mut filling).await,
-        };
+        let read = ask!(self, session => session.read(&sql, scan, &mut filling)).and_then(|read| read);
         read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
         Ok(filling.finish(&scan.key).0.end())
     }
@@ -67,7 +59,7 @@ impl Database {
         let Some(first) = self.edge(scan, false).await? else { return Ok(None) };
         // For the first chunk a database may do otherwise than for all others.
         let sql = scan.behind_of(&first, Limit { rows, bytes: usize::MAX })?;
-        let effort = match &mut self.0 {
+        let effort = match &mut self.connection {
             Connection::Postgres(postgres) => postgres_effort(&postgres.explain(&sql).await?),
             Connection::MySql(mysql) => mysql_effort(&mysql.explain(&sql).await?),
             Connection::Sqlite(sqlite) => sqlite_effort(&sqlite.explain(&sql).await?),

@@ -7,9 +7,10 @@ use log::warn;
 
 use super::bookmark::Mark;
 use super::chunk::Chunk;
+use super::sql::Table;
 use super::statement::Statement;
 use super::trouble::{Trouble, is_conflict};
-use super::{Connection, Database, mysql, sqlite};
+use super::{Connection, Database, ask, mysql, sqlite};
 
 /// How often a transaction is tried that others got in the way of.
 const ATTEMPTS: u32 = 5;
@@ -41,12 +42,7 @@ impl Database {
         let most = chunk.changes.len() as u64;
         let (mut pause, mut retries) = (FIRST_PAUSE, 1..ATTEMPTS);
         loop {
-            let run = match &mut self.0 {
-                Connection::Postgres(postgres) => postgres.run(statement, chunk, write).await,
-                Connection::MySql(mysql) => mysql.run(statement, chunk, write).await,
-                Connection::Sqlite(sqlite) => sqlite.run(statement, chunk, write).await,
-            };
-            match run {
+            match ask!(self, session => session.run(statement, chunk, write))? {
                 Ok(Ran { touched, .. }) if touched > most => {
                     return Err(Trouble::Refused(anyhow!(
                         "the statement touched {touched} rows for {most} keys and was rolled back; it has to name the \
@@ -62,6 +58,7 @@ impl Database {
                 Err(error) if is_conflict(&error) && retries.next().is_some() => {
                     let trouble = Trouble::from(error);
                     warn!("the statement met another transaction: {trouble:#}; trying again in {pause:?}");
+                    self.retries += 1;
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
@@ -70,9 +67,18 @@ impl Database {
         }
     }
 
+    /// The engine of a table on which nothing can be undone: of MySQL and MariaDB some are such.
+    pub async fn engine_without_transactions(&mut self, table: &str) -> Result<Option<String>, Trouble> {
+        let table = Table::parse(table).map_err(Trouble::Misconfigured)?;
+        match &mut self.connection {
+            Connection::MySql(mysql) => Ok(mysql.engine_without_transactions(&table).await?),
+            Connection::Postgres(_) | Connection::Sqlite(_) => Ok(None),
+        }
+    }
+
     /// Postgres binds arrays; the others bind each value of each key by itself, and not any number of them.
     fn check_size(&self, statement: &Statement, chunk: &Chunk) -> Result<(), Trouble> {
-        let most = match self.0 {
+        let most = match self.connection {
             Connection::Postgres(_) => return Ok(()),
             Connection::MySql(_) => mysql::MOST_VALUES,
             Connection::Sqlite(_) => sqlite::MOST_VALUES,

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use super::sql::Sql;
 use super::trouble::Trouble;
-use super::{Connection, Database};
+use super::{Connection, Database, ask};
 
 /// What is set up once a connection is there.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ impl Database {
     /// The statement that sets it, in the words of the database.
     async fn timeout(&mut self, timeout: Duration) -> Result<String, Trouble> {
         let millis = timeout.as_millis().max(1);
-        let is_mariadb = match &mut self.0 {
+        let is_mariadb = match &mut self.connection {
             Connection::Postgres(_) => return Ok(format!("SET statement_timeout = {millis}")),
             Connection::MySql(mysql) => {
                 let version = mysql.answer(&Sql::new(super::Dialect::MySql, "SELECT VERSION()")).await?;
@@ -53,11 +53,6 @@ impl Database {
 
     async fn set(&mut self, sql: &str) -> Result<(), Trouble> {
         let sql = Sql::new(self.dialect(), sql);
-        match &mut self.0 {
-            Connection::Postgres(postgres) => postgres.set(&sql).await,
-            Connection::MySql(mysql) => mysql.set(&sql).await,
-            Connection::Sqlite(sqlite) => sqlite.set(&sql).await,
-        }
-        .map_err(Trouble::from)
+        Ok(ask!(self, session => session.set(&sql))??)
     }
 }

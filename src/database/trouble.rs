@@ -83,6 +83,21 @@ pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether `error` says that there is no such table.
+pub(super) fn is_missing_table(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else {
+        return false;
+    };
+    if let Some(postgres) = error.try_downcast_ref::<PgDatabaseError>() {
+        // undefined_table, invalid_schema_name
+        matches!(postgres.code(), "42P01" | "3F000")
+    } else if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
+        mysql.number() == 1146
+    } else {
+        error.message().starts_with("no such table")
+    }
+}
+
 /// SQLITE_BUSY (5) or SQLITE_LOCKED (6); the low byte of an extended code is its primary code.
 fn is_sqlite_busy(error: &dyn DatabaseError) -> bool {
     matches!(sqlite_code(error), Some(5 | 6))
@@ -128,6 +143,10 @@ fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
         "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" | "57P05" => Trouble::Away(cause),
         // insufficient_privilege; undefined table, column, schema, database; ambiguous column
         "42501" | "42P01" | "42703" | "3F000" | "3D000" | "42702" => Trouble::Misconfigured(cause),
+        // A prepared statement that is there already, or is not there: that of another session.
+        "42P05" | "26000" => Trouble::Misconfigured(cause.context(
+            "a pooler in transaction mode has given the session a backend that others had; connect to the server itself",
+        )),
         // Connection exceptions and insufficient resources, such as too many connections.
         code if code.starts_with("08") || code.starts_with("53") => Trouble::Away(cause),
         // Refused logins.

@@ -1,6 +1,6 @@
 //! What is done to the rows of a chunk: a statement, or a command that gets their payloads.
 
-use std::future::{pending, ready};
+use std::future::{Future, pending, ready};
 
 use anyhow::{Result, anyhow};
 
@@ -22,6 +22,37 @@ pub enum Action {
     Command(Command),
 }
 
+/// Lets `meanwhile` finish while nothing is asked of the databases, whose sessions are kept awake.
+pub async fn wait<T>(
+    action: Option<&mut Action>,
+    source: &mut Source,
+    meanwhile: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    wait_beside(action, kept_awake(source.database(), meanwhile)).await
+}
+
+/// The same while the source is asked.
+pub(super) async fn wait_beside<T>(
+    action: Option<&mut Action>,
+    meanwhile: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let own = match action {
+        Some(Action::Sql { database, .. }) => database.as_mut(),
+        _ => None,
+    };
+    kept_awake(own, meanwhile).await
+}
+
+pub(super) async fn kept_awake<T>(
+    database: Option<&mut Database>,
+    meanwhile: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match database {
+        Some(database) => database.kept_awake(meanwhile).await.map_err(failure)?,
+        None => meanwhile.await,
+    }
+}
+
 /// Where a statement is run.
 pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source) -> Option<&'a mut Database> {
     match action {
@@ -41,12 +72,20 @@ pub(super) async fn act(
 ) -> Result<()> {
     match (action, source, chunk) {
         (None, _, _) => Ok(()),
-        (Some(Action::Sql { statement, database: other }), Source::Rows { database, .. }, Chunk::Rows(rows)) => {
-            let database = other.as_mut().unwrap_or(database);
-            database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop)
+        (
+            Some(Action::Sql { statement, database: other }),
+            Source::Rows { database, .. } | Source::Keys { database, .. },
+            Chunk::Rows(rows),
+        ) => {
+            let (database, idle) = match other {
+                Some(other) => (other, Some(database)),
+                None => (database, None),
+            };
+            let run = async { database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop) };
+            kept_awake(idle, run).await
         }
         (Some(Action::Sql { .. }), _, _) => Err(anyhow!("a statement needs rows of a database")),
-        (Some(Action::Command(command)), _, _) => run(command, chunk.changes()).await,
+        (Some(Action::Command(command)), source, _) => wait(None, source, run(command, chunk.changes())).await,
     }
 }
 

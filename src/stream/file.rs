@@ -45,11 +45,11 @@ impl CheckpointFile {
     }
 
     /// `None` where there is no such file yet.
-    pub fn read(&self) -> Result<Option<String>> {
-        match fs::read_to_string(&self.path) {
+    pub fn read(path: &Path) -> Result<Option<String>> {
+        match fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read the checkpoint {}", self.path.display())),
+            Err(error) => Err(error).with_context(|| format!("cannot read the checkpoint {}", path.display())),
         }
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The parts that say where the databases are. It is no other job on another address of the same database.
 const SERVER: &str = "server";
+const DATABASE: &str = "database";
 const ACTION_SERVER: &str = "action server";
 /// Where the statement is run, if that is not where the rows are read.
 const ACTION_DATABASE: &str = "action database";
@@ -33,6 +34,20 @@ impl Job {
         let there = if self.0.contains_key(ACTION_DATABASE) { ACTION_SERVER } else { SERVER };
         self.0.remove(there);
         self
+    }
+
+    /// Where the rows are read, in words: `postgres at db1:5432, shop, schema public`.
+    pub fn place(&self) -> String {
+        self.joined(&[SERVER, DATABASE])
+    }
+
+    /// Where the statement is run, if that is elsewhere.
+    pub fn action_place(&self) -> Option<String> {
+        self.0.contains_key(ACTION_DATABASE).then(|| self.joined(&[ACTION_SERVER, ACTION_DATABASE]))
+    }
+
+    fn joined(&self, names: &[&str]) -> String {
+        names.iter().filter_map(|name| self.0.get(*name).map(String::as_str)).collect::<Vec<_>>().join(", ")
     }
 
     /// Each difference in words: `table: products there, orders here`.
@@ -86,6 +101,9 @@ mod tests {
         assert_eq!(apart("db1", "db2").number(), apart("db3", "db4").number());
         assert_eq!(apart("db1", "db2").anywhere(), apart("db1", "db4").anywhere());
         assert_eq!(apart("db1", "db2").anywhere().differences(&apart("db3", "db2").anywhere()).len(), 1);
+        assert_eq!(apart("db1", "db2").place(), "db1");
+        assert_eq!(apart("db1", "db2").action_place().as_deref(), Some("db2, shop"));
+        assert_eq!(one.action_place(), None);
         // As every release has to make it.
         assert_eq!(fnv("foobar".bytes()), 0x85944171f73967e8);
     }

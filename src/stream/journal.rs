@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use log::info;
+use log::{info, warn};
 
 use super::action::Action;
 use super::checkpoint::Checkpoint;
@@ -84,22 +84,34 @@ impl Journal {
             true => Some(database.lock(job.number()).await.map_err(|trouble| named(trouble, &job))?),
             false => None,
         };
-        let (keeper, found) = match (file, keep) {
+        if is_locked && database.is_pooled().await {
+            warn!(
+                "a pooler in transaction mode is in front of the database: there the lock that keeps a second run of this job \
+                 away does not hold, and what a session sets may be lost; connect to the server itself"
+            );
+        }
+        let (keeper, found) = match (file, &keep) {
             (Some(file), _) => {
-                let found = if begins_anew { None } else { file.read().map_err(misconfigured)? };
+                let found = if begins_anew { None } else { CheckpointFile::read(&file.path).map_err(misconfigured)? };
                 (Keeper::File(file), found)
             }
             (None, Keep::Table(table)) => {
-                let (bookmark, found) = database.bookmark(&table, job.number()).await.map_err(failure)?;
+                let (bookmark, found) = database.bookmark(table, job.number()).await.map_err(failure)?;
                 // What lies in the database moves with it.
                 job = job.anywhere();
                 (Keeper::Table(bookmark), found.filter(|_| !begins_anew))
             }
             (None, _) => return Ok(Some(Journal { kept: None, _lock: lock, is_repeatable: true })),
         };
-        let found = found.map(|text| Checkpoint::parse(&text)).transpose();
-        let found = found.with_context(|| format!("cannot use {}", keeper.label())).map_err(misconfigured)?;
-        let Some(checkpoint) = go_on(found, job, &keeper, has_action)? else { return Ok(None) };
+        let label = keep.label();
+        let found = parse(found, &label).map_err(misconfigured)?;
+        let Beginning { checkpoint, is_over, told } = go_on(found, job, &label, has_action)?;
+        if let Some(told) = told {
+            info!("{told}");
+        }
+        if is_over {
+            return Ok(None);
+        }
         if let Some(last) = &checkpoint.last {
             scan.go_on_behind(last).map_err(failure)?;
         }
@@ -125,8 +137,7 @@ impl Journal {
     pub fn begin_chunk(&mut self, chunk: &Chunk, phases: Phases) -> Result<Option<Mark<'_>>> {
         let (Some(kept), Chunk::Rows(rows)) = (&mut self.kept, chunk) else { return Ok(None) };
         let count = rows.changes.len() as u64;
-        let messages = if phases == Phases::Both { 2 * count } else { count };
-        kept.next = kept.checkpoint.after(rows.end(), count, messages);
+        kept.next = kept.checkpoint.after(rows.end(), count, count * phases.count());
         match &kept.keeper {
             Keeper::File(_) => Ok(None),
             Keeper::Table(bookmark) => Ok(Some(bookmark.mark(&kept.next.text()?))),
@@ -168,19 +179,52 @@ impl Journal {
     }
 }
 
-impl Keeper {
+impl Keep {
     fn label(&self) -> String {
         match self {
-            Keeper::File(file) => format!("the checkpoint {}", file.path.display()),
-            Keeper::Table(_) => "the checkpoint in the database".to_owned(),
+            Keep::Nowhere => "nothing".to_owned(),
+            Keep::File(path) => format!("the checkpoint {}", path.display()),
+            Keep::Table(table) => format!("the checkpoint in table {table}"),
         }
     }
 }
 
-/// What this run begins with, `None` where nothing is left to do.
-fn go_on(found: Option<Checkpoint>, job: Job, keeper: &Keeper, has_action: bool) -> Result<Option<Checkpoint>> {
-    let Some(found) = found else { return Ok(Some(Checkpoint::new(job))) };
-    let label = keeper.label();
+/// With what a run begins.
+pub(super) struct Beginning {
+    pub checkpoint: Checkpoint,
+    /// Nothing is left to do.
+    pub is_over: bool,
+    /// What a person is told of it.
+    pub told: Option<String>,
+}
+
+impl Resume {
+    /// With what a run would begin; locks nothing, and makes nothing. `database` is where the statements are run.
+    pub(super) async fn look(&self, database: &mut Database, has_action: bool) -> Result<Beginning> {
+        let (mut job, label) = (self.job.clone(), self.keep.label());
+        let found = match &self.keep {
+            _ if self.begins_anew => None,
+            Keep::Nowhere => None,
+            Keep::File(path) => CheckpointFile::read(path)?,
+            Keep::Table(table) => {
+                let found = database.kept(table, job.number()).await.map_err(failure)?;
+                job = job.anywhere();
+                found
+            }
+        };
+        go_on(parse(found, &label)?, job, &label, has_action)
+    }
+}
+
+fn parse(found: Option<String>, label: &str) -> Result<Option<Checkpoint>> {
+    let found = found.map(|text| Checkpoint::parse(&text)).transpose();
+    found.with_context(|| format!("cannot use {label}"))
+}
+
+/// `label` is what `found` was found in.
+fn go_on(found: Option<Checkpoint>, job: Job, label: &str, has_action: bool) -> Result<Beginning> {
+    let anew = |job, told| Beginning { checkpoint: Checkpoint::new(job), is_over: false, told };
+    let Some(found) = found else { return Ok(anew(job, None)) };
     let differences = job.differences(&found.job);
     if !differences.is_empty() {
         let error = anyhow!(
@@ -190,21 +234,19 @@ fn go_on(found: Option<Checkpoint>, job: Job, keeper: &Keeper, has_action: bool)
         return Err(Exit::Misconfigured.because(error));
     }
     let Checkpoint { rows, written, .. } = &found;
-    match (&found.last, found.finished) {
+    let finished = format!("{label} says that this job was finished at {written}, with {rows} rows");
+    Ok(match (&found.last, found.finished) {
         (_, true) if has_action => {
-            info!("{label} says that this job was finished at {written}, with {rows} rows; --restart begins it anew");
-            Ok(None)
+            let told = Some(format!("{finished}; --restart begins it anew"));
+            Beginning { checkpoint: found, is_over: true, told }
         }
-        (_, true) => {
-            info!("{label} says that this job was finished at {written}, with {rows} rows: beginning anew");
-            Ok(Some(Checkpoint::new(job)))
-        }
+        (_, true) => anew(job, Some(format!("{finished}: beginning anew"))),
         (Some(last), false) => {
-            info!("going on behind key {last}: {rows} rows were done by {written}");
-            Ok(Some(found))
+            let told = Some(format!("going on behind key {last}: {rows} rows were done by {written}"));
+            Beginning { checkpoint: found, is_over: false, told }
         }
-        (None, false) => Ok(Some(found)),
-    }
+        (None, false) => Beginning { checkpoint: found, is_over: false, told: None },
+    })
 }
 
 fn named(trouble: Trouble, job: &Job) -> anyhow::Error {

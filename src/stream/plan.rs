@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use humantime::format_duration;
 
-use super::journal::{Keep, Resume};
+use super::journal::{Beginning, Keep, Resume};
 use super::pace::Rate;
 use super::source::ChunkLimits;
 use super::{Action, failure};
@@ -19,7 +19,7 @@ pub struct Plan<'a> {
     pub scan: &'a Scan,
     /// About how many rows there are, where that is known.
     pub total: Option<u64>,
-    pub action: Option<&'a Action>,
+    pub action: Option<&'a mut Action>,
     /// The words of a command.
     pub command: &'a [String],
     pub phases: Phases,
@@ -34,18 +34,32 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Line by line. Reads the first chunk and the last row, and changes nothing.
+    /// Line by line. Reads the checkpoint, the first chunk and the last row, and changes nothing.
     pub async fn lines(&mut self) -> Result<Vec<String>> {
         let limit = Limit { rows: self.chunk.rows, bytes: self.chunk.bytes };
-        let Some((first, last)) = self.database.edges(self.scan).await.map_err(failure)? else {
-            return Ok(vec![format!("{} has no rows: nothing would be done", self.scan.label())]);
+        let mut lines = vec![];
+        let (mut scan, mut left) = (self.scan.clone(), self.total);
+        if let Some(Beginning { checkpoint, is_over, told }) = self.beginning().await? {
+            lines.extend(told);
+            if is_over {
+                return Ok(lines);
+            }
+            if let Some(last) = &checkpoint.last {
+                scan.go_on_behind(last).map_err(failure)?;
+            }
+            left = left.map(|total| total.saturating_sub(checkpoint.rows));
+        }
+        let Some((first, last)) = self.database.edges(&scan).await.map_err(failure)? else {
+            lines.push(format!("{} has no rows left: nothing would be done", scan.label()));
+            return Ok(lines);
         };
-        let chunk_end = self.database.peek(self.scan, limit).await.map_err(failure)?;
-        let Plan { scan, chunk, action, phases, topic, partitions, .. } = &*self;
-        let (key, mut lines) = (scan.key_names(), vec![]);
-        let total = self.total.map_or("an unknown number of rows".to_owned(), |total| format!("about {total} rows"));
-        lines.push(format!("{}: {total} by {key}, from {first} to {last}", scan.label()));
-        let chunks = self.total.map(|total| total.div_ceil(chunk.rows as u64));
+        let chunk_end = self.database.peek(&scan, limit).await.map_err(failure)?;
+        let Plan { chunk, action, phases, topic, partitions, .. } = &*self;
+        let key = scan.key_names();
+        let rows = left.map_or("an unknown number of rows".to_owned(), |left| format!("about {left} rows"));
+        let place = self.resume.map_or(String::new(), |resume| format!(" in {}", resume.job.place()));
+        lines.push(format!("{}{place}: {rows} by {key}, from {first} to {last}", scan.label()));
+        let chunks = left.map(|left| left.div_ceil(chunk.rows as u64));
         let count = chunks.map_or("chunks".to_owned(), |count| format!("about {count} chunks"));
         if let Some((size, end)) = chunk_end {
             lines.push(format!(
@@ -64,26 +78,40 @@ impl Plan<'_> {
             Some(Action::Sql { statement, .. }) => {
                 let sql = statement.text().replace(":keys", &format!("the keys from {first} on"));
                 lines.push(format!("  {}", sql.split_whitespace().collect::<Vec<_>>().join(" ")));
+                if let Some(place) = self.resume.and_then(|resume| resume.job.action_place()) {
+                    lines.push(format!("    in {place}"));
+                }
             }
             Some(Action::Command(_)) => lines.push(format!("  {}, with the payloads on stdin", self.command.join(" "))),
         }
         if *phases != Phases::DelayOnly {
             lines.push(format!("  instant messages to {topic} {place}, acknowledged"));
         }
-        let each = if *phases == Phases::Both { 2 } else { 1 };
-        if let Some(total) = self.total {
-            lines.push(format!("each consumer of {topic} gets about {} records", each * total));
+        if let Some(left) = left {
+            lines.push(format!("each consumer of {topic} gets about {} records", phases.count() * left));
         }
-        if let Some(time) = self.least_time(chunks) {
+        if let Some(time) = self.least_time(left, chunks) {
             lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
         }
         lines.extend(self.repeats());
         Ok(lines)
     }
 
-    fn least_time(&self, chunks: Option<u64>) -> Option<Duration> {
+    async fn beginning(&mut self) -> Result<Option<Beginning>> {
+        let has_action = self.action.is_some();
+        let database = match &mut self.action {
+            Some(Action::Sql { database: Some(other), .. }) => other,
+            _ => &mut *self.database,
+        };
+        match self.resume {
+            Some(resume) => resume.look(database, has_action).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn least_time(&self, left: Option<u64>, chunks: Option<u64>) -> Option<Duration> {
         let pauses = self.pause.checked_mul(u32::try_from(chunks?).ok()?)?;
-        let rows = self.rate.time_of(usize::try_from(self.total?).ok()?);
+        let rows = self.rate.time_of(usize::try_from(left?).ok()?);
         let time = pauses.max(rows);
         // To the second: it is an estimate.
         (time > Duration::ZERO).then(|| Duration::from_secs(time.as_secs().max(1)))
@@ -92,7 +120,7 @@ impl Plan<'_> {
     /// What comes of a run that dies.
     fn repeats(&self) -> Option<String> {
         let harm = "which does no harm to SET a = 1, but to SET a = a + 1";
-        self.action?;
+        self.action.as_ref()?;
         Some(match self.resume.map(|resume| &resume.keep) {
             Some(Keep::Table(_)) => "should it die, the next run goes on, and changes no row twice".to_owned(),
             Some(Keep::File(_)) => {

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, BufReader, Stdin};
 use tokio::time::{Instant, timeout_at};
 
+use super::action::kept_awake;
 use super::failure;
-use crate::database::{self, Database, Limit, Scan};
+use crate::database::{self, Database, Key, Limit, Scan};
 use crate::message::{Change, key_of};
 
 /// How long a line of stdin may be, in bytes: more than a record may have.
@@ -31,7 +32,16 @@ pub struct ChunkLimits {
 /// Where the rows come from.
 pub enum Source {
     Lines(Lines),
-    Rows { database: Database, scan: Scan },
+    Rows {
+        database: Database,
+        scan: Scan,
+    },
+    /// Lines that name the rows of a database by their keys.
+    Keys {
+        lines: Lines,
+        database: Database,
+        key: Key,
+    },
 }
 
 /// JSON lines of stdin, each a payload.
@@ -62,17 +72,19 @@ impl Chunk {
 }
 
 impl Source {
-    pub(super) fn database(&mut self) -> Option<&mut Database> {
+    /// Where the rows are, or are named.
+    pub fn database(&mut self) -> Option<&mut Database> {
         match self {
             Source::Lines(_) => None,
-            Source::Rows { database, .. } => Some(database),
+            Source::Rows { database, .. } | Source::Keys { database, .. } => Some(database),
         }
     }
 
-    /// Whether there may be another chunk; of stdin it waits for the first line. Cancelling loses nothing.
+    /// Whether there may be another chunk; of stdin it waits for the first line. Cancelling loses no line.
     pub(super) async fn has_more(&mut self) -> Result<bool> {
         match self {
             Source::Lines(lines) => lines.has_more().await,
+            Source::Keys { lines, database, .. } => kept_awake(Some(database), lines.has_more()).await,
             Source::Rows { scan, .. } => Ok(!scan.is_done()),
         }
     }
@@ -80,6 +92,11 @@ impl Source {
     pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {
         match self {
             Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),
+            Source::Keys { lines, key, .. } => {
+                let Some(changes) = lines.next(limits).await? else { return Ok(None) };
+                let chunk = key.chunk(changes);
+                Ok(Some(Chunk::Rows(chunk.with_context(|| format!("up to line {} of stdin", lines.number))?)))
+            }
             Source::Rows { database, scan } => {
                 let limit = Limit { rows: limits.rows, bytes: limits.bytes };
                 let chunk = database.next_chunk(scan, limit).await.map_err(failure)?;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use ksync::database::Dialect;
+use rustix::process::Signal;
 
 use crate::stream::delayed;
 use crate::support::{End, Primary, Process, World, block_on, primaries};
@@ -24,6 +25,64 @@ fn changed(primary: &Primary) -> usize {
     block_on(primary.texts("SELECT id FROM products WHERE price = 1")).len()
 }
 
+/// In the words of the plan.
+fn place(primary: &Primary) -> String {
+    let (server, rest) = primary.url.rsplit_once('/').unwrap();
+    let (_, server) = server.rsplit_once('@').unwrap_or_default();
+    match primary.dialect {
+        Dialect::Postgres => format!("postgres at {server}, ksync, schema {}", rest.rsplit_once('=').unwrap().1),
+        Dialect::MySql => format!("mysql at {server}, {rest}"),
+        Dialect::Sqlite => fs::canonicalize(primary.url.replace("sqlite:", "")).unwrap().display().to_string(),
+    }
+}
+
+#[test]
+fn a_dry_run_tells_what_the_checkpoint_leaves_to_be_done() {
+    let world = World::new("dry-resume");
+    for (primary, other) in block_on(primaries("plan_resume")).into_iter().zip(block_on(primaries("plan_action"))) {
+        products_of(&primary, 25);
+        products_of(&other, 25);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let sql = "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'";
+        let kept = [
+            (format!("--checkpoint {}", world.file("checkpoint").display()), &primary, 78),
+            (format!("--checkpoint-table --action-database {}", other.url), &other, 0),
+        ];
+        for (keep, database, of_another_job) in kept {
+            let source = format!("-t {topic} --database {} --table products --chunk-size 10 {keep} {sql}", primary.url);
+            let plan = |options: &str| {
+                let printed = world.file("plan");
+                let command = format!("{STREAM} {source} --count --dry-run {options} > {}", printed.display());
+                let mut stream = world.start("sh", &format!("-c \"{command}\""), &[]);
+                assert_eq!(stream.wait(), End::Status(0), "{options}: {:?}", stream.log());
+                fs::read_to_string(&printed).unwrap()
+            };
+            let whole = plan("");
+            assert!(
+                whole.contains(&format!(" in {}: about 25 rows by id, from 1 to 25\n", place(&primary))),
+                "{whole}"
+            );
+            assert_eq!(whole.contains(&format!("\n    in {}\n", place(&other))), database.url == other.url, "{whole}");
+            let mut part = world.stream(&format!("{source} --pause 1h"));
+            world.eventually("a chunk is done", || changed(database) == 10);
+            part.signal(Signal::TERM);
+            assert_eq!(part.wait(), End::Status(75));
+
+            let rest = plan("");
+            assert!(rest.starts_with("going on behind key 10: 10 rows were done by 20"), "{rest}");
+            assert!(rest.contains(": about 15 rows by id, from 11 to 25\nabout 2 chunks of at most 10"), "{rest}");
+            assert!(rest.contains("(the keys from 11 on)"), "{rest}");
+            assert_eq!(plan("--restart"), whole);
+            assert_eq!(world.stream(&source).wait(), End::Status(0));
+            let over = plan("");
+            assert!(over.contains("says that this job was finished at ") && over.lines().count() == 1, "{over}");
+            let mut another = world.stream(&format!("{source} --dry-run --where 'id > 3'"));
+            assert_eq!(another.wait(), End::Status(of_another_job), "{:?}", another.log());
+        }
+        assert_eq!(block_on(other.texts("SELECT job FROM ksync_checkpoints")).len(), 1);
+    }
+}
+
 #[test]
 fn a_dry_run_prints_the_plan_and_does_nothing() {
     let world = World::new("dry-run");
@@ -38,10 +97,11 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
             assert_eq!(stream.wait(), End::Status(0), "{options}: {:?}", stream.log());
             fs::read_to_string(&printed).unwrap()
         };
+        let place = place(&primary);
         let harm = "which does no harm to SET a = 1, but to SET a = a + 1; --checkpoint-table avoids that";
         let guarded = run("--count --rate 5 --sql 'UPDATE products  SET price = 1 WHERE id IN (:keys)'");
         let expected = format!(
-            "table products: about 25 rows by id, from 1 to 25\n\
+            "table products in {place}: about 25 rows by id, from 1 to 25\n\
              about 3 chunks of at most 10 rows, the first of them has 10, up to id 10\n\
              for each chunk:\n  \
              delay messages to {topic}-delay (2 partitions), acknowledged; they are held for 5m\n  \
@@ -54,13 +114,13 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
         assert_eq!(guarded, expected, "{primary:?}");
         let reindex = run("--where 'id > 20'");
         let expected = format!(
-            "table products: an unknown number of rows by id, from 21 to 25\n\
+            "table products in {place}: an unknown number of rows by id, from 21 to 25\n\
              chunks of at most 10 rows, the first of them has 5, up to id 25\n\
              for each chunk:\n  \
              instant messages to {topic} (2 partitions), acknowledged\n"
         );
         assert_eq!(reindex, expected, "{primary:?}");
-        assert_eq!(run("--where 'id > 30'"), "table products has no rows: nothing would be done\n", "{primary:?}");
+        assert_eq!(run("--where 'id > 30'"), "table products has no rows left: nothing would be done\n", "{primary:?}");
         let file = world.file("checkpoint");
         let resumed = run(&format!("--checkpoint {} --only delay -- wc -l", file.display()));
         assert!(resumed.contains("\n  wc -l, with the payloads on stdin\n"), "{resumed}");
@@ -152,4 +212,65 @@ fn a_slow_action_gets_smaller_chunks_of_rows_but_not_of_lines() {
     assert!((25..=50).contains(&of_rows[2]) && (6..=25).contains(&of_rows[4]), "{of_rows:?}");
     let lines: String = (0..200).map(|id| format!("{{\"id\":{id}}}\n")).collect();
     assert_eq!(counts("- --chunk-wait 5s", &lines), [100, 100]);
+}
+
+#[test]
+fn with_an_action_the_next_rows_are_read_before_it_unless_nothing_is_to_be_read_ahead() {
+    let world = World::new("read-ahead");
+    for primary in block_on(primaries("plan_ahead")) {
+        products_of(&primary, 25);
+        for (options, price) in [("--read-ahead 0", 1), ("--read-ahead 1", 0), ("", 0)] {
+            block_on(primary.execute("UPDATE products SET price = 0"));
+            let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+            let gate = world.gate();
+            let action = world.script(&format!("cat > /dev/null; await {gate}"));
+            let source = format!("--database {} --table products --payload id,price --chunk-size 10", primary.url);
+            let mut stream = world.stream(&format!("-t {topic} {source} {options} -- {action}"));
+            let ahead = if price == 0 { 20 } else { 10 };
+            world.eventually("the action runs", || delayed(&world, &topic).len() == ahead);
+            block_on(primary.execute("UPDATE products SET price = 1"));
+            gate.open();
+            assert_eq!(stream.wait(), End::Status(0), "{primary:?} {options}: {:?}", stream.log());
+            let records = world.kafka.records(&topic);
+            let of = |id: usize| records[id - 1].value.clone().unwrap();
+            let expected = |id: usize, price: u8| format!("{{\"id\":{id},\"price\":{price}}}");
+            assert_eq!([of(1), of(11), of(21)], [expected(1, 0), expected(11, price), expected(21, 1)], "{options}");
+        }
+    }
+}
+
+#[test]
+fn the_end_tells_what_was_sent_and_how_often_a_statement_was_tried_again() {
+    let world = World::new("summary");
+    let [primary, ..] = block_on(primaries("plan_summary"));
+    products_of(&primary, 25);
+    block_on(primary.execute(
+        "CREATE SEQUENCE attempts;
+         CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           IF nextval('attempts') < 3 THEN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END IF;
+           RETURN NEW;
+         END $$;
+         CREATE TRIGGER conflict BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION conflict()",
+    ));
+    let topic = world.topic_with_delay("products", 1);
+    let source = format!("-t {topic} --database '{}' --table products", primary.url);
+    let sql = "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'";
+    for (options, told) in [
+        (
+            sql.to_owned(),
+            "; 50 messages, 2 retries; consumers get the instant ones now, the delay messages 5m after they were sent",
+        ),
+        ("--only delay --delay 1m".to_owned(), "; 25 messages, 0 retries; consumers get them 1m after they were sent"),
+        (String::new(), "; 25 messages, 0 retries; consumers get them now"),
+    ] {
+        let mut stream = world.stream(&format!("{source} {options}"));
+        assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+        assert!(stream.says(&["info: 25 rows in ", told]), "{:?}", stream.log());
+    }
+    let mut stream = world.stream(&format!("{source} --progress json"));
+    assert_eq!(stream.wait(), End::Status(0));
+    let last = stream.log().into_iter().find(|line| line.contains("finished")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(&last).unwrap();
+    let figures = ["done", "messages", "retries"].map(|name| last[name].as_u64());
+    assert_eq!(figures, [Some(25), Some(25), Some(0)], "{last}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use ksync::database::Dialect;
 
-use crate::support::{End, Primary, World, block_on, primaries};
+use crate::support::{End, Primary, World, block_on, pooler, primaries};
 
 const SQL: &str = "--sql 'UPDATE products SET price = price + 1 WHERE id IN (:keys)'";
 
@@ -145,4 +145,49 @@ fn what_a_url_leaves_out_comes_from_where_the_clients_of_the_databases_have_it()
         assert_eq!(run.wait(), End::Status(0), "{primary:?}: {:?}", run.log());
         assert_eq!(world.kafka.count(&topic), 3, "{primary:?}");
     }
+}
+
+#[test]
+fn a_pooler_in_transaction_mode_is_recognised() {
+    let world = World::new("pooler");
+    let [primary, ..] = block_on(primaries("session_pooler"));
+    products_of(&primary);
+    let topic = new_topic(&world);
+    let (server, _) = primary.url.strip_prefix("postgres://ksync@").unwrap().split_once('/').unwrap();
+    let sql = "--sql 'UPDATE ksync_session_pooler.products SET price = 1 WHERE id IN (:keys)'";
+    let run = |server: &str| {
+        // The search path that a URL asks for is one of those things that are lost.
+        let source = format!("--database postgres://ksync@{server}/ksync --table ksync_session_pooler.products");
+        let mut stream = world.stream(&format!("-t {topic} {source} {sql}"));
+        (stream.wait(), stream.log())
+    };
+    let recognised = |log: &[String]| log.iter().any(|line| line.contains("a pooler in transaction mode"));
+    let (end, log) = run(server);
+    assert!(end == End::Status(0) && !recognised(&log), "{log:?}");
+    let pooler = pooler(server, "ksync", "ksync");
+    let (end, log) = run(&pooler);
+    assert!(end == End::Status(0) && recognised(&log), "{log:?}");
+    // Its prepared statements are still there.
+    let (end, log) = run(&pooler);
+    assert!(end == End::Status(78) && recognised(&log), "{log:?}");
+}
+
+#[test]
+fn tables_without_transactions_are_told_of_and_refused_where_no_row_may_be_changed_twice() {
+    let world = World::new("no-transactions");
+    let [_, mariadb, _] = block_on(primaries("session_engine"));
+    products_of(&mariadb);
+    block_on(mariadb.execute("ALTER TABLE products ENGINE=MyISAM"));
+    let source = format!("-t {} --database {} --table products {SQL}", new_topic(&world), mariadb.url);
+    let mut told = world.stream(&source);
+    assert_eq!(told.wait(), End::Status(0));
+    assert!(told.says(&["warn: ", "table products knows no transactions (MyISAM)"]), "{:?}", told.log());
+    let mut refused = world.stream(&format!("{source} --checkpoint-table"));
+    assert_eq!(refused.wait(), End::Status(78));
+    assert!(
+        refused.says(&["error: --checkpoint-table changes no row twice, but table products"]),
+        "{:?}",
+        refused.log()
+    );
+    assert_eq!(prices(&mariadb), ["1", "1", "1"]);
 }

@@ -139,11 +139,9 @@ fn a_statement_that_is_refused_changes_nothing_and_gives_no_instant_messages() {
             "{primary:?}"
         );
         let changed = block_on(primary.texts("SELECT id FROM products WHERE price = 1"));
-        assert_eq!(
-            (changed.len(), world.kafka.count(&topic), delayed(&world, &topic).len()),
-            (0, 0, 10),
-            "{primary:?}"
-        );
+        assert_eq!((changed.len(), world.kafka.count(&topic)), (0, 0), "{primary:?}");
+        // Those of the next chunk may have been under way.
+        assert!((10..=20).contains(&delayed(&world, &topic).len()), "{primary:?}");
     }
 }
 

@@ -133,7 +133,7 @@ fn what_others_change_meanwhile_changes_nothing_about_whom_a_chunk_announces() {
         let action = world.script(&format!("cat > /dev/null; await {gate}"));
         let source = format!("--database {} --table products --where 'price = 0' --chunk-size 10", primary.url);
         let mut stream = world.stream(&format!("-t {topic} {source} -- {action}"));
-        world.eventually("the first chunk is at its action", || delayed(&world, &topic).len() == 10);
+        world.eventually("the first chunk is at its action", || delayed(&world, &topic).len() == 20);
         // Of the chunk under way, and of the last one, which is not read yet: one that is gone, and one that the condition
         // leaves out. And some that come in before all, among those that are read already, and behind.
         block_on(primary.execute("DELETE FROM products WHERE id IN (3, 23)"));
@@ -182,6 +182,32 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_before_its_first_message() {
     assert_eq!(stream.wait(), End::Status(78), "{:?}", stream.log());
     assert!(stream.says(&["error: cannot write ", "checkpoint", "File too large"]), "{:?}", stream.log());
     assert_eq!((world.dir.join("acted").exists(), delayed(&world, &topic).len()), (false, 0));
+}
+
+#[test]
+fn a_disk_that_is_full_in_mid_run_ends_it_behind_a_whole_chunk_and_the_next_run_goes_on() {
+    let world = World::new("disk-filled");
+    let [primary, ..] = block_on(primaries("faults_filled"));
+    products_of(&primary, 30);
+    let topic = new_topic(&world);
+    let [small, kept] = ["small", "kept"].map(|name| world.dir.join(name));
+    fs::create_dir(&small).unwrap();
+    let action =
+        world.script("cat > /dev/null; echo >> acted; [ $(wc -l < acted) != 2 ] || cat /dev/zero > small/all || true");
+    let source = format!("--database '{}' --table products --chunk-size 10 --checkpoint small/kept", primary.url);
+    let stream = format!("{} -t {topic} {source} -- {action}", env!("CARGO_BIN_EXE_ksync-stream"));
+    // A disk of its own, which others do not see.
+    let command = format!("mount -t tmpfs -o size=64k none small; {stream}; is=$?; cp small/kept kept; exit $is");
+    let mut full = world.start("unshare", &format!("-m sh -c \"{command}\""), &[]);
+    assert_eq!(full.wait(), End::Status(1), "{:?}", full.log());
+    assert!(full.says(&["error: cannot write ", "small/kept", "No space left on device"]), "{:?}", full.log());
+    assert_eq!(world.kafka.count(&topic), 20);
+    fs::copy(&kept, small.join("kept")).unwrap();
+    let mut next = world.start("sh", &format!("-c \"{stream}\""), &[]);
+    assert_eq!(next.wait(), End::Status(0), "{:?}", next.log());
+    // The chunk whose end could not be written comes again.
+    assert!(next.says(&["going on behind key 10: 10 rows were done"]), "{:?}", next.log());
+    assert_eq!(world.kafka.count(&topic), 40);
 }
 
 #[test]
