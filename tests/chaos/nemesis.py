@@ -21,9 +21,10 @@ class Nemesis:
         # Of the servers of a kind, one fault after the other; else a majority would be away all the time.
         self.of_zookeeper, self.of_kafka = threading.Lock(), threading.Lock()
         self.threads = []
+        self.is_over = False
 
     def carry_out(self, schedule, deadline):
-        """Returns when the last one is healed, or at the deadline."""
+        """Returns when the last one is healed; none begins after the deadline."""
         begun = time.monotonic()
         for number, planned in enumerate(schedule):
             pause = begun + planned.at_secs - time.monotonic()
@@ -35,6 +36,10 @@ class Nemesis:
             self.threads.append(thread)
         for thread in self.threads:
             thread.join(max(0.1, deadline - time.monotonic()))
+        self.is_over = True
+        # Else those under way, and those that wait for them, would go on while all is being healed.
+        for thread in self.threads:
+            thread.join()
 
     def carry_out_one(self, number, planned):
         fault = getattr(self, planned.kind.replace(" ", "_"))
@@ -42,6 +47,8 @@ class Nemesis:
             for word, lock in (("zookeeper", self.of_zookeeper), ("broker", self.of_kafka)):
                 if word in planned.kind:
                     locks.enter_context(lock)
+            if self.is_over:
+                return
             note = {"number": number, "kind": planned.kind}
             self.world.journal.add("fault", **note)
             try:

@@ -27,6 +27,8 @@ from writers import Writers
 
 # For the servers' start, the healing and the evidence.
 AROUND_SECS = 100
+# So long after the last fault was due those may still begin that had to wait for others of their kind.
+LATE_SECS = 300
 # How often it is looked at what the processes hold.
 SAMPLE_SECS = 60
 # By how much the times without faults make it longer.
@@ -97,7 +99,7 @@ def put_to_the_test(world, binaries, members, profile):
         time.sleep(profile.load_secs)
         members.measure("start")
         threading.Thread(target=members.sample, args=(SAMPLE_SECS,), daemon=True).start()
-        Nemesis(world, members, writers).carry_out(planned, time.monotonic() + planned[-1].at_secs + 60)
+        Nemesis(world, members, writers).carry_out(planned, time.monotonic() + planned[-1].at_secs + LATE_SECS)
         say("heals everything")
         heal(world, members)
         eventually("all rows are written", 120, lambda: not writers.is_behind())
