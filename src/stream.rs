@@ -165,24 +165,19 @@ impl Run<'_> {
         mut action: Option<&mut Action>,
     ) -> Result<Exit> {
         let (phases, mut sizing) = (self.phases, Sizing::new(limits.rows, limits.time));
-        let mut ahead: Option<(Chunk, Result<Covered>)> = None;
+        let (mut ahead, mut done) = (None::<(Chunk, Result<Covered>)>, None);
         loop {
             let limits = ChunkLimits { rows: sizing.rows(), ..limits };
             if ahead.is_none() || self.throttle.looks() {
                 self.settle().await?;
             }
             let (chunk, covered) = match ahead.take() {
-                Some((chunk, covered)) => {
-                    let covered = covered?;
-                    // What has come to hold the run up since it was read holds it up, too.
-                    if !self.is_free().await? {
-                        self.settle().await?;
-                        if !wait(action.as_deref_mut(), source, self.may_begin()).await? {
-                            return Ok(Exit::Again);
-                        }
-                    }
-                    (chunk, covered)
+                // In a pause it would get old: it is read again after that, and its delay messages were for nothing.
+                Some(_) if !self.is_free().await? => {
+                    source.go_on_behind(done.as_ref())?;
+                    continue;
                 }
+                Some((chunk, covered)) => (chunk, covered?),
                 None => match self.next(source, action.as_deref_mut(), limits).await? {
                     Ok(Some(chunk)) => {
                         let covered = self.announcer.cover(chunk.changes(), phases).await?;
@@ -213,6 +208,7 @@ impl Run<'_> {
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }
+            done = chunk.end();
             if let Some(before) = self.unsettled.replace(chunk) {
                 self.done(&before);
             }

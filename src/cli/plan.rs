@@ -44,14 +44,17 @@ impl PlanOptions {
         self.dry_run || asks
     }
 
-    /// Shows the plan; whether the run may begin. Fails with status 1 where the answer is no.
-    pub async fn show(&self, lines: &[String]) -> Result<bool> {
+    /// Shows the plan, and asks if anything is to be done; whether the run may begin. Fails with status 1 where the answer is no.
+    pub async fn show(&self, lines: &[String], asks: bool) -> Result<bool> {
         if self.dry_run {
             let mut out = std::io::stdout().lock();
             lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print the plan")?;
             return Ok(false);
         }
         lines.iter().for_each(|line| eprintln!("{line}"));
+        if !asks {
+            return Ok(false);
+        }
         eprint!("begin? [y/N] ");
         // A thread that is left behind waiting for an answer does not keep the process.
         let (sender, answer) = tokio::sync::oneshot::channel();

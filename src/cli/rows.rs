@@ -149,7 +149,7 @@ impl SourceOptions {
         let mut database = Database::open_for(&self.url()?, session).await.map_err(failure)?;
         if self.stdin.is_some() {
             let key = database.key(&source).await.map_err(failure)?;
-            return Ok((Source::Keys { lines: Lines::new(key.names()), database, key }, None));
+            return Ok((Source::Keys { lines: Lines::new(key.names()), database: Some(database), key }, None));
         }
         let scan = database.prepare(&source).await.map_err(failure)?;
         if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
@@ -207,6 +207,10 @@ impl ActionOptions {
         if let Some(url) = &self.action_database {
             let opened = Database::open_for(url, session).await;
             *database = Some(opened.map_err(|trouble| failure(trouble.context("--action-database")))?);
+            if let Source::Keys { database, .. } = source {
+                // It has told the types of the key.
+                *database = None;
+            }
         }
         let (Some(table), Some(database)) = (&options.table, database.as_mut().or_else(|| source.database())) else {
             return Ok(());

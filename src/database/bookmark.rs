@@ -57,8 +57,9 @@ impl Database {
         let bookmark = Bookmark::new(self.dialect(), table, job)?;
         let sql = bookmark.state();
         match ask!(self, session => session.text(&sql))? {
+            Ok(state) => Ok(state),
             Err(error) if is_missing_table(&error) => Ok(None),
-            other => Ok(other?),
+            Err(error) => Err(self.without_right(&bookmark, error.into()).await),
         }
     }
 

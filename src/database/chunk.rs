@@ -45,6 +45,8 @@ pub(super) struct Filling<'a> {
     bytes: usize,
     json: Vec<u8>,
     ahead: Option<Vec<Value>>,
+    /// Two rows had the same key.
+    is_repeated: bool,
 }
 
 impl<'a> Filling<'a> {
@@ -58,11 +60,13 @@ impl<'a> Filling<'a> {
             bytes: 0,
             json: Vec::new(),
             ahead: None,
+            is_repeated: false,
         }
     }
 
     /// Takes the key of the next row out of `key`, and what its payload has besides; returns false where no more is taken.
     pub fn add(&mut self, key: &mut Vec<Value>, others: &[Option<Value>]) -> bool {
+        self.is_repeated |= self.rows > 0 && self.values.ends_with(key);
         if self.rows == self.limit.rows || (self.rows > 0 && self.bytes >= self.limit.bytes) {
             self.ahead = Some(std::mem::take(key));
             return false;
@@ -83,6 +87,11 @@ impl<'a> Filling<'a> {
     /// The chunk, and the key of the row behind it where there is one.
     pub fn finish(self, key: &Arc<[Column]>) -> (Chunk, Option<Vec<Value>>) {
         (Chunk { changes: self.changes, values: self.values, key: key.clone() }, self.ahead)
+    }
+
+    /// Whether a row was left out that has more to tell than its key, which another one has, too.
+    pub fn leaves_out(&self) -> bool {
+        self.is_repeated && self.members.have_others()
     }
 
     /// How many rows were all that the bytes allow; `None` where they are not what ended the chunk.
@@ -110,6 +119,10 @@ impl Members {
             (json, place)
         };
         Members(members.enumerate().map(member).collect())
+    }
+
+    fn have_others(&self) -> bool {
+        self.0.iter().any(|(_, place)| matches!(place, Place::Other(_)))
     }
 
     fn change(&self, key: &[Value], others: &[Option<Value>], json: &mut Vec<u8>) -> Change {
@@ -187,6 +200,7 @@ mod tests {
             let mut filling = Filling::new(limit, &members);
             let taken =
                 numbers.iter().take_while(|number| filling.add(&mut vec![Value::Integer(**number)], &[])).count();
+            assert!(!filling.leaves_out());
             let (chunk, ahead) = filling.finish(&Arc::default());
             (taken, chunk.values, ahead)
         };
@@ -194,5 +208,19 @@ mod tests {
         assert_eq!(fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2]), (3, values(&[1, 2]), None));
         assert_eq!(fill(Limit { rows: 3, bytes: 1000 }, &[1, 1, 2, 3]), (3, values(&[1, 2]), Some(values(&[3]))));
         assert_eq!(fill(Limit { rows: 3, bytes: 1 }, &[1, 2]), (1, values(&[1]), Some(values(&[2]))));
+    }
+
+    #[test]
+    fn a_row_that_has_more_to_tell_than_its_key_is_not_left_out_in_silence() {
+        let members = Members::new([("id", Place::Key(0)), ("name", Place::Other(0))].into_iter());
+        for (rows, numbers, leaves_out) in
+            [(3, &[1, 2, 2][..], true), (2, &[1, 2, 2], true), (3, &[1, 2, 3, 4], false), (1, &[1, 1], true)]
+        {
+            let mut filling = Filling::new(Limit { rows, bytes: 1000 }, &members);
+            for number in numbers {
+                filling.add(&mut vec![Value::Integer(*number)], &[None]);
+            }
+            assert_eq!(filling.leaves_out(), leaves_out, "{rows} of {numbers:?}");
+        }
     }
 }

@@ -72,6 +72,16 @@ enum Connection {
     Sqlite(Sqlite),
 }
 
+impl Connection {
+    fn dialect(&self) -> Dialect {
+        match self {
+            Connection::Postgres(_) => Dialect::Postgres,
+            Connection::MySql(_) => Dialect::MySql,
+            Connection::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+}
+
 /// How long a server may take to let us in.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -105,7 +115,7 @@ impl Database {
                 Dialect::MySql => MySql::open(url).await.map(Connection::MySql),
                 Dialect::Sqlite => Sqlite::open(url).await.map(Connection::Sqlite),
             };
-            let (watch, is_lost, retries) = (Watch::Needless, false, 0);
+            let (watch, is_lost, retries) = (Watch(None), false, 0);
             let mut database = Database { connection: connection?, watch, is_lost, retries };
             database.set_up(session).await?;
             // Last, since the operator may have given the session another name.
@@ -133,6 +143,9 @@ impl Database {
         let mut filling = Filling::new(limit, &scan.members);
         let read = ask!(self, session => session.read(&sql, scan, &mut filling)).and_then(|read| read);
         read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
+        if filling.leaves_out() {
+            return Err(scan.repeated());
+        }
         scan.fitting_rows = filling.fitting_rows();
         let (chunk, ahead) = filling.finish(&scan.key);
         if let Some(sql) = scan.passed_over(chunk.keys().next())
@@ -171,11 +184,7 @@ impl Database {
     }
 
     fn dialect(&self) -> Dialect {
-        match self.connection {
-            Connection::Postgres(_) => Dialect::Postgres,
-            Connection::MySql(_) => Dialect::MySql,
-            Connection::Sqlite(_) => Dialect::Sqlite,
-        }
+        self.connection.dialect()
     }
 
     async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {

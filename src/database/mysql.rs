@@ -88,6 +88,13 @@ impl MySql {
         self.0.execute(sqlx::raw_sql(sql.text())).await.map(drop)
     }
 
+    /// Says good-bye: a server notes whoever just goes.
+    pub async fn close(self) {
+        if let Err(error) = self.0.close().await {
+            log::debug!("the session has ended otherwise: {error}");
+        }
+    }
+
     /// Fails where the session has ended.
     pub async fn ping(&mut self) -> sqlx::Result<()> {
         self.0.ping().await

@@ -59,12 +59,15 @@ impl Database {
         let Some(first) = self.edge(scan, false).await? else { return Ok(None) };
         // For the first chunk a database may do otherwise than for all others.
         let sql = scan.behind_of(&first, Limit { rows, bytes: usize::MAX })?;
-        let effort = match &mut self.connection {
-            Connection::Postgres(postgres) => postgres_effort(&postgres.explain(&sql).await?),
-            Connection::MySql(mysql) => mysql_effort(&mysql.explain(&sql).await?),
-            Connection::Sqlite(sqlite) => sqlite_effort(&sqlite.explain(&sql).await?),
+        let Database { connection, watch, is_lost, .. } = &mut *self;
+        let effort = async {
+            match connection {
+                Connection::Postgres(postgres) => postgres.explain(&sql).await.map(|plan| postgres_effort(&plan)),
+                Connection::MySql(mysql) => mysql.explain(&sql).await.map(|plan| mysql_effort(&plan)),
+                Connection::Sqlite(sqlite) => sqlite.explain(&sql).await.map(|plan| sqlite_effort(&plan)),
+            }
         };
-        let Effort { steps, rows: goes_through } = effort;
+        let Effort { steps, rows: goes_through } = watch.over(effort, is_lost).await??;
         if steps.is_empty() {
             return Ok(None);
         }

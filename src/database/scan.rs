@@ -261,6 +261,15 @@ impl Scan {
         ))
     }
 
+    /// The error about rows with the same key, of which each has more to tell.
+    pub(super) fn repeated(&self) -> Trouble {
+        Trouble::Misconfigured(anyhow!(
+            "{} has several rows with the same {}, and a payload that tells them apart; name a --key that does, too",
+            self.relation.label,
+            self.key_names()
+        ))
+    }
+
     /// The error about a NULL in the key.
     pub(super) fn null_key(&self) -> Trouble {
         Trouble::Misconfigured(anyhow!(

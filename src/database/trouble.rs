@@ -139,8 +139,9 @@ fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
         None => anyhow!("{}", error.message()),
     };
     match error.code() {
-        // lock_not_available, serialization_failure, deadlock_detected, the server is going or coming, idle for too long
-        "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" | "57P05" => Trouble::Away(cause),
+        // lock_not_available, serialization_failure, deadlock_detected, the server is going or coming, idle for too long, a
+        // transaction that was, or that took too long
+        "55P03" | "40001" | "40P01" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Trouble::Away(cause),
         // insufficient_privilege; undefined table, column, schema, database; ambiguous column
         "42501" | "42P01" | "42703" | "3F000" | "3D000" | "42702" => Trouble::Misconfigured(cause),
         // A prepared statement that is there already, or is not there: that of another session.

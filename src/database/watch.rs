@@ -26,16 +26,16 @@ const SILENCE: Duration = Duration::from_secs(60);
 const SILENCE_ELSEWHERE: Duration = Duration::from_secs(600);
 /// How long a session may have nothing to do before it is asked whether it is still there.
 const IDLE: Duration = Duration::from_secs(30);
+/// After so many of these looks at the earliest: one alone may have come between two statements.
+const LOOKS: u32 = 3;
+/// How long an end waits for the answer that a session of ours was asked for to stay awake.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
-/// By what another session knows a session, and its server.
-pub(super) enum Watch {
-    /// It is a file, which does not vanish that way.
-    Needless,
-    Postgres(By),
-    MySql(By),
-}
+/// By what another session knows a session; a file needs nobody to look after it.
+pub(super) struct Watch(pub Option<By>);
 
 pub(super) struct By {
+    dialect: Dialect,
     pub url: String,
     server: Option<String>,
     /// In Postgres its name: behind a pooler the number of its backend is another one for each transaction. In MySQL and MariaDB
@@ -50,34 +50,37 @@ enum Seen {
     Elsewhere,
 }
 
+/// Which server it is that answers.
+const POSTGRES: &str = "SELECT concat(inet_server_addr(), ' ', inet_server_port())";
+const MYSQL: &str = "SELECT CONCAT(@@hostname, ' ', @@port)";
+
 impl Watch {
     /// Asks the session what it is to be known by.
     pub async fn new(connection: &mut Connection, url: &str) -> Watch {
-        let url = url.to_owned();
-        match connection {
-            Connection::Sqlite(_) => Watch::Needless,
+        let (dialect, url) = (connection.dialect(), url.to_owned());
+        let (server, session) = match connection {
+            Connection::Sqlite(_) => return Watch(None),
             Connection::Postgres(postgres) => {
-                let server = known(postgres.text(&Sql::new(Dialect::Postgres, POSTGRES)).await);
+                let server = postgres.text(&Sql::new(dialect, POSTGRES)).await;
                 let session = "SELECT nullif(current_setting('application_name'), '')";
-                let session = known(postgres.text(&Sql::new(Dialect::Postgres, session)).await);
-                Watch::Postgres(By { url, server, session })
+                (server, postgres.text(&Sql::new(dialect, session)).await)
             }
             Connection::MySql(mysql) => {
-                let server = known(mysql.text(&Sql::new(Dialect::MySql, MYSQL)).await);
+                let server = mysql.text(&Sql::new(dialect, MYSQL)).await;
                 let session = "SELECT CAST(id AS CHAR) FROM information_schema.processlist WHERE id = CONNECTION_ID()";
-                let session = known(mysql.text(&Sql::new(Dialect::MySql, session)).await);
-                Watch::MySql(By { url, server, session })
+                (server, mysql.text(&Sql::new(dialect, session)).await)
             }
-        }
+        };
+        Watch(Some(By { dialect, url, server: known(server), session: known(session) }))
     }
 
     /// What `work` gives, which waits for an answer to the session; [`Trouble::Away`] where there will be none, and from then on,
     /// which `is_lost` says.
     pub async fn over<T>(&self, work: impl Future<Output = T>, is_lost: &mut bool) -> Result<T, Trouble> {
         if *is_lost {
-            return Err(Trouble::Away(anyhow!("the session with the database is lost")));
+            return Err(lost());
         }
-        let (mut work, mut heard) = (pin!(work), Instant::now());
+        let (mut work, mut heard, mut looks) = (pin!(work), Instant::now(), 0);
         loop {
             let looked = async {
                 sleep(LOOK).await;
@@ -89,16 +92,12 @@ impl Watch {
                 done = &mut work => return Ok(done),
                 looked = looked => looked,
             };
-            let (error, limit) = match looked {
-                Ok(Seen::AtWork) => {
-                    heard = Instant::now();
-                    continue;
-                }
-                Ok(Seen::Idle) => (anyhow!("it has ended the session, or waits for us, who wait for it"), SILENCE),
-                Ok(Seen::Elsewhere) => (anyhow!("another server answers at its address"), SILENCE_ELSEWHERE),
-                Err(error) => (error, SILENCE),
+            let Err((error, limit)) = looked else {
+                (heard, looks) = (Instant::now(), 0);
+                continue;
             };
-            if heard.elapsed() >= limit {
+            looks += 1;
+            if looks >= LOOKS && heard.elapsed() >= limit {
                 *is_lost = true;
                 let silence = heard.elapsed().as_secs();
                 return Err(Trouble::Away(error.context(format!("the database has not answered for {silence} s"))));
@@ -107,61 +106,66 @@ impl Watch {
         }
     }
 
-    /// Fails where nobody answers.
-    async fn look(&self) -> Result<Seen, Error> {
-        match timeout(OPEN_TIMEOUT, self.see()).await {
-            Ok(Ok(seen)) => Ok(seen),
-            Ok(Err(Trouble::Away(error))) if error.chain().any(|cause| cause.is::<std::io::Error>()) => Err(error),
-            // Too many connections, perhaps: whoever answers has not vanished.
-            Ok(Err(trouble)) => {
-                debug!("cannot look after the session: {trouble:#}");
-                Ok(Seen::AtWork)
+    /// Fails where nobody is seen at work for the session, with how long that may be.
+    async fn look(&self) -> Result<(), (Error, Duration)> {
+        let Some(by) = &self.0 else { return Ok(()) };
+        match timeout(OPEN_TIMEOUT, by.see()).await {
+            Ok(Ok(Seen::AtWork)) => Ok(()),
+            Ok(Ok(Seen::Idle)) => Err((anyhow!("it has ended the session, or waits for us, who wait for it"), SILENCE)),
+            Ok(Ok(Seen::Elsewhere)) => Err((anyhow!("another server answers at its address"), SILENCE_ELSEWHERE)),
+            Ok(Err(Trouble::Away(error))) if error.chain().any(|cause| cause.is::<std::io::Error>()) => {
+                Err((error, SILENCE))
             }
-            Err(_) => Err(anyhow!("no answer to a new connection within {OPEN_TIMEOUT:?}")),
-        }
-    }
-
-    async fn see(&self) -> Result<Seen, Trouble> {
-        match self {
-            Watch::Needless => Ok(Seen::AtWork),
-            Watch::Postgres(by) => {
-                let mut other = Postgres::open(&by.url, None).await?;
-                let server = other.text(&Sql::new(Dialect::Postgres, POSTGRES)).await?;
-                let Some(session) = &by.session else { return Ok(Seen::AtWork) };
-                let mut sql =
-                    Sql::new(Dialect::Postgres, "SELECT 'it is' FROM pg_stat_activity WHERE application_name = ");
-                sql.bind("?", &Value::Text(session.clone())).push(
-                    " AND pid <> pg_backend_pid() AND coalesce(state, '') NOT LIKE 'idle%'
-                      AND coalesce(wait_event_type, '') <> 'Client'",
-                );
-                Ok(by.seen(&server, other.text(&sql).await?.is_some()))
-            }
-            Watch::MySql(by) => {
-                let mut other = MySql::open(&by.url).await?;
-                let server = other.text(&Sql::new(Dialect::MySql, MYSQL)).await?;
-                let Some(session) = &by.session else { return Ok(Seen::AtWork) };
-                let found = "SELECT 'it is' FROM information_schema.processlist WHERE command <> 'Sleep' AND id = ";
-                let mut sql = Sql::new(Dialect::MySql, found);
-                sql.bind("?", &Value::Text(session.clone()));
-                Ok(by.seen(&server, other.text(&sql).await?.is_some()))
-            }
+            // Whoever lets nobody in any more has not vanished.
+            Ok(Err(trouble)) if is_crowded(&trouble) => Ok(()),
+            // A proxy may say so of a server that it has lost.
+            Ok(Err(trouble)) => Err((anyhow!("cannot look after the session: {trouble:#}"), SILENCE_ELSEWHERE)),
+            Err(_) => Err((anyhow!("no answer to a new connection within {OPEN_TIMEOUT:?}"), SILENCE)),
         }
     }
 }
 
 impl By {
-    fn seen(&self, server: &Option<String>, is_at_work: bool) -> Seen {
-        match is_at_work {
-            true => Seen::AtWork,
-            false if *server == self.server => Seen::Idle,
-            false => Seen::Elsewhere,
-        }
+    async fn see(&self) -> Result<Seen, Trouble> {
+        let (server, found) = match self.dialect {
+            Dialect::Postgres => {
+                let mut other = Postgres::open(&self.url, None).await?;
+                let server = other.text(&Sql::new(self.dialect, POSTGRES)).await?;
+                let is_at_work = "pid <> pg_backend_pid() AND coalesce(state, '') NOT LIKE 'idle%'";
+                (server, other.text(&self.find("application_name", is_at_work)).await?)
+            }
+            _ => {
+                let mut other = MySql::open(&self.url).await?;
+                let server = other.text(&Sql::new(self.dialect, MYSQL)).await?;
+                let found = other.text(&self.find("CAST(id AS CHAR)", "command <> 'Sleep'")).await?;
+                other.close().await;
+                (server, found)
+            }
+        };
+        Ok(match found {
+            Some(_) => Seen::AtWork,
+            None if server == self.server => Seen::Idle,
+            None => Seen::Elsewhere,
+        })
+    }
+
+    /// Finds the session, if it is at work.
+    fn find(&self, name: &str, is_at_work: &str) -> Sql {
+        let sessions = match self.dialect {
+            Dialect::Postgres => "pg_stat_activity",
+            _ => "information_schema.processlist",
+        };
+        let Some(session) = &self.session else { return Sql::new(self.dialect, "SELECT 'unknown'") };
+        let text = format!("SELECT 'it is' FROM {sessions} WHERE {is_at_work} AND {name} = ");
+        let mut sql = Sql::new(self.dialect, text);
+        sql.bind("?", &Value::Text(session.clone())).push(" LIMIT 1");
+        sql
     }
 }
 
-/// Which server it is that answers.
-const POSTGRES: &str = "SELECT concat(inet_server_addr(), ' ', inet_server_port())";
-const MYSQL: &str = "SELECT CONCAT(@@hostname, ' ', @@port)";
+fn lost() -> Trouble {
+    Trouble::Away(anyhow!("the session with the database is lost"))
+}
 
 /// Who may not ask is known by nothing.
 fn known(answer: sqlx::Result<Option<String>>) -> Option<String> {
@@ -171,11 +175,20 @@ fn known(answer: sqlx::Result<Option<String>>) -> Option<String> {
     })
 }
 
+/// Whether a server answers that has as many sessions as it takes.
+fn is_crowded(trouble: &Trouble) -> bool {
+    let text = format!("{trouble:#}").to_lowercase();
+    text.contains("too many") || text.contains("connection slots")
+}
+
 impl Database {
     /// Lets `meanwhile` finish. A session that nobody asks for long is ended by servers and firewalls, and with it the lock of
     /// a job: so it is asked now and then. Fails where it has ended all the same.
     pub async fn kept_awake<T>(&mut self, meanwhile: impl Future<Output = T>) -> Result<T, Trouble> {
         let mut meanwhile = Box::pin(meanwhile);
+        if self.is_lost {
+            return Err(lost());
+        }
         loop {
             tokio::select! {
                 biased;
@@ -184,14 +197,14 @@ impl Database {
             }
             let over = match select(&mut meanwhile, pin!(self.ping())).await {
                 // To its end: an answer that is half read would be in the way of the next one.
-                Either::Left((done, asked)) => Some((done, asked.await)),
+                Either::Left((done, asked)) => Some((done, timeout(LAST_WORD, asked).await)),
                 Either::Right((asked, _)) => {
                     asked.map_err(|trouble| trouble.context("the session has ended"))?;
                     None
                 }
             };
             if let Some((done, asked)) = over {
-                self.is_lost |= asked.is_err();
+                self.is_lost |= !matches!(asked, Ok(Ok(())));
                 return Ok(done);
             }
         }

@@ -4,6 +4,7 @@ mod admin;
 mod check;
 mod ends;
 mod ids;
+mod lane;
 mod message;
 mod mirror;
 mod partition;
@@ -14,9 +15,9 @@ mod writer;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,11 +30,12 @@ pub use admin::{Admin, NewTopics};
 pub use check::{Check, Hazard, Pair};
 pub use ends::Ends;
 pub use ids::TopicIds;
+pub use lane::{Lane, Undelivered};
 pub use message::{Message, Timestamp};
 pub use mirror::Mirror;
 pub use partition::{Event, Partition};
 pub use reader::{Log, Reader, group};
-pub use writer::{Headers, Lane, Outgoing, Plain, Undelivered, Writer};
+pub use writer::{Headers, Outgoing, Plain, Writer};
 
 /// How to reach a cluster: what each client of ours is made with.
 #[derive(Clone, Debug)]
@@ -43,24 +45,11 @@ pub struct Cluster {
     pub properties: Vec<Property>,
 }
 
-/// What is being dropped.
-static ASIDE: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
-
 /// Drops a client of librdkafka, of which this is the last owner but one, without holding anybody up: its threads look only
 /// each 100 ms whether they are to end.
 fn drop_aside<Client: Send + Sync + 'static>(client: Arc<Client>) {
     // Where there can be no thread it is dropped here.
-    if let Ok(thread) = thread::Builder::new().name("ends".to_owned()).spawn(move || drop(client)) {
-        let mut aside = ASIDE.lock().unwrap_or_else(PoisonError::into_inner);
-        aside.retain(|thread| !thread.is_finished());
-        aside.push(thread);
-    }
-}
-
-/// Waits until no thread of a dropped client is left: none may be at work while the process is taken down.
-pub fn end_dropped() {
-    let aside = std::mem::take(&mut *ASIDE.lock().unwrap_or_else(PoisonError::into_inner));
-    aside.into_iter().for_each(|thread| drop(thread.join()));
+    drop(thread::Builder::new().name("ends".to_owned()).spawn(move || drop(client)));
 }
 
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.

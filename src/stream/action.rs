@@ -2,13 +2,13 @@
 
 use std::future::{Future, pending, ready};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
 use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
-use crate::handler::{Command, Failed, Input, Kind, Outcome};
+use crate::handler::{Command, Failed, Failure, Input, Kind, Outcome};
 use crate::message::Change;
 use crate::record::write_without_breaks;
 
@@ -20,6 +20,16 @@ pub enum Action {
         database: Option<Database>,
     },
     Command(Command),
+}
+
+impl Action {
+    /// Where it is run, if that is not where the rows are read.
+    pub(super) fn database(&mut self) -> Option<&mut Database> {
+        match self {
+            Action::Sql { database, .. } => database.as_mut(),
+            Action::Command(_) => None,
+        }
+    }
 }
 
 /// Lets `meanwhile` finish while nothing is asked of the databases, whose sessions are kept awake.
@@ -36,11 +46,7 @@ pub(super) async fn wait_beside<T>(
     action: Option<&mut Action>,
     meanwhile: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let own = match action {
-        Some(Action::Sql { database, .. }) => database.as_mut(),
-        _ => None,
-    };
-    kept_awake(own, meanwhile).await
+    kept_awake(action.and_then(Action::database), meanwhile).await
 }
 
 pub(super) async fn kept_awake<T>(
@@ -55,10 +61,7 @@ pub(super) async fn kept_awake<T>(
 
 /// Where a statement is run.
 pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source) -> Option<&'a mut Database> {
-    match action {
-        Some(Action::Sql { database: Some(database), .. }) => Some(database),
-        _ => source.database(),
-    }
+    action.and_then(Action::database).or_else(|| source.database())
 }
 
 /// Does it to the rows of the chunk.
@@ -70,22 +73,14 @@ pub(super) async fn act(
     chunk: &Chunk,
     mark: Option<Mark<'_>>,
 ) -> Result<()> {
-    match (action, source, chunk) {
-        (None, _, _) => Ok(()),
-        (
-            Some(Action::Sql { statement, database: other }),
-            Source::Rows { database, .. } | Source::Keys { database, .. },
-            Chunk::Rows(rows),
-        ) => {
-            let (database, idle) = match other {
-                Some(other) => (other, Some(database)),
-                None => (database, None),
-            };
-            let run = async { database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop) };
-            kept_awake(idle, run).await
+    match (action, chunk) {
+        (None, _) => Ok(()),
+        (Some(Action::Sql { statement, database }), Chunk::Rows(rows)) => {
+            let database = database.as_mut().or_else(|| source.database()).context("a statement needs a database")?;
+            database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop)
         }
-        (Some(Action::Sql { .. }), _, _) => Err(anyhow!("a statement needs rows of a database")),
-        (Some(Action::Command(command)), source, _) => wait(None, source, run(command, chunk.changes())).await,
+        (Some(Action::Sql { .. }), _) => Err(anyhow!("a statement needs rows of a database")),
+        (Some(Action::Command(command)), _) => wait(None, source, run(command, chunk.changes())).await,
     }
 }
 
@@ -106,7 +101,12 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
                 Kind::Misconfigured => Exit::Misconfigured,
                 Kind::Permanent | Kind::Failed => Exit::Person,
             };
-            Err(exit.because(anyhow!("the action failed: {failure}; the delay messages of its chunk are sent")))
+            let why = match failure {
+                // Of ksync-consume one may be allowed to leave some.
+                Failure::Unread(bytes) => format!("exit status 0 with {bytes} bytes of its input unread"),
+                other => other.to_string(),
+            };
+            Err(exit.because(anyhow!("the action failed: {why}; the delay messages of its chunk are sent")))
         }
         Outcome::Stopped => Err(Exit::Again.because(anyhow!("the action was stopped"))),
     }

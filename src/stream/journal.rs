@@ -67,14 +67,7 @@ impl Journal {
             return Ok(Some(Journal { kept: None, _lock: None, is_repeatable: false }));
         };
         let has_action = action.is_some();
-        let database = match action {
-            Some(Action::Sql { database: Some(other), .. }) => other,
-            _ => database,
-        };
-        let misconfigured = |error| match Exit::of(&error) {
-            Exit::Person => Exit::Misconfigured.because(error),
-            _ => error,
-        };
+        let database = action.and_then(Action::database).unwrap_or(database);
         let file = match &keep {
             Keep::File(path) => Some(CheckpointFile::open(path).map_err(misconfigured)?),
             Keep::Nowhere | Keep::Table(_) => None,
@@ -205,14 +198,21 @@ impl Resume {
         let found = match &self.keep {
             _ if self.begins_anew => None,
             Keep::Nowhere => None,
-            Keep::File(path) => CheckpointFile::read(path)?,
+            Keep::File(path) => CheckpointFile::read(path).map_err(misconfigured)?,
             Keep::Table(table) => {
                 let found = database.kept(table, job.number()).await.map_err(failure)?;
                 job = job.anywhere();
                 found
             }
         };
-        go_on(parse(found, &label)?, job, &label, has_action)
+        go_on(parse(found, &label).map_err(misconfigured)?, job, &label, has_action)
+    }
+}
+
+fn misconfigured(error: anyhow::Error) -> anyhow::Error {
+    match Exit::of(&error) {
+        Exit::Person => Exit::Misconfigured.because(error),
+        _ => error,
     }
 }
 

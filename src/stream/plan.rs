@@ -34,15 +34,16 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Line by line. Reads the checkpoint, the first chunk and the last row, and changes nothing.
-    pub async fn lines(&mut self) -> Result<Vec<String>> {
+    /// Line by line, and whether anything would be done. Reads the checkpoint, the first chunk and the last row, and changes
+    /// nothing.
+    pub async fn lines(&mut self) -> Result<(Vec<String>, bool)> {
         let limit = Limit { rows: self.chunk.rows, bytes: self.chunk.bytes };
         let mut lines = vec![];
         let (mut scan, mut left) = (self.scan.clone(), self.total);
         if let Some(Beginning { checkpoint, is_over, told }) = self.beginning().await? {
             lines.extend(told);
             if is_over {
-                return Ok(lines);
+                return Ok((lines, false));
             }
             if let Some(last) = &checkpoint.last {
                 scan.go_on_behind(last).map_err(failure)?;
@@ -51,7 +52,7 @@ impl Plan<'_> {
         }
         let Some((first, last)) = self.database.edges(&scan).await.map_err(failure)? else {
             lines.push(format!("{} has no rows left: nothing would be done", scan.label()));
-            return Ok(lines);
+            return Ok((lines, false));
         };
         let chunk_end = self.database.peek(&scan, limit).await.map_err(failure)?;
         let Plan { chunk, action, phases, topic, partitions, .. } = &*self;
@@ -94,15 +95,12 @@ impl Plan<'_> {
             lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
         }
         lines.extend(self.repeats());
-        Ok(lines)
+        Ok((lines, true))
     }
 
     async fn beginning(&mut self) -> Result<Option<Beginning>> {
         let has_action = self.action.is_some();
-        let database = match &mut self.action {
-            Some(Action::Sql { database: Some(other), .. }) => other,
-            _ => &mut *self.database,
-        };
+        let database = self.action.as_deref_mut().and_then(Action::database).unwrap_or(&mut *self.database);
         match self.resume {
             Some(resume) => resume.look(database, has_action).await.map(Some),
             None => Ok(None),
@@ -119,17 +117,20 @@ impl Plan<'_> {
 
     /// What comes of a run that dies.
     fn repeats(&self) -> Option<String> {
-        let harm = "which does no harm to SET a = 1, but to SET a = a + 1";
-        self.action.as_ref()?;
+        let harm = match self.action.as_ref()? {
+            Action::Sql { .. } if self.phases != Phases::InstantOnly => {
+                "which does no harm to SET a = 1, but to SET a = a + 1; --checkpoint-table avoids that"
+            }
+            Action::Sql { .. } => "which does no harm to SET a = 1, but to SET a = a + 1",
+            Action::Command(_) => "which has to do no harm",
+        };
         Some(match self.resume.map(|resume| &resume.keep) {
             Some(Keep::Table(_)) => "should it die, the next run goes on, and changes no row twice".to_owned(),
             Some(Keep::File(_)) => {
-                format!(
-                    "should it die, the next run goes on, and may do one chunk twice, {harm}; --checkpoint-table avoids that"
-                )
+                format!("should it die, the next run goes on, and may do one chunk twice, {harm}")
             }
             Some(Keep::Nowhere) | None => {
-                format!("should it die, the next run does all again, {harm}; --checkpoint-table avoids that")
+                format!("should it die, the next run does all again, {harm}")
             }
         })
     }

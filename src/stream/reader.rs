@@ -3,19 +3,18 @@
 use std::future::Future;
 
 use anyhow::Result;
+use log::warn;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use super::action::wait;
-use super::failure;
 use super::source::{Chunk, ChunkLimits, Source};
 
 /// Gives the chunks of a source one after the other.
 pub(super) enum Reader {
     /// When it is asked for one.
     Lazy { source: Box<Source>, limits: ChunkLimits },
-    /// Before it is asked; the source is kept to the end of the run, and with it the lock of its job.
-    Eager { chunks: mpsc::Receiver<Result<Chunk>>, _source: JoinHandle<Source> },
+    /// Before it is asked, by a task that keeps the source as long as this lives, and with it the lock of its job.
+    Eager(mpsc::Receiver<Option<Result<Chunk>>>),
 }
 
 impl Reader {
@@ -25,7 +24,8 @@ impl Reader {
             return Reader::Lazy { source: Box::new(source), limits };
         }
         let (sender, chunks) = mpsc::channel(ahead);
-        Reader::Eager { chunks, _source: tokio::spawn(read(source, limits, sender)) }
+        tokio::spawn(read(source, limits, sender));
+        Reader::Eager(chunks)
     }
 
     /// Lets `meanwhile` finish while no chunk is wanted.
@@ -33,7 +33,7 @@ impl Reader {
         match self {
             Reader::Lazy { source, .. } => wait(None, source, meanwhile).await,
             // Its task keeps the session awake.
-            Reader::Eager { .. } => meanwhile.await,
+            Reader::Eager(_) => meanwhile.await,
         }
     }
 
@@ -41,32 +41,38 @@ impl Reader {
     pub async fn next(&mut self) -> Option<Result<Chunk>> {
         match self {
             Reader::Lazy { source, limits } => source.next(*limits).await.transpose(),
-            Reader::Eager { chunks, .. } => chunks.recv().await,
+            Reader::Eager(chunks) => chunks.recv().await.flatten(),
         }
     }
 }
 
-/// Reads on whenever there is a place for one more.
-async fn read(mut source: Source, limits: ChunkLimits, sender: mpsc::Sender<Result<Chunk>>) -> Source {
-    loop {
-        let place = match source.database() {
-            Some(database) => database.kept_awake(sender.reserve()).await,
-            None => Ok(sender.reserve().await),
-        };
-        let place = match place {
-            Ok(Ok(place)) => place,
+/// Reads on whenever there is a place for one more; nothing is sent behind an error, and behind the end.
+async fn read(mut source: Source, limits: ChunkLimits, sender: mpsc::Sender<Option<Result<Chunk>>>) {
+    let mut is_last = false;
+    while !is_last {
+        let place = async { Ok(sender.reserve().await) };
+        let chunk = match wait(None, &mut source, place).await {
+            Ok(Ok(place)) => Ok((place, source.next(limits).await.transpose())),
             // Nobody wants more.
-            Ok(Err(_)) => return source,
-            Err(trouble) => {
-                drop(sender.send(Err(failure(trouble))).await);
-                return source;
-            }
+            Ok(Err(_)) => return,
+            Err(error) => Err(error),
         };
-        let Some(chunk) = source.next(limits).await.transpose() else { return source };
-        let is_last = chunk.is_err();
-        place.send(chunk);
-        if is_last {
-            return source;
+        match chunk {
+            Ok((place, chunk)) => {
+                is_last = !matches!(chunk, Some(Ok(_)));
+                place.send(chunk);
+            }
+            Err(error) => {
+                is_last = true;
+                drop(sender.send(Some(Err(error))).await);
+            }
         }
+    }
+    let closed = async {
+        sender.closed().await;
+        Ok(())
+    };
+    if let Err(error) = wait(None, &mut source, closed).await {
+        warn!("{error:#}; another run of the same job would not be noticed any more");
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::action::kept_awake;
 use super::failure;
-use crate::database::{self, Database, Key, Limit, Scan};
+use crate::database::{self, Database, Key, Limit, Position, Scan};
 use crate::message::{Change, key_of};
 
 /// How long a line of stdin may be, in bytes: more than a record may have.
@@ -39,7 +39,8 @@ pub enum Source {
     /// Lines that name the rows of a database by their keys.
     Keys {
         lines: Lines,
-        database: Database,
+        /// Where they are, unless the statement is run elsewhere.
+        database: Option<Database>,
         key: Key,
     },
 }
@@ -69,6 +70,14 @@ impl Chunk {
             Chunk::Rows(chunk) => &chunk.changes,
         }
     }
+
+    /// Where the rows behind it begin; lines have no such place.
+    pub fn end(&self) -> Option<Position> {
+        match self {
+            Chunk::Lines(_) => None,
+            Chunk::Rows(chunk) => chunk.end(),
+        }
+    }
 }
 
 impl Source {
@@ -76,7 +85,8 @@ impl Source {
     pub fn database(&mut self) -> Option<&mut Database> {
         match self {
             Source::Lines(_) => None,
-            Source::Rows { database, .. } | Source::Keys { database, .. } => Some(database),
+            Source::Rows { database, .. } => Some(database),
+            Source::Keys { database, .. } => database.as_mut(),
         }
     }
 
@@ -84,16 +94,24 @@ impl Source {
     pub(super) async fn has_more(&mut self) -> Result<bool> {
         match self {
             Source::Lines(lines) => lines.has_more().await,
-            Source::Keys { lines, database, .. } => kept_awake(Some(database), lines.has_more()).await,
+            Source::Keys { lines, database, .. } => kept_awake(database.as_mut(), lines.has_more()).await,
             Source::Rows { scan, .. } => Ok(!scan.is_done()),
+        }
+    }
+
+    /// Goes back to behind a chunk that was read, to read on from there.
+    pub(super) fn go_on_behind(&mut self, position: Option<&Position>) -> Result<()> {
+        match (self, position) {
+            (Source::Rows { scan, .. }, Some(position)) => scan.go_on_behind(position).map_err(failure),
+            _ => Ok(()),
         }
     }
 
     pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {
         match self {
             Source::Lines(lines) => Ok(lines.next(limits).await?.map(Chunk::Lines)),
-            Source::Keys { lines, key, .. } => {
-                let Some(changes) = lines.next(limits).await? else { return Ok(None) };
+            Source::Keys { lines, database, key } => {
+                let Some(changes) = kept_awake(database.as_mut(), lines.next(limits)).await? else { return Ok(None) };
                 let chunk = key.chunk(changes);
                 Ok(Some(Chunk::Rows(chunk.with_context(|| format!("up to line {} of stdin", lines.number))?)))
             }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{End, Process, World};
+use crate::stream::delayed;
+use crate::support::{End, Process, World, block_on, primaries};
 use crate::throttle::lines;
 
 /// The client's side of a control socket.
@@ -208,4 +209,36 @@ fn lines_that_come_in_a_pause_wait_for_its_end_with_an_action_too() {
     client.ask("resume");
     world.eventually("they are sent", || world.kafka.count(&topic) == 3);
     assert_eq!(stream.wait(), End::Status(0));
+}
+
+#[test]
+fn what_was_read_ahead_is_read_again_after_a_pause() {
+    let world = World::new("control-ahead");
+    for primary in block_on(primaries("control_ahead")) {
+        block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
+        block_on(primary.execute("INSERT INTO products VALUES (1, 0), (2, 0), (3, 0), (4, 0)"));
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let gate = world.gate();
+        let action = world.script(&format!("cat > /dev/null; await {gate}"));
+        let source = format!("--database {} --table products --where 'price < 2'", primary.url);
+        let path = world.file("control");
+        let options = format!("--payload id,price --chunk-size 1 --control unix:{}", path.display());
+        let mut stream = world.stream(&format!("-t {topic} {source} {options} -- {action}"));
+        world.eventually("the action runs, and the next row is covered", || delayed(&world, &topic).len() == 2);
+        let mut client = Client::to(&world, &path);
+        assert_eq!(client.ask("pause"), "pausing after the chunk under way, until resume");
+        gate.open();
+        world.eventually("it is paused", || client.ask("status").contains("; paused since 2"));
+        assert_eq!(world.kafka.count(&topic), 1, "{primary:?}");
+        block_on(primary.execute("UPDATE products SET price = 1 WHERE id = 2"));
+        block_on(primary.execute("UPDATE products SET price = 2 WHERE id = 3"));
+        assert_eq!(client.ask("resume"), "going on");
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        let records = world.kafka.records(&topic);
+        let instant: Vec<_> = records.into_iter().map(|record| record.value.unwrap()).collect();
+        let [one, two, four] = [(1, 0), (2, 1), (4, 0)].map(|(id, price)| format!("{{\"id\":{id},\"price\":{price}}}"));
+        assert_eq!(instant, [&one, &two, &four].map(String::clone), "{primary:?}");
+        let old = "{\"id\":2,\"price\":0}".to_owned();
+        assert_eq!(delayed(&world, &topic), [one, old, two, four], "{primary:?}");
+    }
 }

@@ -382,6 +382,16 @@ async fn a_key_that_repeats_is_announced_and_none_is_lost_between_chunks() {
             let by_name = Source { key: vec!["name".to_owned()], ..table("orders") };
             let chunks = primary.chunks(&by_name, Limit { rows, bytes: 1 << 20 }).await;
             assert_eq!(keys(&chunks), ["p0", "p1", "p2", "p3", "p4", "p5", "p6"], "{primary:?} {rows}");
+            // Each row of a key has more to tell.
+            let payload = Payload::Columns(vec!["product".to_owned(), "id".to_owned()]);
+            let all_of_it = Source { key: vec!["product".to_owned()], payload, ..table("orders") };
+            let mut database = primary.open().await;
+            let mut scan = database.prepare(&all_of_it).await.unwrap();
+            let limit = Limit { rows, bytes: 1 << 20 };
+            let Err(Trouble::Misconfigured(error)) = database.next_chunk(&mut scan, limit).await else {
+                panic!("{primary:?} {rows}: a row is left out");
+            };
+            assert!(error.to_string().contains("has several rows with the same product"), "{error:#}");
         }
     }
 }

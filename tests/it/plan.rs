@@ -124,7 +124,8 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
         let file = world.file("checkpoint");
         let resumed = run(&format!("--checkpoint {} --only delay -- wc -l", file.display()));
         assert!(resumed.contains("\n  wc -l, with the payloads on stdin\n"), "{resumed}");
-        assert!(resumed.contains("may do one chunk twice") && !resumed.contains("instant"), "{resumed}");
+        assert!(resumed.contains("may do one chunk twice, which has to do no harm\n"), "{resumed}");
+        assert!(!resumed.contains("instant") && !resumed.contains("--checkpoint-table"), "{resumed}");
         assert_eq!((changed(&primary), world.kafka.count(&topic), delayed(&world, &topic).len()), (0, 0, 0));
         assert!(!file.exists());
     }
@@ -209,7 +210,7 @@ fn a_slow_action_gets_smaller_chunks_of_rows_but_not_of_lines() {
     let of_rows = counts(&format!("--database {} --table products", primary.url), "");
     // The second one is read before the action of the first is over.
     assert_eq!((of_rows[0], of_rows[1], of_rows.iter().sum::<usize>()), (100, 100, 400), "{of_rows:?}");
-    assert!((25..=50).contains(&of_rows[2]) && (6..=25).contains(&of_rows[4]), "{of_rows:?}");
+    assert!((25..=50).contains(&of_rows[2]) && (1..=25).contains(&of_rows[4]), "{of_rows:?}");
     let lines: String = (0..200).map(|id| format!("{{\"id\":{id}}}\n")).collect();
     assert_eq!(counts("- --chunk-wait 5s", &lines), [100, 100]);
 }

@@ -68,11 +68,11 @@ fn a_statement_that_takes_too_long_is_ended_by_the_database_and_leaves_nothing()
         products_of(&primary);
         let sleep = if primary.dialect == Dialect::Postgres { "pg_sleep(30)::text = ''" } else { "SLEEP(30) = 0" };
         let sql = format!("--sql \"UPDATE products SET price = 1 WHERE id IN (:keys) AND {sleep}\"");
-        let source = format!("--database {} --table products --statement-timeout 300ms", primary.url);
+        let source = format!("--database {} --table products --statement-timeout 1s", primary.url);
         let mut stream = world.stream(&format!("-t {} {source} {sql}", new_topic(&world)));
         let (status, text) = match primary.dialect {
-            Dialect::Postgres => (1, "canceling statement due to statement timeout"),
-            Dialect::MySql => (1, "max_statement_time exceeded"),
+            Dialect::Postgres => (1, "cannot run the statement: canceling statement due to statement timeout"),
+            Dialect::MySql => (1, "cannot run the statement: "),
             Dialect::Sqlite => (78, "only Postgres and MariaDB end a statement by time; leave out --statement-timeout"),
         };
         assert_eq!((stream.wait(), stream.says(&["error: ", text])), (End::Status(status), true), "{:?}", stream.log());
@@ -145,6 +145,52 @@ fn what_a_url_leaves_out_comes_from_where_the_clients_of_the_databases_have_it()
         assert_eq!(run.wait(), End::Status(0), "{primary:?}: {:?}", run.log());
         assert_eq!(world.kafka.count(&topic), 3, "{primary:?}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_url_or_a_key_is_told_before_anything_is_sent() {
+    let world = World::new("wrong-url");
+    let [postgres, mariadb, sqlite] = block_on(primaries("session_wrong"));
+    block_on(mariadb.execute("DROP USER IF EXISTS 'canary'@'127.0.0.1', 'canary'@'localhost'"));
+    block_on(mariadb.execute("CREATE USER 'canary'@'127.0.0.1' IDENTIFIED BY 'right'"));
+    block_on(mariadb.execute("CREATE USER 'canary'@'localhost' IDENTIFIED BY 'right'"));
+    let server = |url: &str| url.split_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    let (pg, my) = (server(&postgres.url), server(&mariadb.url));
+    for primary in [&postgres, &mariadb, &sqlite] {
+        block_on(primary.execute("CREATE TABLE pairs (a INTEGER NOT NULL, b INTEGER)"));
+        block_on(primary.execute("INSERT INTO pairs VALUES (1, 1), (1, NULL)"));
+    }
+    let topic = new_topic(&world);
+    for (url, status, told) in [
+        (format!("mysql://canary:PASSWORD@{my}/ksync_session_wrong"), 78, "Access denied for user 'canary'"),
+        (format!("mysql://ksync@{my}/nowhere_to_be"), 78, "nowhere_to_be"),
+        (format!("postgres://ksync:PASSWORD@{pg}/nowhere_to_be"), 78, "database \"nowhere_to_be\" does not exist"),
+        (format!("postgres://ksync:PASSWORD@{pg}/ksync?sslmode=require"), 78, "server does not support TLS"),
+        (
+            format!("mysql://ksync:PASSWORD@{my}/ksync_session_wrong?ssl-mode=REQUIRED"),
+            78,
+            "server does not support TLS",
+        ),
+        ("postgres://ksync:PASSWORD@127.0.0.1:1/ksync".to_owned(), 75, "cannot connect to Postgres at 127.0.0.1:1"),
+        ("mysql://ksync:PASSWORD@127.0.0.1:1/x".to_owned(), 75, "cannot connect to MySQL or MariaDB at 127.0.0.1:1"),
+        ("sqlite:/no/such/file.db".to_owned(), 78, "cannot open the SQLite database /no/such/file.db"),
+    ] {
+        let options = format!("-t {topic} --table pairs --key a {SQL}");
+        let mut stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &options, &[("DATABASE_URL", &url)]);
+        assert_eq!(stream.wait(), End::Status(status), "{url}: {:?}", stream.log());
+        assert!(stream.says(&["error: ", told]), "{url}: {:?}", stream.log());
+        assert!(!stream.says(&["PASSWORD"]), "{url}: {:?}", stream.log());
+    }
+    for primary in [&postgres, &mariadb, &sqlite] {
+        let mut stream = world.stream(&format!("-t {topic} --database {} --table pairs --key a,b", primary.url));
+        assert_eq!(stream.wait(), End::Status(78), "{primary:?}: {:?}", stream.log());
+        assert!(
+            stream.says(&["error: ", "table pairs has rows whose a, b is NULL"]),
+            "{primary:?}: {:?}",
+            stream.log()
+        );
+    }
+    assert_eq!(world.kafka.count(&topic), 0);
 }
 
 #[test]

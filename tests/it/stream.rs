@@ -206,11 +206,18 @@ fn a_failed_action_gives_no_instant_messages_and_its_status_is_told() {
         ("exit 3", 1, "exit status 3"),
         ("exit 75", 75, "exit status 75"),
         ("exit 111", 75, "exit status 111"),
+        ("exit 77", 78, "exit status 77"),
         ("exit 78", 78, "exit status 78"),
+        ("exit 126", 78, "exit status 126"),
+        ("exit 127", 78, "exit status 127"),
         ("kill -9 $$", 1, "signal 9 (SIGKILL)"),
+        ("unread", 1, "exit status 0 with 9 bytes of its input unread"),
     ] {
         let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
-        let action = world.script(&format!("cat > /dev/null\n{body}"));
+        let action = match body {
+            "unread" => world.script("exit 0"),
+            body => world.script(&format!("cat > /dev/null\n{body}")),
+        };
         let mut stream = world.stream_lines(&format!("- -t {topic} -- {action}"), "{\"id\":1}\n");
         assert_eq!(stream.wait(), End::Status(status), "{body}");
         let text = format!("the action failed: {why}; the delay messages of its chunk are sent");

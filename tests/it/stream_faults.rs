@@ -61,7 +61,7 @@ fn a_connection_that_the_database_ends_leaves_whole_chunks_and_the_next_run_goes
         let topic = new_topic(&world);
         let keep = format!("--checkpoint {}", world.file("checkpoint").display());
         let source = format!("-t {topic} --database {} --table products --chunk-size 10 {keep}", primary.url);
-        let slow = if primary.dialect == Dialect::Postgres { "pg_sleep(0.02) IS NOT NULL" } else { "SLEEP(0.02) = 0" };
+        let slow = if primary.dialect == Dialect::Postgres { "pg_sleep(0.06) IS NOT NULL" } else { "SLEEP(0.06) = 0" };
         let sql = format!("--sql \"UPDATE products SET price = price + 1 WHERE id IN (:keys) AND {slow}\"");
         let mut stream = world.stream(&format!("{source} --chunk-time 1h {sql}"));
         world.eventually("some chunks are done", || changed(&primary).len() >= 20);
@@ -95,14 +95,14 @@ fn the_statement_of_a_stream_that_is_killed_is_not_committed_by_the_server() {
     let world = World::new("killed-statement");
     for primary in block_on(primaries("faults_killed")).into_iter().filter(|it| it.dialect != Dialect::Sqlite) {
         products_of(&primary, 5);
-        let slow = if primary.dialect == Dialect::Postgres { "pg_sleep(0.2) IS NOT NULL" } else { "SLEEP(0.2) = 0" };
+        let slow = if primary.dialect == Dialect::Postgres { "pg_sleep(0.6) IS NOT NULL" } else { "SLEEP(0.6) = 0" };
         let sql = format!("--sql \"UPDATE products SET price = 1 WHERE id IN (:keys) AND {slow}\"");
         let topic = new_topic(&world);
         let mut stream = world.stream(&format!("-t {topic} --database {} --table products {sql}", primary.url));
         world.eventually("the statement runs", || delayed(&world, &topic).len() == 5);
         world.for_a_while(Duration::from_millis(300), "it is at work", || changed(&primary).is_empty());
         stream.kill();
-        world.for_a_while(Duration::from_secs(2), "nothing is committed", || changed(&primary).is_empty());
+        world.for_a_while(Duration::from_secs(5), "nothing is committed", || changed(&primary).is_empty());
     }
 }
 

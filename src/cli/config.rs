@@ -1,0 +1,147 @@
+//! Where options come from: the command line, the environment, a configuration file, files of secrets.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+
+use super::Tool;
+use crate::kafka::Property;
+
+/// The file that is read where `--config` names none.
+const CONFIG_FILE: &str = "/etc/ksync.conf";
+
+/// flag > environment > file > default; a wrong command line ends the process with status 2.
+pub(super) fn parse<T: Tool>(args: Vec<OsString>) -> T {
+    let file = config_file(&args).and_then(|file| file.map(|file| assignments(&file)).transpose());
+    let lines = match file {
+        Ok(lines) => lines.unwrap_or_default(),
+        Err(error) => T::command().error(ErrorKind::Io, format!("{error:#}")).exit(),
+    };
+    let mut command = match with_defaults(T::command(), &lines) {
+        Ok(command) => command,
+        Err(error) => T::command().error(ErrorKind::Io, format!("{error:#}")).exit(),
+    };
+    let matches = command.try_get_matches_from_mut(args).unwrap_or_else(|error| error.exit());
+    if let Err(error) = refuse_secrets(&matches) {
+        command.error(ErrorKind::ValueValidation, format!("{error:#}")).exit();
+    }
+    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Which configuration file holds, before the command line is parsed: it gives the parser its defaults.
+fn config_file(args: &[OsString]) -> Result<Option<PathBuf>> {
+    let mut args = args.iter().take_while(|arg| *arg != "--");
+    let mut named = std::env::var_os("KSYNC_CONFIG").map(PathBuf::from);
+    while let Some(arg) = args.next() {
+        if arg == "--config" {
+            named = args.next().map(PathBuf::from);
+        } else if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            named = Some(path.into());
+        }
+    }
+    Ok(named.or_else(|| Path::new(CONFIG_FILE).exists().then(|| CONFIG_FILE.into())))
+}
+
+/// The NAME=VALUE lines of a file, as systemd reads an EnvironmentFile: comments, empty lines, quotes around a value.
+pub(super) fn assignments(file: &Path) -> Result<Vec<(String, String)>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut lines = vec![];
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=') else {
+            bail!("line {number} of {} is not NAME=VALUE", file.display());
+        };
+        let value = value.trim();
+        let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+        lines.push((name.trim().to_owned(), quoted.unwrap_or(value).to_owned()));
+    }
+    Ok(lines)
+}
+
+/// Makes what the file says, and what a KSYNC_.._FILE variable points to, the options' defaults.
+fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command> {
+    let mut trouble = None;
+    let command = command.mut_args(|arg| {
+        let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else {
+            return arg;
+        };
+        let from_file = std::env::var_os(format!("{name}_FILE")).map(|file| {
+            let text = std::fs::read_to_string(&file);
+            text.map(|text| text.trim_end().to_owned()).with_context(|| format!("cannot read {}", file.display()))
+        });
+        let value = from_file.or_else(|| {
+            let line = lines.iter().rev().find(|(assigned, _)| *assigned == name);
+            line.map(|(_, value)| Ok(value.clone()))
+        });
+        match value {
+            None => arg,
+            Some(Ok(value)) => arg.required(false).required_unless_present(Resettable::Reset).default_value(value),
+            Some(Err(error)) => {
+                trouble = Some(error);
+                arg
+            }
+        }
+    });
+    trouble.map_or(Ok(command), Err)
+}
+
+/// `ps` shows a command line to everybody.
+fn refuse_secrets(matches: &ArgMatches) -> Result<()> {
+    let given =
+        |id: &str| matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine);
+    let urls = [
+        ("database", "--database", "DATABASE_URL", "KSYNC_DATABASE_FILE"),
+        ("action_database", "--action-database", "KSYNC_ACTION_DATABASE", "KSYNC_ACTION_DATABASE_FILE"),
+        ("throttle_database", "--throttle-database", "KSYNC_THROTTLE_DATABASE", "KSYNC_THROTTLE_DATABASE_FILE"),
+    ];
+    for (id, option, variable, file) in urls {
+        if given(id) {
+            let url: Option<&String> = matches.get_one(id);
+            ensure!(
+                !url.is_some_and(|url| has_password(url)),
+                "a password in {option} would be seen by everybody on this machine; put the URL into {variable}, or into a \
+                 file that {file} names"
+            );
+        }
+    }
+    if given("property") {
+        for property in matches.get_many::<Property>("property").into_iter().flatten() {
+            ensure!(
+                !property.is_secret(),
+                "the value of {} would be seen by everybody on this machine; put it into a file for -F",
+                property.name
+            );
+        }
+    }
+    Ok(())
+}
+
+fn has_password(url: &str) -> bool {
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    let authority = address.split_once("://").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
+    let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+    in_authority || query.split('&').any(|pair| pair.starts_with("password="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_a_url_is_seen() {
+        for url in ["postgres://u:p@h/d", "mysql://u:@h", "postgres://u:p@h:1/d?x=y", "postgres://h/d?password=x"] {
+            assert!(has_password(url), "{url}");
+        }
+        for url in ["postgres://u@h:5432/d", "sqlite:a:b@c", "sqlite:///x:y", "postgres://h/a:b@c?user=u"] {
+            assert!(!has_password(url), "{url}");
+        }
+    }
+}
