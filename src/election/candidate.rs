@@ -114,7 +114,7 @@ impl<'a> Candidate<'a> {
     /// Makes the node, at the end of the queue; exactly one, even if the answer is lost on the way.
     async fn enlist(session: &'a Session, zookeeper: &'a ZooKeeper, seat: &'a Seat) -> Result<Self, Error> {
         let queue = session.path(seat, "leader");
-        let prefix = format!("{}_", zookeeper.process);
+        let prefix = prefix(zookeeper);
         let path = format!("{queue}/{prefix}");
         let (name, czxid) = loop {
             match session.client.create(&path, zookeeper.card.data().as_bytes(), &EPHEMERAL).await {
@@ -174,6 +174,15 @@ impl<'a> Candidate<'a> {
                 Err(Error::NoNode) => continue,
                 Err(err) => return Err(err),
             };
+            if ahead.starts_with(&prefix(self.zookeeper)) && is_own(self.session, &path).await? {
+                // Of a candidacy before this one, in a ZooKeeper that was set back: this session lives in it again, and would
+                // wait for itself for ever.
+                warn!("{}: deleting {path}, which this session had withdrawn; was ZooKeeper set back?", self.seat);
+                match self.session.client.delete(&path, None).await {
+                    Ok(()) | Err(Error::NoNode) => continue,
+                    Err(err) => return Err(err),
+                }
+            }
             self.zookeeper.compare(self.seat, &card);
             place.send_replace(Place::Behind(card.host));
             // On its children: a watch on its data would go off with each of its heartbeats.
@@ -203,6 +212,17 @@ impl<'a> Candidate<'a> {
     fn path(&self) -> String {
         format!("{}/{}", self.queue, self.name)
     }
+}
+
+/// With what the names of all candidates of this process begin.
+fn prefix(zookeeper: &ZooKeeper) -> String {
+    format!("{}_", zookeeper.process)
+}
+
+/// Whether it is a node of this very session.
+async fn is_own(session: &Session, path: &str) -> Result<bool, Error> {
+    let stat = session.client.check_stat(path).await?;
+    Ok(stat.is_some_and(|stat| stat.ephemeral_owner == session.client.session_id().0))
 }
 
 /// The own node of this very session. Another session's with the same prefix is dying, and somebody else's for us.

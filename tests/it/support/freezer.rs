@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -46,10 +47,19 @@ impl Freezer {
     pub fn freeze(&self, pid: i32) {
         match self {
             Freezer::Group { dir, state, frozen, .. } => {
-                fs::write(dir.join(state), frozen).unwrap();
-                while !is_frozen(dir) {
-                    pause();
+                // Who waits for a child that was frozen before its exec (vfork) cannot be: then once more from the beginning.
+                for _ in 0..20 {
+                    fs::write(dir.join(state), frozen).unwrap();
+                    let limit = Instant::now() + Duration::from_secs(1);
+                    while Instant::now() < limit {
+                        if is_frozen(dir) {
+                            return;
+                        }
+                        pause();
+                    }
+                    self.thaw(pid);
                 }
+                panic!("{} cannot be frozen", dir.display());
             }
             Freezer::Signals => signal_all(pid, Signal::STOP),
         }
