@@ -72,7 +72,7 @@ pub struct Common {
 }
 
 /// How a tool starts: its common options, and how long its end may take once it was asked for.
-pub trait Tool: CommandFactory + FromArgMatches {
+pub trait Tool: CommandFactory + FromArgMatches + Send + 'static {
     fn common(&self) -> &Common;
 
     /// After this time the process dies of the signal that asked for the end.
@@ -80,11 +80,16 @@ pub trait Tool: CommandFactory + FromArgMatches {
 }
 
 /// Parses the command line, runs the tool until it ends or is told to, and gives its exit status.
-pub fn main<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown) -> F) -> ExitCode {
+pub fn main<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
+    run: impl FnOnce(T, Shutdown) -> F,
+) -> ExitCode {
     start(HangUp::Ends, run)
 }
 
-fn start<T: Tool, F: Future<Output = Result<Exit>>>(hang_up: HangUp, run: impl FnOnce(T, Shutdown) -> F) -> ExitCode {
+fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
+    hang_up: HangUp,
+    run: impl FnOnce(T, Shutdown) -> F,
+) -> ExitCode {
     if handlers::is_warden() {
         // It has nobody to tell.
         return if handlers::keep_watch().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -107,8 +112,10 @@ fn start<T: Tool, F: Future<Output = Result<Exit>>>(hang_up: HangUp, run: impl F
     let result = runtime.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
         let signals = Signals::new(hang_up)?;
+        // As a task: what this thread itself runs is woken up by way of another one.
+        let run = tokio::spawn(run(tool, shutdown));
         tokio::select! {
-            result = run(tool, shutdown) => result.map(Ended::Exit),
+            result = run => result?.map(Ended::Exit),
             signal = signals.until_impatient(&trigger, grace) => Ok(Ended::By(signal)),
         }
     });

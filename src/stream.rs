@@ -38,11 +38,11 @@ use journal::Journal;
 pub use journal::{Keep, Resume};
 pub use lag::{Lag, Limits};
 pub use pace::Rate;
-pub use plan::Plan;
+pub use plan::{Plan, Prospect};
 pub use query::Query;
 use reader::Reader;
 use sizing::Sizing;
-use source::Chunk;
+use source::{Chunk, Place};
 pub use source::{ChunkLimits, Lines, Source};
 pub use status::Console;
 pub use throttle::Throttle;
@@ -103,28 +103,20 @@ struct Run<'a> {
 impl Run<'_> {
     /// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
     async fn reindex(&mut self, source: Source, limits: ChunkLimits) -> Result<Exit> {
-        let mut chunks = Reader::start(source, limits, self.read_ahead);
+        // In a pause columns would get old that are not the key.
+        let read_ahead = if source.tells_more_than_keys() && self.throttle.may_hold() { 0 } else { self.read_ahead };
+        let mut chunks = Reader::start(source, limits, read_ahead, self.journal.is_locked());
         let mut ended = Exit::Done;
         let failed = loop {
-            let chunk = tokio::select! {
-                chunk = chunks.next() => chunk,
-                () = self.shutdown.requested() => {
-                    ended = Exit::Again;
+            match self.next_read(&mut chunks).await {
+                Ok(Ok(None)) => break None,
+                Ok(Err(early)) => {
+                    ended = early;
                     break None;
                 }
-            };
-            match chunk {
-                None => break None,
-                Some(Err(error)) => break Some(error),
-                Some(Ok(chunk)) => {
-                    match chunks.wait(self.may_begin()).await {
-                        Ok(true) => {}
-                        Ok(false) => {
-                            ended = Exit::Again;
-                            break None;
-                        }
-                        Err(error) => break Some(error),
-                    }
+                Err(error) => break Some(error),
+                Ok(Ok(Some(chunk))) => {
+                    self.throttle.begin(chunk.changes());
                     self.announcer.instant_messages(chunk.changes()).await?;
                     if self.journal.is_kept() {
                         self.announcer.settled().await?;
@@ -165,7 +157,7 @@ impl Run<'_> {
         mut action: Option<&mut Action>,
     ) -> Result<Exit> {
         let (phases, mut sizing) = (self.phases, Sizing::new(limits.rows, limits.time));
-        let (mut ahead, mut done) = (None::<(Chunk, Result<Covered>)>, None);
+        let mut ahead = None::<(Chunk, Result<Covered>, Place)>;
         loop {
             let limits = ChunkLimits { rows: sizing.rows(), ..limits };
             if ahead.is_none() || self.throttle.looks() {
@@ -173,11 +165,11 @@ impl Run<'_> {
             }
             let (chunk, covered) = match ahead.take() {
                 // In a pause it would get old: it is read again after that, and its delay messages were for nothing.
-                Some(_) if !self.is_free().await? => {
-                    source.go_on_behind(done.as_ref())?;
+                Some((.., place)) if !self.is_free().await? => {
+                    source.go_back(place);
                     continue;
                 }
-                Some((chunk, covered)) => (chunk, covered?),
+                Some((chunk, covered, _)) => (chunk, covered?),
                 None => match self.next(source, action.as_deref_mut(), limits).await? {
                     Ok(Some(chunk)) => {
                         let covered = self.announcer.cover(chunk.changes(), phases).await?;
@@ -190,6 +182,8 @@ impl Run<'_> {
                     Err(ended) => return Ok(ended),
                 },
             };
+            self.throttle.begin(chunk.changes());
+            let place = source.place();
             let next = match self.look_ahead(source, action.as_deref_mut(), limits).await? {
                 Ok(next) => next,
                 Err(ended) => return Ok(ended),
@@ -208,11 +202,10 @@ impl Run<'_> {
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }
-            done = chunk.end();
             if let Some(before) = self.unsettled.replace(chunk) {
                 self.done(&before);
             }
-            ahead = next.map(|next| (next, covered));
+            ahead = next.map(|next| (next, covered, place));
         }
     }
 
@@ -247,14 +240,37 @@ impl Run<'_> {
             () = self.shutdown.requested() => return Ok(Err(Exit::Again)),
             has_more = wait_beside(action.as_deref_mut(), source.has_more()) => has_more?,
         };
+        if !has_more {
+            return Ok(Ok(None));
+        }
         // Before the rows are read, so that they are not old when the action comes to them.
-        if has_more && !wait(action.as_deref_mut(), source, self.may_begin()).await? {
+        if !wait(action.as_deref_mut(), source, self.may_begin()).await? {
             return Ok(Err(Exit::Again));
         }
         tokio::select! {
             biased;
             () = self.shutdown.requested() => Ok(Err(Exit::Again)),
             chunk = wait_beside(action, source.next(limits)) => Ok(Ok(chunk?)),
+        }
+    }
+
+    /// The same of a re-index.
+    async fn next_read(&mut self, chunks: &mut Reader) -> Result<Result<Option<Chunk>, Exit>> {
+        let has_more = tokio::select! {
+            biased;
+            () = self.shutdown.requested() => return Ok(Err(Exit::Again)),
+            has_more = chunks.has_more() => has_more?,
+        };
+        if !has_more {
+            return Ok(Ok(None));
+        }
+        if !chunks.wait(self.may_begin()).await? {
+            return Ok(Err(Exit::Again));
+        }
+        tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Ok(Err(Exit::Again)),
+            chunk = chunks.next() => Ok(Ok(chunk?)),
         }
     }
 

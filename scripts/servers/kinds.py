@@ -190,6 +190,9 @@ class Postgres(Server):
         shutil.rmtree(new, ignore_errors=True)
         options = ["-U", "ksync", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         run("cannot create postgres' data", [find_postgres("initdb"), "-D", new, *options], account)
+        # A role of this name is the only one that is asked for its password.
+        rules = new / "pg_hba.conf"
+        rules.write_text(f"host all with_password 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         single = [find_postgres("postgres"), "--single", "-F", "-D", new, "postgres"]
         run("cannot create postgres' database", single, account, input="CREATE DATABASE ksync\n")
         new.rename(data)

@@ -178,8 +178,8 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             };
             plan = Some(made.lines().await?);
         }
-        if let Some((lines, asks)) = plan
-            && !stream::wait(action.as_mut(), &mut source, cli.plan.show(&lines, asks)).await?
+        if let Some((lines, prospect)) = plan
+            && !stream::wait(action.as_mut(), &mut source, cli.plan.show(&lines, prospect)).await?
         {
             return Ok(None);
         }

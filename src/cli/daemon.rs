@@ -28,7 +28,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// As [`main`](super::main), for a tool that leads partitions and shows them on a board.
-pub fn daemon<T: Tool, F: Future<Output = Result<Exit>>>(run: impl FnOnce(T, Shutdown, Board) -> F) -> ExitCode {
+pub fn daemon<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
+    run: impl FnOnce(T, Shutdown, Board) -> F + Send + 'static,
+) -> ExitCode {
     super::start(HangUp::EndsWithTerminal, |tool, shutdown| async move {
         let board = Board::default();
         let shown = board.clone();

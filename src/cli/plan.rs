@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::SourceOptions;
 use crate::exit::Exit;
+use crate::stream::Prospect;
 
 /// What is shown before anything is done.
 #[derive(Args, Clone, Copy, Debug)]
@@ -44,16 +45,18 @@ impl PlanOptions {
         self.dry_run || asks
     }
 
-    /// Shows the plan, and asks if anything is to be done; whether the run may begin. Fails with status 1 where the answer is no.
-    pub async fn show(&self, lines: &[String], asks: bool) -> Result<bool> {
+    /// Shows the plan, and asks if rows are left; whether the run may begin. Fails with status 1 where the answer is no.
+    pub async fn show(&self, lines: &[String], prospect: Prospect) -> Result<bool> {
         if self.dry_run {
             let mut out = std::io::stdout().lock();
             lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print the plan")?;
             return Ok(false);
         }
         lines.iter().for_each(|line| eprintln!("{line}"));
-        if !asks {
-            return Ok(false);
+        match prospect {
+            Prospect::Over => return Ok(false),
+            Prospect::NoRows => return Ok(true),
+            Prospect::Rows => {}
         }
         eprint!("begin? [y/N] ");
         // A thread that is left behind waiting for an answer does not keep the process.

@@ -134,7 +134,7 @@ impl ThrottleOptions {
         if let Some(query) = self.query(source)? {
             gauges.push(Gauge::query(query).await?);
         }
-        Ok(Throttle::new(console, self.pause, gauges))
+        Ok(Throttle::new(console, self.pause, gauges, self.control.is_some()))
     }
 
     /// How far behind consumers may be, and whether any of it was asked for.

@@ -84,8 +84,11 @@ impl Database {
         }
     }
 
-    /// The trouble, with what has to be run by somebody who may.
+    /// The trouble, with what has to be run by somebody who may, where it is that.
     async fn without_right(&mut self, bookmark: &Bookmark, trouble: Trouble) -> Trouble {
+        if !matches!(trouble, Trouble::Misconfigured(_)) {
+            return trouble.context(format!("cannot use table {}", bookmark.label));
+        }
         let who = match self.dialect() {
             Dialect::Postgres => "SELECT quote_ident(current_user)",
             Dialect::MySql => {

@@ -279,6 +279,11 @@ impl Scan {
         ))
     }
 
+    /// Whether the payload has columns that are not of the key.
+    pub fn tells_more_than_keys(&self) -> bool {
+        !self.others.is_empty()
+    }
+
     /// The columns of the key: `id`, `a, b`.
     pub fn key_names(&self) -> String {
         self.key.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")

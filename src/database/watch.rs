@@ -81,6 +81,7 @@ impl Watch {
             return Err(lost());
         }
         let (mut work, mut heard, mut looks) = (pin!(work), Instant::now(), 0);
+        let mut patience = SILENCE;
         loop {
             let looked = async {
                 sleep(LOOK).await;
@@ -93,11 +94,12 @@ impl Watch {
                 looked = looked => looked,
             };
             let Err((error, limit)) = looked else {
-                (heard, looks) = (Instant::now(), 0);
+                (heard, looks, patience) = (Instant::now(), 0, SILENCE);
                 continue;
             };
-            looks += 1;
-            if looks >= LOOKS && heard.elapsed() >= limit {
+            // What one look has seen holds whatever the next ones see.
+            (looks, patience) = (looks + 1, patience.max(limit));
+            if looks >= LOOKS && heard.elapsed() >= patience {
                 *is_lost = true;
                 let silence = heard.elapsed().as_secs();
                 return Err(Trouble::Away(error.context(format!("the database has not answered for {silence} s"))));
@@ -131,7 +133,9 @@ impl By {
             Dialect::Postgres => {
                 let mut other = Postgres::open(&self.url, None).await?;
                 let server = other.text(&Sql::new(self.dialect, POSTGRES)).await?;
-                let is_at_work = "pid <> pg_backend_pid() AND coalesce(state, '') NOT LIKE 'idle%'";
+                // One that waits until we read would do so for long where the way to us is cut.
+                let is_at_work = "pid <> pg_backend_pid() AND coalesce(state, '') NOT LIKE 'idle%'
+                                  AND coalesce(wait_event, '') <> 'ClientWrite'";
                 (server, other.text(&self.find("application_name", is_at_work)).await?)
             }
             _ => {
@@ -206,6 +210,19 @@ impl Database {
             if let Some((done, asked)) = over {
                 self.is_lost |= !matches!(asked, Ok(Ok(())));
                 return Ok(done);
+            }
+        }
+    }
+
+    /// The same, but what becomes of the session is told only by what is asked of it next.
+    pub async fn kept_awake_if_it_lives<T>(&mut self, meanwhile: impl Future<Output = T>) -> T {
+        let mut meanwhile = pin!(meanwhile);
+        match self.kept_awake(&mut meanwhile).await {
+            Ok(done) => done,
+            Err(trouble) => {
+                debug!("{trouble:#}");
+                self.is_lost = true;
+                meanwhile.await
             }
         }
     }

@@ -114,8 +114,9 @@ impl<'a> Candidate<'a> {
     /// Makes the node, at the end of the queue; exactly one, even if the answer is lost on the way.
     async fn enlist(session: &'a Session, zookeeper: &'a ZooKeeper, seat: &'a Seat) -> Result<Self, Error> {
         let queue = session.path(seat, "leader");
-        let prefix = prefix(zookeeper);
+        let prefix = format!("{}_", zookeeper.process);
         let path = format!("{queue}/{prefix}");
+        sweep(session, seat, &queue, &prefix).await?;
         let (name, czxid) = loop {
             match session.client.create(&path, zookeeper.card.data().as_bytes(), &EPHEMERAL).await {
                 Ok((stat, sequence)) => break (format!("{prefix}{sequence}"), stat.czxid),
@@ -174,15 +175,6 @@ impl<'a> Candidate<'a> {
                 Err(Error::NoNode) => continue,
                 Err(err) => return Err(err),
             };
-            if ahead.starts_with(&prefix(self.zookeeper)) && is_own(self.session, &path).await? {
-                // Of a candidacy before this one, in a ZooKeeper that was set back: this session lives in it again, and would
-                // wait for itself for ever.
-                warn!("{}: deleting {path}, which this session had withdrawn; was ZooKeeper set back?", self.seat);
-                match self.session.client.delete(&path, None).await {
-                    Ok(()) | Err(Error::NoNode) => continue,
-                    Err(err) => return Err(err),
-                }
-            }
             self.zookeeper.compare(self.seat, &card);
             place.send_replace(Place::Behind(card.host));
             // On its children: a watch on its data would go off with each of its heartbeats.
@@ -214,30 +206,43 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// With what the names of all candidates of this process begin.
-fn prefix(zookeeper: &ZooKeeper) -> String {
-    format!("{}_", zookeeper.process)
+/// Deletes what this very session has in the queue already: candidates that were withdrawn, in a ZooKeeper that was set back to
+/// a time before that. The session lives in it again and keeps them, so that whoever is behind them would wait for ever.
+async fn sweep(session: &Session, seat: &Seat, queue: &str, prefix: &str) -> Result<(), Error> {
+    for (name, _) in own(session, queue, prefix).await? {
+        warn!("{seat}: deleting {queue}/{name}, which this session had withdrawn; was ZooKeeper set back?");
+        match session.client.delete(&format!("{queue}/{name}"), None).await {
+            Ok(()) | Err(Error::NoNode) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
 }
 
-/// Whether it is a node of this very session.
-async fn is_own(session: &Session, path: &str) -> Result<bool, Error> {
-    let stat = session.client.check_stat(path).await?;
-    Ok(stat.is_some_and(|stat| stat.ephemeral_owner == session.client.session_id().0))
-}
-
-/// The own node of this very session. Another session's with the same prefix is dying, and somebody else's for us.
+/// The node that was made by a request without an answer, if it was.
 async fn find(session: &Session, queue: &str, prefix: &str) -> Result<Option<(String, i64)>, Error> {
     // After a reconnection the new server may not have heard yet of what the old one did.
     session.client.sync(queue).await?;
-    for name in session.client.list_children(queue).await? {
-        if name.starts_with(prefix)
-            && let Some(stat) = session.client.check_stat(&format!("{queue}/{name}")).await?
+    Ok(own(session, queue, prefix).await?.into_iter().next())
+}
+
+/// The nodes of this very session, with the number of the transaction that made them. Another session's with the same prefix is
+/// dying, and somebody else's for us.
+async fn own(session: &Session, queue: &str, prefix: &str) -> Result<Vec<(String, i64)>, Error> {
+    let children = match session.client.list_children(queue).await {
+        Ok(children) => children,
+        Err(Error::NoNode) => return Ok(vec![]),
+        Err(err) => return Err(err),
+    };
+    let mut own = vec![];
+    for name in children.into_iter().filter(|name| name.starts_with(prefix)) {
+        if let Some(stat) = session.client.check_stat(&format!("{queue}/{name}")).await?
             && stat.ephemeral_owner == session.client.session_id().0
         {
-            return Ok(Some((name, stat.czxid)));
+            own.push((name, stat.czxid));
         }
     }
-    Ok(None)
+    Ok(own)
 }
 
 /// Does `request`, which may be done twice, until it has an answer of the server or the session has ended.

@@ -96,7 +96,7 @@ impl fmt::Display for Election {
 }
 
 impl Election {
-    /// A candidacy for `seat`, not yet in the queue. Have one for each seat in a process: a second one waits for the first.
+    /// A candidacy for `seat`, not yet in the queue. Have one for each seat in a process: a second one deposes the first.
     pub fn candidate(&self, seat: Seat) -> Candidacy {
         Candidacy { election: self.clone(), seat, last: None, place: watch::Sender::default() }
     }

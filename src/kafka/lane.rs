@@ -41,6 +41,8 @@ pub(super) struct LaneReports {
     records: AtomicUsize,
     bytes: AtomicUsize,
     changed: Notify,
+    /// None has a report to come.
+    emptied: Notify,
 }
 
 impl LaneReports {
@@ -62,7 +64,9 @@ impl LaneReports {
             }
         }
         self.bytes.fetch_sub(weight, Ordering::Release);
-        self.records.fetch_sub(1, Ordering::Release);
+        if self.records.fetch_sub(1, Ordering::Release) == 1 {
+            self.emptied.notify_one();
+        }
         self.changed.notify_one();
     }
 }
@@ -163,7 +167,8 @@ impl Lane {
     /// Fails with the first failure. Then the records after the acknowledged ones may be in the log all the same.
     pub async fn settled(&mut self) -> Result<(), Undelivered> {
         while self.in_flight() > 0 {
-            self.reported().await;
+            // Not at each report: to be woken up for each costs more than the report.
+            self.reports.emptied.notified().await;
         }
         let failure = self.has_failed().then(|| self.failure());
         self.reports = Arc::new(LaneReports::default());

@@ -2,7 +2,7 @@
 
 use std::future::{Future, pending, ready};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
@@ -76,8 +76,14 @@ pub(super) async fn act(
     match (action, chunk) {
         (None, _) => Ok(()),
         (Some(Action::Sql { statement, database }), Chunk::Rows(rows)) => {
-            let database = database.as_mut().or_else(|| source.database()).context("a statement needs a database")?;
-            database.run(statement, rows, mark.as_ref()).await.map_err(failure).map(drop)
+            let ran = match (database, source.database()) {
+                (Some(database), Some(source)) => {
+                    source.kept_awake_if_it_lives(database.run(statement, rows, mark.as_ref())).await
+                }
+                (Some(database), None) | (None, Some(database)) => database.run(statement, rows, mark.as_ref()).await,
+                (None, None) => return Err(anyhow!("a statement needs a database")),
+            };
+            ran.map_err(failure).map(drop)
         }
         (Some(Action::Sql { .. }), _) => Err(anyhow!("a statement needs rows of a database")),
         (Some(Action::Command(command)), _) => wait(None, source, run(command, chunk.changes())).await,

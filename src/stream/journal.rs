@@ -35,7 +35,7 @@ pub enum Keep {
 /// Keeps how far the run is, where that is wanted.
 pub(super) struct Journal {
     kept: Option<Kept>,
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
     /// Whether the next run can read the same rows.
     is_repeatable: bool,
 }
@@ -64,7 +64,7 @@ impl Journal {
         action: Option<&mut Action>,
     ) -> Result<Option<Journal>> {
         let (Some(Resume { mut job, keep, begins_anew }), Source::Rows { database, scan }) = (resume, source) else {
-            return Ok(Some(Journal { kept: None, _lock: None, is_repeatable: false }));
+            return Ok(Some(Journal { kept: None, lock: None, is_repeatable: false }));
         };
         let has_action = action.is_some();
         let database = action.and_then(Action::database).unwrap_or(database);
@@ -94,7 +94,7 @@ impl Journal {
                 job = job.anywhere();
                 (Keeper::Table(bookmark), found.filter(|_| !begins_anew))
             }
-            (None, _) => return Ok(Some(Journal { kept: None, _lock: lock, is_repeatable: true })),
+            (None, _) => return Ok(Some(Journal { kept: None, lock, is_repeatable: true })),
         };
         let label = keep.label();
         let found = parse(found, &label).map_err(misconfigured)?;
@@ -114,12 +114,17 @@ impl Journal {
             Keeper::Table(bookmark) => database.begin(bookmark, &text).await.map_err(failure)?,
         }
         let kept = Kept { keeper, next: checkpoint.clone(), checkpoint };
-        Ok(Some(Journal { kept: Some(kept), _lock: lock, is_repeatable: true }))
+        Ok(Some(Journal { kept: Some(kept), lock, is_repeatable: true }))
     }
 
     /// How many rows were done before this run.
     pub fn rows(&self) -> u64 {
         self.kept.as_ref().map_or(0, |kept| kept.checkpoint.rows)
+    }
+
+    /// Whether the session of the rows, or of the action, keeps other runs of the job away.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
     }
 
     pub fn is_kept(&self) -> bool {

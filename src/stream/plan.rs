@@ -13,6 +13,16 @@ use crate::announce::Phases;
 use crate::database::{Database, Limit, Scan};
 use crate::topic::Topic;
 
+/// What is left to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// The job was finished.
+    Over,
+    /// No rows are left; that the job is finished is to be noted.
+    NoRows,
+    Rows,
+}
+
 /// A run before it begins.
 pub struct Plan<'a> {
     pub database: &'a mut Database,
@@ -34,16 +44,15 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Line by line, and whether anything would be done. Reads the checkpoint, the first chunk and the last row, and changes
-    /// nothing.
-    pub async fn lines(&mut self) -> Result<(Vec<String>, bool)> {
+    /// Line by line, and what is left to be done. Reads the checkpoint, the first chunk and the last row, and changes nothing.
+    pub async fn lines(&mut self) -> Result<(Vec<String>, Prospect)> {
         let limit = Limit { rows: self.chunk.rows, bytes: self.chunk.bytes };
         let mut lines = vec![];
         let (mut scan, mut left) = (self.scan.clone(), self.total);
         if let Some(Beginning { checkpoint, is_over, told }) = self.beginning().await? {
             lines.extend(told);
             if is_over {
-                return Ok((lines, false));
+                return Ok((lines, Prospect::Over));
             }
             if let Some(last) = &checkpoint.last {
                 scan.go_on_behind(last).map_err(failure)?;
@@ -52,7 +61,7 @@ impl Plan<'_> {
         }
         let Some((first, last)) = self.database.edges(&scan).await.map_err(failure)? else {
             lines.push(format!("{} has no rows left: nothing would be done", scan.label()));
-            return Ok((lines, false));
+            return Ok((lines, Prospect::NoRows));
         };
         let chunk_end = self.database.peek(&scan, limit).await.map_err(failure)?;
         let Plan { chunk, action, phases, topic, partitions, .. } = &*self;
@@ -95,7 +104,7 @@ impl Plan<'_> {
             lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
         }
         lines.extend(self.repeats());
-        Ok((lines, true))
+        Ok((lines, Prospect::Rows))
     }
 
     async fn beginning(&mut self) -> Result<Option<Beginning>> {

@@ -14,18 +14,18 @@ pub(super) enum Reader {
     /// When it is asked for one.
     Lazy { source: Box<Source>, limits: ChunkLimits },
     /// Before it is asked, by a task that keeps the source as long as this lives, and with it the lock of its job.
-    Eager(mpsc::Receiver<Option<Result<Chunk>>>),
+    Eager { chunks: mpsc::Receiver<Option<Result<Chunk>>>, next: Option<Chunk> },
 }
 
 impl Reader {
-    /// Reads so many chunks ahead.
-    pub fn start(source: Source, limits: ChunkLimits, ahead: usize) -> Reader {
+    /// Reads so many chunks ahead. Where its session holds a lock, it stays after the last of them.
+    pub fn start(source: Source, limits: ChunkLimits, ahead: usize, is_locked: bool) -> Reader {
         if ahead == 0 {
             return Reader::Lazy { source: Box::new(source), limits };
         }
         let (sender, chunks) = mpsc::channel(ahead);
-        tokio::spawn(read(source, limits, sender));
-        Reader::Eager(chunks)
+        tokio::spawn(read(source, limits, sender, is_locked));
+        Reader::Eager { chunks, next: None }
     }
 
     /// Lets `meanwhile` finish while no chunk is wanted.
@@ -33,21 +33,34 @@ impl Reader {
         match self {
             Reader::Lazy { source, .. } => wait(None, source, meanwhile).await,
             // Its task keeps the session awake.
-            Reader::Eager(_) => meanwhile.await,
+            Reader::Eager { .. } => meanwhile.await,
         }
     }
 
-    /// `None` at the end of the source, and behind an error.
-    pub async fn next(&mut self) -> Option<Result<Chunk>> {
+    /// Whether there may be another chunk. Cancelling loses none.
+    pub async fn has_more(&mut self) -> Result<bool> {
         match self {
-            Reader::Lazy { source, limits } => source.next(*limits).await.transpose(),
-            Reader::Eager(chunks) => chunks.recv().await.flatten(),
+            Reader::Lazy { source, .. } => source.has_more().await,
+            Reader::Eager { chunks, next } => {
+                if next.is_none() {
+                    *next = chunks.recv().await.flatten().transpose()?;
+                }
+                Ok(next.is_some())
+            }
+        }
+    }
+
+    /// The one that there may be; `None` at the end of the source.
+    pub async fn next(&mut self) -> Result<Option<Chunk>> {
+        match self {
+            Reader::Lazy { source, limits } => source.next(*limits).await,
+            Reader::Eager { next, .. } => Ok(next.take()),
         }
     }
 }
 
 /// Reads on whenever there is a place for one more; nothing is sent behind an error, and behind the end.
-async fn read(mut source: Source, limits: ChunkLimits, sender: mpsc::Sender<Option<Result<Chunk>>>) {
+async fn read(mut source: Source, limits: ChunkLimits, sender: mpsc::Sender<Option<Result<Chunk>>>, is_locked: bool) {
     let mut is_last = false;
     while !is_last {
         let place = async { Ok(sender.reserve().await) };
@@ -67,6 +80,9 @@ async fn read(mut source: Source, limits: ChunkLimits, sender: mpsc::Sender<Opti
                 drop(sender.send(Some(Err(error))).await);
             }
         }
+    }
+    if !is_locked {
+        return;
     }
     let closed = async {
         sender.closed().await;

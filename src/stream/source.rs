@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::action::kept_awake;
 use super::failure;
-use crate::database::{self, Database, Key, Limit, Position, Scan};
+use crate::database::{self, Database, Key, Limit, Scan};
 use crate::message::{Change, key_of};
 
 /// How long a line of stdin may be, in bytes: more than a record may have.
@@ -57,6 +57,9 @@ pub struct Lines {
     first: Option<Change>,
 }
 
+/// Where a source stood; lines cannot be read again.
+pub(super) struct Place(Option<Scan>);
+
 /// The rows that are served at once.
 pub enum Chunk {
     Lines(Vec<Change>),
@@ -68,14 +71,6 @@ impl Chunk {
         match self {
             Chunk::Lines(changes) => changes,
             Chunk::Rows(chunk) => &chunk.changes,
-        }
-    }
-
-    /// Where the rows behind it begin; lines have no such place.
-    pub fn end(&self) -> Option<Position> {
-        match self {
-            Chunk::Lines(_) => None,
-            Chunk::Rows(chunk) => chunk.end(),
         }
     }
 }
@@ -99,12 +94,24 @@ impl Source {
         }
     }
 
-    /// Goes back to behind a chunk that was read, to read on from there.
-    pub(super) fn go_on_behind(&mut self, position: Option<&Position>) -> Result<()> {
-        match (self, position) {
-            (Source::Rows { scan, .. }, Some(position)) => scan.go_on_behind(position).map_err(failure),
-            _ => Ok(()),
+    /// Where it stands.
+    pub(super) fn place(&self) -> Place {
+        match self {
+            Source::Rows { scan, .. } => Place(Some(scan.clone())),
+            Source::Lines(_) | Source::Keys { .. } => Place(None),
         }
+    }
+
+    /// Reads on from there.
+    pub(super) fn go_back(&mut self, place: Place) {
+        if let (Source::Rows { scan, .. }, Place(Some(place))) = (self, place) {
+            *scan = place;
+        }
+    }
+
+    /// Whether what it gives would not be true any more when a row is changed.
+    pub(super) fn tells_more_than_keys(&self) -> bool {
+        matches!(self, Source::Rows { scan, .. } if scan.tells_more_than_keys())
     }
 
     pub(super) async fn next(&mut self, limits: ChunkLimits) -> Result<Option<Chunk>> {

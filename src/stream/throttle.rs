@@ -1,5 +1,5 @@
-//! What a run waits for between two chunks, and nowhere else: never between delay messages and action, nor between action
-//! and instant messages.
+//! What a run waits for between two chunks, and nowhere else: never between action and instant messages. A chunk that was read
+//! ahead has its delay messages by then: where it has to wait it is read again, and they were for nothing.
 
 use std::time::Duration;
 
@@ -25,11 +25,16 @@ pub struct Throttle {
     pause: Duration,
     pace: Pace,
     gauges: Vec<Gauge>,
+    /// Whether somebody may ask for a pause.
+    is_steered: bool,
+    /// The records of chunks that have begun and are not done.
+    under_way: usize,
 }
 
 impl Throttle {
-    pub fn new(console: Console, pause: Duration, gauges: Vec<Gauge>) -> Throttle {
-        Throttle { wishes: console.wishes(), console, pause, pace: Pace::new(pause), gauges }
+    pub fn new(console: Console, pause: Duration, gauges: Vec<Gauge>, is_steered: bool) -> Throttle {
+        let (wishes, pace) = (console.wishes(), Pace::new(pause));
+        Throttle { wishes, console, pause, pace, gauges, is_steered, under_way: 0 }
     }
 
     /// Returns when the next chunk may begin: true, or false once `shutdown` is asked for, which ends any pause at once.
@@ -73,12 +78,23 @@ impl Throttle {
         !self.gauges.is_empty()
     }
 
-    /// A chunk is done.
-    pub fn done(&mut self, changes: &[Change]) {
-        self.pace.end(changes.len(), Instant::now());
+    /// Whether anything can ever hold the run up.
+    pub fn may_hold(&self) -> bool {
+        self.is_steered || self.looks() || !self.pause.is_zero() || self.wishes.borrow().rate != Rate::Unlimited
+    }
+
+    /// A chunk begins: its records count as written already, since nothing holds them up any more.
+    pub fn begin(&mut self, changes: &[Change]) {
+        self.under_way += changes.len();
         for gauge in &mut self.gauges {
             gauge.wrote(changes.len());
         }
+    }
+
+    /// A chunk is done.
+    pub fn done(&mut self, changes: &[Change]) {
+        self.under_way -= changes.len();
+        self.pace.end(changes.len(), Instant::now());
         self.console.done(changes);
     }
 
@@ -99,7 +115,7 @@ impl Throttle {
         }
         // Last, so that what was seen is not old when the chunk begins.
         for gauge in &mut self.gauges {
-            if let Some(hold) = gauge.hold(announcer.in_flight()).await? {
+            if let Some(hold) = gauge.hold(self.under_way + announcer.in_flight()).await? {
                 return Ok(Some(hold));
             }
         }

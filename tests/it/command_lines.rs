@@ -1,9 +1,8 @@
 //! What all command lines share: help, versions, and where a value comes from.
 
-use std::path::Path;
 use std::process::Command;
 
-use crate::support::{End, World, block_on, primaries};
+use crate::support::{End, World};
 
 const TOOLS: [&str; 3] =
     [env!("CARGO_BIN_EXE_ksync-consume"), env!("CARGO_BIN_EXE_ksync-delayer"), env!("CARGO_BIN_EXE_ksync-stream")];
@@ -97,31 +96,4 @@ fn log_lines_can_be_json_objects() {
     assert_eq!(line["program"], "ksync-stream");
     let text = format!("topic {missing} does not exist; make it, or let --create-topics do it");
     assert_eq!(line["message"], text);
-}
-
-/// The blocks of README.md that are marked to be run, each a shell script.
-fn readme_examples() -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let blocks = readme.split("\n```sh run\n").skip(1);
-    blocks.map(|block| block.split_once("\n```").unwrap().0.to_owned()).collect()
-}
-
-#[test]
-fn the_examples_of_the_readme_run() {
-    let world = World::alone("readme");
-    let [postgres, ..] = block_on(primaries("readme"));
-    block_on(postgres.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)"));
-    block_on(postgres.execute("INSERT INTO products SELECT n, 'x', n * 100 FROM generate_series(1, 1000) AS n"));
-    let bin = Path::new(TOOLS[0]).parent().unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let home = world.dir.display().to_string();
-    let environment = [("PATH", path.as_str()), ("DATABASE_URL", &postgres.url), ("HOME", &home)];
-    let examples = readme_examples();
-    assert!(examples.len() >= 6, "only {} examples are marked with `sh run`", examples.len());
-    for example in examples {
-        let script = world.script(&format!("cd {}\n{example}", env!("CARGO_MANIFEST_DIR")));
-        assert_eq!(world.start(&script, "", &environment).wait(), End::Status(0), "{example}");
-    }
-    assert_eq!(block_on(postgres.texts("SELECT min(price)::text FROM products")), ["500"]);
-    assert_eq!(block_on(postgres.texts("SELECT count(*)::text FROM products")), ["990"]);
 }

@@ -125,7 +125,8 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
     let world = World::alone("set-back");
     let products = world.topic("products", 1);
     let handler = world.handler("");
-    let consumer = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    let consume = || world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    let consumers = [consume(), consume()];
     // By a session of its own, which does not end with a server that is away.
     let server = world.services.get("KSYNC_ZOOKEEPER");
     let offset = || Seat { client: Seat::connect(server), ..world.seat(&products, 0, "indexer") }.offset();
@@ -151,7 +152,7 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
     });
     let done = handler.payloads();
     assert!((0..10).all(|id| done.contains(&format!("{{\"id\":{id}}}"))), "{done:?}");
-    drop(consumer);
+    drop(consumers);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,7 @@ mod neighbours;
 mod offsets;
 mod plan;
 mod protocol;
+mod readme;
 mod redrive;
 mod replay;
 mod resume;

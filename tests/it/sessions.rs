@@ -1,6 +1,7 @@
 //! How ksync-stream's sessions with databases are: where a statement is run, for how long, and by which settings.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use ksync::database::Dialect;
 
@@ -144,6 +145,36 @@ fn what_a_url_leaves_out_comes_from_where_the_clients_of_the_databases_have_it()
         let mut run = world.start(stream, &source, &environment);
         assert_eq!(run.wait(), End::Status(0), "{primary:?}: {:?}", run.log());
         assert_eq!(world.kafka.count(&topic), 3, "{primary:?}");
+    }
+}
+
+#[test]
+fn a_password_of_postgres_comes_from_pgpass_and_none_is_told() {
+    let world = World::new("pgpass");
+    let [postgres, ..] = block_on(primaries("session_pgpass"));
+    products_of(&postgres);
+    let role =
+        "IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'with_password') THEN CREATE ROLE with_password; END IF";
+    block_on(postgres.execute(&format!("DO $$ BEGIN {role}; END $$; ALTER ROLE with_password LOGIN PASSWORD 'right'")));
+    block_on(postgres.execute("GRANT USAGE ON SCHEMA ksync_session_pgpass TO with_password"));
+    block_on(postgres.execute("GRANT SELECT ON products TO with_password"));
+    let topic = new_topic(&world);
+    let url = postgres.url.replace("//ksync@", "//with_password@");
+    let server = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
+    let home = world.dir.to_str().unwrap();
+    for (password, mode, status, told) in [
+        ("right", 0o600, 0, "3 rows"),
+        ("PASSWORD", 0o600, 78, "password authentication failed for user \"with_password\""),
+        // As psql does, it passes over a file that others can read.
+        ("right", 0o644, 78, "password"),
+    ] {
+        let file = world.dir.join(".pgpass");
+        fs::write(&file, format!("# for a test\n{server}:*:with_password:{password}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let source = format!("-t {topic} --database '{url}' --table products");
+        let mut stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &source, &[("HOME", home)]);
+        assert_eq!(stream.wait(), End::Status(status), "{password} {mode:o}: {:?}", stream.log());
+        assert!(stream.says(&[told]) && !stream.says(&["PASSWORD"]), "{:?}", stream.log());
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use ksync::database::{Database, Dialect, Question};
 use rustix::process::Signal;
 
 use crate::election::{Mode, Proxy};
@@ -93,6 +92,53 @@ fn consumers_are_waited_for_that_are_too_far_behind() {
         gate.open();
         assert_eq!(stream.wait(), End::Status(0), "{limit}");
         assert_eq!(world.kafka.count(&topic), 50);
+    }
+}
+
+#[test]
+fn with_an_action_too_no_chunk_is_covered_while_consumers_are_too_far_behind() {
+    let world = World::new("lag-action");
+    let [primary, ..] = block_on(primaries("throttle_lag"));
+    products_of(&primary, 50);
+    let topic = world.topic_with_delay("products", 1);
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let _consumer = world.consume(&format!("-t {topic} -n indexer --batch-size 5 -- {handler}"));
+    world.eventually("it has begun", || world.seat(&topic, 0, "indexer").offset() == Some(0));
+    let source = format!("--database '{}' --table products --chunk-size 10", primary.url);
+    let action = "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'";
+    let limit = format!("--zookeeper {} --max-lag 20", world.zookeeper());
+    let mut stream = world.stream(&format!("-q -t {topic} {source} {limit} {action}"));
+    world.eventually("it says what it waits for", || {
+        stream.ask();
+        stream.says(&["Z: lag of indexer is 30, more than 20"])
+    });
+    let delay_topic = format!("{topic}-delay");
+    assert_eq!((world.kafka.count(&topic), world.kafka.count(&delay_topic)), (30, 30));
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(0));
+    assert_eq!((world.kafka.count(&topic), world.kafka.count(&delay_topic)), (50, 50));
+}
+
+#[test]
+fn a_reindex_that_tells_more_than_keys_tells_what_is_there_after_a_pause() {
+    let world = World::new("reindex-pause");
+    for primary in block_on(primaries("throttle_reindex")) {
+        products_of(&primary, 4);
+        block_on(primary.execute("CREATE TABLE gate (held INTEGER); INSERT INTO gate VALUES (1)"));
+        let topic = world.topic(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let source = format!("--database {} --table products --payload id,price --chunk-size 1", primary.url);
+        let mut stream = world.stream(&format!("-t {topic} {source} --throttle-query 'SELECT held FROM gate'"));
+        world.eventually("it waits", || {
+            stream.ask();
+            stream.says(&["Z: the throttle query says 1"])
+        });
+        block_on(primary.execute("UPDATE products SET price = 7"));
+        block_on(primary.execute("UPDATE gate SET held = 0"));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        let records = world.kafka.records(&topic);
+        let told: Vec<_> = records.into_iter().map(|record| record.value.unwrap()).collect();
+        assert_eq!(told, [1, 2, 3, 4].map(|id| format!("{{\"id\":{id},\"price\":7}}")), "{primary:?}");
     }
 }
 
@@ -291,52 +337,4 @@ fn progress_tells_of_a_long_pause() {
         streams[0].says(&["info: 1 rows so far, 0 a second; paused: 1h between two chunks"])
             && streams[1].says(&[r#""paused":"1h between two chunks""#])
     });
-}
-
-/// The queries of README.md, each with the comment above it.
-fn readme_queries() -> Vec<(String, String)> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let block = readme
-        .split_once("\n### Slow it down\n")
-        .unwrap()
-        .1
-        .split_once("\n```sql\n")
-        .unwrap()
-        .1
-        .split_once("\n```")
-        .unwrap()
-        .0
-        .to_owned();
-    let queries = block.split("-- ").skip(1).map(|query| query.split_once('\n').unwrap());
-    queries.map(|(what, sql)| (what.to_owned(), sql.to_owned())).collect()
-}
-
-#[test]
-fn the_throttle_queries_of_the_readme_give_numbers() {
-    let [postgres, mariadb, _] = block_on(primaries("throttle_readme"));
-    block_on(mariadb.execute("CREATE TABLE heartbeat (ts VARCHAR(26) NOT NULL, server_id INT UNSIGNED PRIMARY KEY)"));
-    let now = "DATE_FORMAT(UTC_TIMESTAMP(6) - INTERVAL 15 SECOND, '%Y-%m-%dT%H:%i:%s.%f')";
-    block_on(mariadb.execute(&format!("INSERT INTO heartbeat VALUES ({now}, 1)")));
-    let queries = readme_queries();
-    assert_eq!(queries.len(), 5);
-    for (what, sql) in queries {
-        let (primary, dialect) = match what.starts_with("Postgres") {
-            true => (&postgres, Dialect::Postgres),
-            false => (&mariadb, Dialect::MySql),
-        };
-        let number = block_on(async {
-            let mut database = Database::open(&primary.url).await.unwrap();
-            database.number(&Question::parse(&sql, dialect).unwrap()).await
-        });
-        let number = number.unwrap_or_else(|trouble| panic!("{what}: {trouble:#}"));
-        match what.split_once(": ").unwrap().1 {
-            // Few of the 20 sessions are there.
-            active if active.starts_with("active") => {
-                assert!((-20.0..0.0).contains(&number.unwrap()), "{what}: {number:?}")
-            }
-            // The test's server has no replica and is none.
-            _ if dialect == Dialect::Postgres => assert_eq!(number, None, "{what}"),
-            _ => assert!((4.0..15.0).contains(&number.unwrap()), "{what}: {number:?}"),
-        }
-    }
 }
