@@ -39,6 +39,9 @@ def gather(world):
     for number, folder in enumerate(world.variables["KSYNC_ZOOKEEPER_DATA"].split(":"), 1):
         for file in (world.servers_folder / folder / "version-2").glob("log.*"):
             shutil.copy(file, world.history / f"zookeeper-{number}-{file.name}")
+        for file in (world.servers_folder / folder / "version-2").glob("snapshot.*"):
+            # Its name tells all that is to be known of it.
+            (world.history / f"zookeeper-{number}-{file.name}").touch()
 
 
 def to_file(path, command):
@@ -67,7 +70,7 @@ def load(folder):
         history.accepted.append((Seat(name, partition), term, first, last))
     history.runs, history.holes = runs(folder / "runs.jsonl")
     history.ops = ops(folder / "actions.jsonl", notes)
-    history.txns = txn_log.read(sorted(folder.glob("zookeeper-*-log.*")))
+    history.txns = txn_log.read(folder)
     return history
 
 

@@ -29,12 +29,13 @@ SET = text("/offset") + text("42") + struct.pack(">i", 3)
 
 
 class Logs(unittest.TestCase):
-    def read(self, *servers):
+    def read(self, *servers, snapshots=()):
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"log.{number}" for number in range(len(servers))]
-            for file, data in zip(files, servers):
-                file.write_bytes(data)
-            return txn_log.read(files)
+            for number, data in enumerate(servers):
+                Path(folder, f"zookeeper-{number}-log.1").write_bytes(data)
+            for number, zxid in snapshots:
+                Path(folder, f"zookeeper-{number}-snapshot.{zxid:x}").touch()
+            return txn_log.read(Path(folder))
 
     def test_a_transaction_of_several_operations_is_read_with_its_fence(self):
         multi = struct.pack(">i", 2) + CHECKED + part(txn_log.SET_DATA, SET)
@@ -48,8 +49,20 @@ class Logs(unittest.TestCase):
 
     def test_what_several_servers_have_is_told_once_and_in_order(self):
         first, second = (record(txn_log.SET_DATA, SET, zxid) for zxid in (1, 2))
-        read = self.read(HEADER + second, HEADER + first + second)
+        read = self.read(HEADER + second, HEADER + first + second, snapshots=[(0, 1)])
         self.assertEqual([txn.zxid for txn in read], [1, 2])
+
+    def test_what_others_have_gone_on_without_was_never_committed(self):
+        old, lost, new = (record(txn_log.SET_DATA, SET, zxid) for zxid in (0x100000001, 0x100000002, 0x200000001))
+        for behind, zxids in [
+            ([old + lost, old + new, old + new], [0x100000001, 0x200000001]),
+            # It led on, and others got a snapshot; or nobody has gone on yet.
+            ([old + lost + new, old + new, old + new], [0x100000001, 0x100000002, 0x200000001]),
+            ([old + lost, old, old], [0x100000001, 0x100000002]),
+        ]:
+            snapshots = [(1, 0x100000002), (2, 0x100000002)] if behind[0] == old + lost + new else []
+            read = self.read(*(HEADER + server for server in behind), snapshots=snapshots)
+            self.assertEqual([txn.zxid for txn in read], zxids)
 
     def test_zeros_and_half_a_record_end_a_log(self):
         whole = record(txn_log.SET_DATA, SET)

@@ -1,5 +1,7 @@
 """Reads ZooKeeper's transaction logs: who led a seat when, and who wrote its offset."""
 
+import bisect
+import collections
 import dataclasses
 import struct
 
@@ -49,16 +51,32 @@ class Reader:
         return self.buffer().decode()
 
 
-def read(files):
+def read(folder):
     """All transactions of some servers' logs, each of them once and in order.
 
-    A single server may lack some: it got a snapshot in their place when it came back.
+    A single server may lack some: it got a snapshot in their place when it came back. And it may have some more, which were
+    never committed: a leader that was cut off has logged them, and the others have gone on without.
     """
-    found = {}
-    for file in files:
-        for txn in read_one(file.read_bytes()):
-            found[txn.zxid] = txn
-    return [found[zxid] for zxid in sorted(found)]
+    found, logged, snapshots = {}, collections.defaultdict(list), collections.defaultdict(list)
+    for file in sorted(folder.glob("zookeeper-*")):
+        server, _, name = file.name.rpartition("-")
+        if name.startswith("snapshot."):
+            snapshots[server].append(int(name.removeprefix("snapshot."), 16))
+        elif name.startswith("log."):
+            for txn in read_one(file.read_bytes()):
+                found[txn.zxid] = txn
+                logged[server].append(txn.zxid)
+    for zxids in logged.values():
+        zxids.sort()
+    passed_over = {zxid for zxid in found for server in logged if passes_over(zxid, logged[server], snapshots[server])}
+    return [found[zxid] for zxid in sorted(found.keys() - passed_over)]
+
+
+def passes_over(zxid, logged, snapshots):
+    """Whether a server has gone on without it: it has a later one next, and no snapshot in between that may hold it."""
+    at = bisect.bisect_left(logged, zxid)
+    following = logged[at:at + 1]
+    return following not in ([], [zxid]) and not any(zxid <= snapshot < following[0] for snapshot in snapshots)
 
 
 def read_one(data):
