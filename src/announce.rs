@@ -14,16 +14,18 @@ use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
 use crate::topic::Topic;
 
-const UNCOVERED: &str = "cannot send the delay messages; nothing was changed";
+/// What it means that delay messages of a change do not arrive.
+pub const UNCOVERED: &str = "cannot send the delay messages; nothing was changed";
 /// What it means that instant messages of a change do not arrive.
 pub const UNANNOUNCED: &str = "cannot send the instant messages; the delay messages cover the change";
 
 /// How often delay messages are sent that take too long.
 const COVERINGS: usize = 10;
 
-/// Sends the messages of changed records to a topic and its delay topic.
+/// Sends the messages of changed records, those of one set of changes after those of the one before.
 pub struct Announcer {
-    to: Destination,
+    /// How long the delayer holds a message back.
+    delay: Duration,
     delays: Lane,
     /// Delay messages of what is changed next.
     ahead: Lane,
@@ -32,13 +34,20 @@ pub struct Announcer {
     longest: Duration,
 }
 
-/// Where messages go.
-struct Destination {
+/// A topic and its delay topic, to which messages go.
+#[derive(Clone, Debug)]
+pub struct Destination {
     topic: Topic,
     delay_topic: Topic,
-    delay: Duration,
     /// Only these; empty means all.
     partitions: Vec<i32>,
+}
+
+/// Changed records of one topic. Those of several topics make one set of changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Changed<'a> {
+    pub to: &'a Destination,
+    pub changes: &'a [Change],
 }
 
 /// That delay messages were acknowledged, and when their sending began; `None` where there are none.
@@ -76,16 +85,14 @@ impl Phases {
 
 impl Announcer {
     /// `delay` is how long the delayer holds a message back.
-    pub fn new(writer: &Writer, topic: &Topic, partitions: &[i32], delay: Duration) -> Result<Announcer> {
-        let (delay_topic, topic, partitions) = (topic.delay()?, topic.clone(), partitions.to_vec());
-        let to = Destination { topic, delay_topic, delay, partitions };
+    pub fn new(writer: &Writer, delay: Duration) -> Announcer {
         let (delays, ahead, instants) = (writer.lane(), writer.lane(), writer.lane());
-        Ok(Announcer { to, delays, ahead, instants, longest: Duration::ZERO })
+        Announcer { delay, delays, ahead, instants, longest: Duration::ZERO }
     }
 
     /// Has delay messages of the changes acknowledged.
-    pub async fn cover(&mut self, changes: &[Change], phases: Phases) -> Result<Covered> {
-        self.to.covered(&mut self.delays, changes, phases).await
+    pub async fn cover(&mut self, changed: &[Changed<'_>], phases: Phases) -> Result<Covered> {
+        covered(self.delay, &mut self.delays, changed, phases).await
     }
 
     /// Runs the action, and queues the instant messages of what it has changed; [`Announcer::settled`] tells whether they
@@ -98,19 +105,19 @@ impl Announcer {
     /// messages then; the delay messages stay and heal what a half-done action may have left.
     pub async fn act<T>(
         &mut self,
-        covered: Covered,
-        (changes, next): (&[Change], &[Change]),
+        now: Covered,
+        (changed, next): (&[Changed<'_>], &[Changed<'_>]),
         phases: Phases,
         action: impl Future<Output = Result<T>>,
     ) -> Result<(T, Result<Covered>)> {
-        let renews = covered.since.is_some() && !Mutant::RenewsNothing.is_on();
-        let mut since = covered.since.unwrap_or_else(Instant::now);
-        let Announcer { to, delays, ahead, instants, longest } = self;
-        if renews && since.elapsed() >= to.half() {
-            since = to.cover(delays, changes).await.context(UNCOVERED)?;
+        let Announcer { delay, delays, ahead, instants, longest } = self;
+        let (delay, renews) = (*delay, now.since.is_some() && !Mutant::RenewsNothing.is_on());
+        let mut since = now.since.unwrap_or_else(Instant::now);
+        if renews && since.elapsed() >= half(delay) {
+            since = cover(delay, delays, changed).await.context(UNCOVERED)?;
         }
         let started = Instant::now();
-        let mut ahead = std::pin::pin!(to.covered(ahead, next, phases));
+        let mut ahead = std::pin::pin!(covered(delay, ahead, next, phases));
         let mut next_covered = None;
         let done = {
             let mut action = std::pin::pin!(action);
@@ -118,9 +125,9 @@ impl Announcer {
                 tokio::select! {
                     // Whoever wakes up after a long sleep sends them first.
                     biased;
-                    () = tokio::time::sleep_until(since + to.half()), if renews => {
-                        info!("the action is still at work: sending its {} delay messages again", changes.len());
-                        since = to.cover(delays, changes).await.context(
+                    () = tokio::time::sleep_until(since + half(delay)), if renews => {
+                        info!("the action is still at work: sending its {} delay messages again", count(changed));
+                        since = cover(delay, delays, changed).await.context(
                             "cannot send delay messages again; the action was ended, since nothing would tell of what it \
                              changes from now on",
                         )?;
@@ -130,17 +137,17 @@ impl Announcer {
                 }
             }
         };
-        if covered.since.is_some() {
+        if now.since.is_some() {
             *longest = (*longest).max(started.elapsed());
         }
         let done = done?;
         if phases != Phases::DelayOnly {
             // Of the changes before; what was changed since is announced whatever became of these.
-            let before = to.settled(instants).await;
-            let now = to.instant_messages(instants, changes).await;
+            let before = settled(instants).await;
+            let now = instant_messages(instants, changed).await;
             if let Err(error) = before.and(now) {
                 // Those that are on their way may arrive all the same.
-                drop(to.settled(instants).await);
+                drop(settled(instants).await);
                 return Err(error.context(UNANNOUNCED));
             }
         }
@@ -153,24 +160,24 @@ impl Announcer {
 
     /// Says so where an action took longer than the delay.
     pub fn warn_of_short_delay(&self) {
-        if self.longest > self.to.delay {
+        if self.longest > self.delay {
             warn!(
                 "the longest action took {:.1} s, the delay is {}: what it changes is covered only while ksync-stream lives \
                  to send its delay messages again; give a longer --delay, also to ksync-delayer, or a smaller --chunk-size",
                 self.longest.as_secs_f64(),
-                humantime::format_duration(self.to.delay)
+                humantime::format_duration(self.delay)
             );
         }
     }
 
     /// Queues the instant messages; [`Announcer::settled`] tells whether they arrived.
-    pub async fn instant_messages(&mut self, changes: &[Change]) -> Result<()> {
-        self.to.instant_messages(&mut self.instants, changes).await
+    pub async fn instant_messages(&mut self, changed: &[Changed<'_>]) -> Result<()> {
+        instant_messages(&mut self.instants, changed).await
     }
 
     /// What becomes of the messages.
     pub fn outlook(&self, phases: Phases) -> String {
-        let delay = humantime::format_duration(self.to.delay);
+        let delay = humantime::format_duration(self.delay);
         match phases {
             Phases::Both => {
                 format!("consumers get the instant ones now, the delay messages {delay} after they were sent")
@@ -187,61 +194,20 @@ impl Announcer {
 
     /// Waits until all instant messages that were queued are acknowledged.
     pub async fn settled(&mut self) -> Result<()> {
-        self.to.settled(&mut self.instants).await
+        settled(&mut self.instants).await
     }
 }
 
 impl Destination {
-    async fn covered(&self, lane: &mut Lane, changes: &[Change], phases: Phases) -> Result<Covered> {
-        if phases == Phases::InstantOnly || Mutant::SendsInstantOnly.is_on() {
-            return Ok(Covered { since: None });
-        }
-        let since = self.cover(lane, changes).await.context(UNCOVERED)?;
-        Ok(Covered { since: Some(since) })
+    /// `partitions` are the only ones that messages go to; none means all.
+    ///
+    /// Fails where the topic's name is too long for one of a delay topic.
+    pub fn new(topic: &Topic, partitions: &[i32]) -> Result<Destination> {
+        Ok(Destination { topic: topic.clone(), delay_topic: topic.delay()?, partitions: partitions.to_vec() })
     }
 
-    /// Sends delay messages until all of them were acknowledged within half of the delay, and tells when that sending
-    /// began: those that were on their way for longer, or waited for others that were, may be sent on already.
-    async fn cover(&self, lane: &mut Lane, changes: &[Change]) -> Result<Instant> {
-        for _ in 0..COVERINGS {
-            let begun = Instant::now();
-            self.delay_messages(lane, changes).await?;
-            let took = begun.elapsed();
-            if took <= self.half() {
-                return Ok(begun);
-            }
-            info!("{} delay messages took {:.1} s: sending them again", changes.len(), took.as_secs_f64());
-        }
-        Err(Exit::Again.because(anyhow!(
-            "{} delay messages took longer than half of the delay each of {COVERINGS} times; give a longer --delay, also \
-             to ksync-delayer, or a smaller --chunk-size",
-            changes.len()
-        )))
-    }
-
-    /// Of the delay; but no shorter than what messages may well take.
-    fn half(&self) -> Duration {
-        (self.delay / 2).max(Duration::from_millis(100))
-    }
-
-    async fn delay_messages(&self, lane: &mut Lane, changes: &[Change]) -> Result<()> {
-        let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
-        let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| self.plain(change, value)).collect();
-        let sent = lane.send_all(&self.delay_topic, &messages).await;
-        // The lane does not know of a message that was not even queued.
-        lane.settled().await.and(sent).map_err(|undelivered| failure(undelivered, &self.delay_topic))
-    }
-
-    async fn instant_messages(&self, lane: &mut Lane, changes: &[Change]) -> Result<()> {
-        let messages: Vec<_> = changes.iter().map(|change| self.plain(change, &change.payload)).collect();
-        lane.send_all(&self.topic, &messages).await.map_err(|undelivered| failure(undelivered, &self.topic))
-    }
-
-    async fn settled(&self, instants: &mut Lane) -> Result<()> {
-        if Mutant::ExitsUnflushed.is_on() {
-            return Ok(());
-        }
-        instants.settled().await.map_err(|undelivered| failure(undelivered, &self.topic))
+    pub fn topic(&self) -> &Topic {
+        &self.topic
     }
 
     fn plain<'a>(&self, change: &'a Change, value: &'a [u8]) -> Plain<'a> {
@@ -258,7 +224,73 @@ impl Destination {
     }
 }
 
-fn failure(undelivered: Undelivered, topic: &Topic) -> anyhow::Error {
+async fn covered(delay: Duration, lane: &mut Lane, changed: &[Changed<'_>], phases: Phases) -> Result<Covered> {
+    if phases == Phases::InstantOnly || Mutant::SendsInstantOnly.is_on() {
+        return Ok(Covered { since: None });
+    }
+    let since = cover(delay, lane, changed).await.context(UNCOVERED)?;
+    Ok(Covered { since: Some(since) })
+}
+
+/// Sends delay messages until all of them were acknowledged within half of the delay, and tells when that sending
+/// began: those that were on their way for longer, or waited for others that were, may be sent on already.
+async fn cover(delay: Duration, lane: &mut Lane, changed: &[Changed<'_>]) -> Result<Instant> {
+    for _ in 0..COVERINGS {
+        let begun = Instant::now();
+        delay_messages(lane, changed).await?;
+        let took = begun.elapsed();
+        if took <= half(delay) {
+            return Ok(begun);
+        }
+        info!("{} delay messages took {:.1} s: sending them again", count(changed), took.as_secs_f64());
+    }
+    Err(Exit::Again.because(anyhow!(
+        "{} delay messages took longer than half of the delay each of {COVERINGS} times; give a longer --delay, also \
+         to ksync-delayer, or a smaller --chunk-size",
+        count(changed)
+    )))
+}
+
+/// After which time delay messages are sent again: half of the delay, but no sooner than they may well take.
+pub fn half(delay: Duration) -> Duration {
+    (delay / 2).max(Duration::from_millis(100))
+}
+
+fn count(changed: &[Changed<'_>]) -> usize {
+    changed.iter().map(|changed| changed.changes.len()).sum()
+}
+
+async fn delay_messages(lane: &mut Lane, changed: &[Changed<'_>]) -> Result<()> {
+    let mut sent = Ok(());
+    for Changed { to, changes } in changed {
+        let values: Vec<_> = changes.iter().map(|change| change.delay_message(SystemTime::now())).collect();
+        let messages: Vec<_> = changes.iter().zip(&values).map(|(change, value)| to.plain(change, value)).collect();
+        sent = lane.send_all(&to.delay_topic, &messages).await;
+        if sent.is_err() {
+            break;
+        }
+    }
+    // The lane does not know of a message that was not even queued.
+    lane.settled().await.and(sent).map_err(failure)
+}
+
+async fn instant_messages(lane: &mut Lane, changed: &[Changed<'_>]) -> Result<()> {
+    for Changed { to, changes } in changed {
+        let messages: Vec<_> = changes.iter().map(|change| to.plain(change, &change.payload)).collect();
+        lane.send_all(&to.topic, &messages).await.map_err(failure)?;
+    }
+    Ok(())
+}
+
+async fn settled(instants: &mut Lane) -> Result<()> {
+    if Mutant::ExitsUnflushed.is_on() {
+        return Ok(());
+    }
+    instants.settled().await.map_err(failure)
+}
+
+fn failure(undelivered: Undelivered) -> anyhow::Error {
     let exit = if undelivered.is_transient() { Exit::Again } else { Exit::Person };
-    exit.because(anyhow::Error::new(undelivered).context(format!("cannot write to topic {topic}")))
+    let topic = format!("cannot write to topic {}", undelivered.topic());
+    exit.because(anyhow::Error::new(undelivered).context(topic))
 }

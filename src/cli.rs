@@ -31,6 +31,7 @@ mod redrive;
 mod replay;
 mod resume;
 mod rows;
+mod serve;
 mod signals;
 mod throttles;
 mod values;
@@ -49,6 +50,7 @@ pub use redrive::RedriveOptions;
 pub use replay::ReplayOptions;
 pub use resume::ResumeOptions;
 pub use rows::{ActionOptions, ProgressOption, SourceOptions};
+pub use serve::ServeOptions;
 pub use throttles::ThrottleOptions;
 pub use values::{duration, size, time, time_to_come};
 

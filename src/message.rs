@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// One changed record as it is announced: both its messages are made from this.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Change {
     /// The record key: the text of the key column, or of several as a JSON array; without one any partition will do.
     pub key: Option<Vec<u8>>,

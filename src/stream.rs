@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use log::{error, info};
 use tokio::time::Instant;
 
-use crate::announce::{Announcer, Covered, Phases, UNANNOUNCED};
+use crate::announce::{Announcer, Covered, Destination, Phases, UNANNOUNCED};
 use crate::database::Trouble;
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -51,6 +51,7 @@ pub use window::Window;
 /// One run of ksync-stream.
 pub struct Stream {
     pub source: Source,
+    pub to: Destination,
     pub action: Option<Action>,
     pub phases: Phases,
     pub chunk: ChunkLimits,
@@ -64,11 +65,11 @@ pub struct Stream {
 impl Stream {
     /// Runs to the end of the source; asked to end earlier, it finishes the chunk and exits with status 75.
     pub async fn run(self, announcer: Announcer, progress: Progress, shutdown: &Shutdown) -> Result<Exit> {
-        let Stream { mut source, mut action, phases, chunk, read_ahead, resume, throttle } = self;
+        let Stream { mut source, to, mut action, phases, chunk, read_ahead, resume, throttle } = self;
         let Some(journal) = Journal::begin(resume, &mut source, action.as_mut()).await? else {
             return Ok(Exit::Done);
         };
-        let mut run = Run { announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
+        let mut run = Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
         run.progress.skip(run.journal.rows());
         let mut retries = 0;
         let ended = if action.is_none() && phases == Phases::InstantOnly {
@@ -89,6 +90,7 @@ impl Stream {
 
 /// What a run does its work with, whatever its rows and its action are.
 struct Run<'a> {
+    to: Destination,
     announcer: Announcer,
     journal: Journal,
     progress: Progress,
@@ -117,7 +119,7 @@ impl Run<'_> {
                 Err(error) => break Some(error),
                 Ok(Ok(Some(chunk))) => {
                     self.throttle.begin(chunk.changes());
-                    self.announcer.instant_messages(chunk.changes()).await?;
+                    self.announcer.instant_messages(&[chunk.changed(&self.to)]).await?;
                     if self.journal.is_kept() {
                         self.announcer.settled().await?;
                         self.journal.begin_chunk(&chunk, Phases::InstantOnly)?;
@@ -172,7 +174,7 @@ impl Run<'_> {
                 Some((chunk, covered, _)) => (chunk, covered?),
                 None => match self.next(source, action.as_deref_mut(), limits).await? {
                     Ok(Some(chunk)) => {
-                        let covered = self.announcer.cover(chunk.changes(), phases).await?;
+                        let covered = self.announcer.cover(&[chunk.changed(&self.to)], phases).await?;
                         (chunk, covered)
                     }
                     Ok(None) => {
@@ -197,8 +199,9 @@ impl Run<'_> {
                 act(action.as_deref_mut(), source, &chunk, mark).await?;
                 Ok(begun.elapsed())
             };
-            let changes = (chunk.changes(), next.as_ref().map_or(&[][..], Chunk::changes));
-            let (took, covered) = self.announcer.act(covered, changes, phases, action).await?;
+            let next_changed = next.as_ref().map(|next| next.changed(&self.to));
+            let changed = (&[chunk.changed(&self.to)][..], next_changed.as_slice());
+            let (took, covered) = self.announcer.act(covered, changed, phases, action).await?;
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }

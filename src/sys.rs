@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use rdkafka::bindings::*;
@@ -47,6 +49,14 @@ pub fn exit(status: u8) -> ! {
     drop(std::io::stdout().flush());
     // SAFETY: it does not return, and runs nothing of this process.
     unsafe { libc::_exit(status.into()) }
+}
+
+/// Takes a listening socket over that was passed on to this process, by the number of its descriptor.
+pub fn take_socket(descriptor: RawFd) -> io::Result<UnixListener> {
+    // SAFETY: whoever passes a descriptor on leaves it to this process, which asks for it once.
+    let listener = unsafe { UnixListener::from_raw_fd(descriptor) };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// What a broker says of each topic that it was asked for, by the topic's name.

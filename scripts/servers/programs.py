@@ -94,10 +94,20 @@ TOOLS = {
     "python3": ("python3", lambda: find("python3")),
     "ruby": ("ruby", lambda: find("ruby") and answers(["ruby", "-rjson", "-e", "1"])),
     "strace": ("strace", lambda: find("strace")),
+    "npm": ("npm", lambda: find("npm")),
+    "pip": ("python3-pip", lambda: answers(["python3", "-m", "pip", "--version"])),
+    "activerecord": ("ruby-activerecord", lambda: answers(["ruby", "-ractive_record", "-e", "1"])),
+    "ruby-pg": ("ruby-pg", lambda: answers(["ruby", "-rpg", "-e", "1"])),
+    "ruby-sqlite3": ("ruby-sqlite3", lambda: answers(["ruby", "-rsqlite3", "-e", "1"])),
 }
 
-# What tests need besides servers: what runs the handlers in examples/, and what ends a process at a system call.
-OTHERS = {"interpreters": ("node", "perl", "php", "python3", "ruby"), "strace": ("strace",)}
+# What tests need besides servers: what runs the handlers in examples/, what the clients in examples/ plug into, and what
+# ends a process at a system call.
+OTHERS = {
+    "interpreters": ("node", "perl", "php", "python3", "ruby"),
+    "frameworks": ("node", "npm", "python3", "pip", "ruby", "activerecord", "ruby-pg", "ruby-sqlite3"),
+    "strace": ("strace",),
+}
 
 
 def install(servers, yes, others=()):
@@ -110,6 +120,8 @@ def install(servers, yes, others=()):
     for server in servers:
         if "mvn" in server.tools:
             fetch_jars(server.name)
+    if "npm" in others:
+        fetch_frameworks()
 
 
 def missing_packages(tools):
@@ -153,18 +165,30 @@ def no_postgres_cluster(sudo, packages):
 
 def fetch_jars(server):
     pom = RECIPES / server / "pom.xml"
-    target = JARS / server
-    marker = target / f".complete-{hashlib.sha256(pom.read_bytes()).hexdigest()[:16]}"
-    with locked(JARS / f"{server}.lock"):
+    maven = ["mvn", "-q", "-B", "-f", pom, "dependency:copy-dependencies"]
+    fetch(server, pom, lambda part: [*maven, f"-DoutputDirectory={part}"])
+
+
+def fetch_frameworks():
+    """Those that are newer than Debian's, where programs of tests find them: by PYTHONPATH and NODE_PATH."""
+    python, node = RECIPES / "frameworks" / "python.txt", RECIPES / "frameworks" / "node.txt"
+    fetch("python", python, lambda part: ["python3", "-m", "pip", "install", "-q", "--target", part, "-r", python])
+    fetch("node", node, lambda part: ["npm", "install", "--silent", "--prefix", part, *node.read_text().split()])
+
+
+def fetch(name, recipe, command):
+    """Has the command fill a folder, unless the same recipe has done so already."""
+    target = JARS / name
+    marker = target / f".complete-{hashlib.sha256(recipe.read_bytes()).hexdigest()[:16]}"
+    with locked(JARS / f"{name}.lock"):
         if marker.exists():
             return
-        say(f"fetches the jars of {server}")
-        part = JARS / f"{server}.part"
+        say(f"fetches what {name} needs")
+        part = JARS / f"{name}.part"
         shutil.rmtree(part, ignore_errors=True)
-        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={part}"]
         for attempts_left in (2, 1, 0):
             try:
-                run(f"cannot fetch the jars of {server}", ["mvn", "-q", "-B", "-f", pom, *goal])
+                run(f"cannot fetch what {name} needs", command(part))
                 break
             except Failure:
                 if attempts_left == 0:

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use ksync::announce::{Announcer, Phases};
+use ksync::announce::{Announcer, Destination, Phases};
 use ksync::cli::{
     self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, PlanOptions, ProgressOption, ResumeOptions,
-    SourceOptions, ThrottleOptions, Tool, duration, size,
+    ServeOptions, SourceOptions, ThrottleOptions, Tool, duration, size,
 };
 use ksync::exit::Exit;
 use ksync::handler;
@@ -45,6 +45,8 @@ struct Cli {
     throttles: ThrottleOptions,
     #[command(flatten)]
     plan: PlanOptions,
+    #[command(flatten)]
+    serve: ServeOptions,
 
     /// Sends only these messages
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
@@ -96,6 +98,11 @@ impl Tool for Cli {
 }
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
+    if let Some(place) = &cli.serve.serve {
+        cli.delayers.check()?;
+        let delay = (&cli.delay, &cli.delayers);
+        return cli.serve.run(place, &cli.kafka, delay, &cli.source, &shutdown).await;
+    }
     let topic = cli.kafka.one_topic()?;
     cli.source.check(&cli.action)?;
     cli.delayers.check()?;
@@ -191,10 +198,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     };
     let Some((writer, throttle, source, total, resume)) = started else { return Ok(Exit::Done) };
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
-    let announcer = Announcer::new(&writer, topic, &cli.kafka.partition, delay)?;
+    let (announcer, to) = (Announcer::new(&writer, delay), Destination::new(topic, &cli.kafka.partition)?);
     let progress = cli.progress.start(cli.common.logging.quiet, total);
     let read_ahead = cli.read_ahead.into();
-    Stream { source, action, phases, chunk, read_ahead, resume, throttle }.run(announcer, progress, &shutdown).await
+    Stream { source, to, action, phases, chunk, read_ahead, resume, throttle }.run(announcer, progress, &shutdown).await
 }
 
 fn main() -> ExitCode {

@@ -87,8 +87,13 @@ async fn tell_systemd(board: Board, shutdown: Shutdown) {
     tell(|| sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("finishing what is under way")])).await;
 }
 
+/// Tells systemd that the process is ready, where it wants to know.
+pub(super) async fn tell_ready() {
+    tell(|| sd_notify::notify(&[NotifyState::Ready])).await;
+}
+
 /// As long as the runtime has this task turn, systemd hears of it, if it wants to.
-async fn show_life() {
+pub(super) async fn show_life() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut beat = interval(limit / 2);
     loop {

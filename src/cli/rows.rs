@@ -115,6 +115,11 @@ impl SourceOptions {
         }
     }
 
+    /// Those of a payload that make its record key.
+    pub(super) fn members(&self) -> Vec<String> {
+        if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() }
+    }
+
     pub(super) fn url(&self) -> Result<String> {
         let url = self.database.clone().or_else(|| std::env::var("DATABASE_URL").ok());
         url.ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
@@ -141,7 +146,7 @@ impl SourceOptions {
             (Some(query), _) => Rows::Query(query.clone()),
             (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
             (None, None) => {
-                let key = if self.key.is_empty() { vec![DEFAULT_KEY.to_owned()] } else { self.key.clone() };
+                let key = self.members();
                 return Ok((Source::Lines(Lines::new(key)), None));
             }
         };

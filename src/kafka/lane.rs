@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,8 +36,7 @@ pub struct Lane {
 pub(super) struct LaneReports {
     /// Records acknowledged before the first that failed.
     acknowledged: AtomicU64,
-    failure: OnceLock<KafkaError>,
-    has_failed: AtomicBool,
+    failure: OnceLock<Undelivered>,
     records: AtomicUsize,
     bytes: AtomicUsize,
     changed: Notify,
@@ -46,21 +45,24 @@ pub(super) struct LaneReports {
 }
 
 impl LaneReports {
+    fn has_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
     /// A record has its report.
-    pub fn delivered(&self, failure: Option<&KafkaError>, weight: usize) {
+    pub fn delivered(&self, failure: Option<(&str, &KafkaError)>, weight: usize) {
         match failure {
             Some(_) if Mutant::IgnoresDeliveryErrors.is_on() => {
                 self.acknowledged.fetch_add(1, Ordering::Release);
             }
-            None if !self.has_failed.load(Ordering::Acquire) => {
+            None if !self.has_failed() => {
                 self.acknowledged.fetch_add(1, Ordering::Release);
             }
             // After a failure a later record may well be acknowledged; it does not count, it will be sent again.
             None => {}
-            Some(error) => {
+            Some((topic, error)) => {
                 // Only the first failure is kept.
-                drop(self.failure.set(error.clone()));
-                self.has_failed.store(true, Ordering::Release);
+                drop(self.failure.set(Undelivered { topic: topic.to_owned(), error: error.clone() }));
             }
         }
         self.bytes.fetch_sub(weight, Ordering::Release);
@@ -86,8 +88,8 @@ impl Lane {
             self.reports.changed.notified().await;
         }
         loop {
-            if self.reports.has_failed.load(Ordering::Acquire) {
-                return Err(self.failure());
+            if let Some(failure) = self.reports.failure.get() {
+                return Err(failure.clone());
             }
             self.reports.records.fetch_add(1, Ordering::Relaxed);
             self.reports.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -97,7 +99,7 @@ impl Lane {
             self.reports.records.fetch_sub(1, Ordering::Relaxed);
             self.reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(self.undelivered(error));
+                return Err(self.refused(record.topic, error));
             }
             if Mutant::DropsOnQueueFull.is_on() {
                 return Ok(());
@@ -115,8 +117,8 @@ impl Lane {
             while !self.has_room() {
                 self.reports.changed.notified().await;
             }
-            if self.reports.has_failed.load(Ordering::Acquire) {
-                return Err(self.failure());
+            if let Some(failure) = self.reports.failure.get() {
+                return Err(failure.clone());
             }
             let some = at_once(rest);
             self.reports.records.fetch_add(some.len(), Ordering::Relaxed);
@@ -130,7 +132,7 @@ impl Lane {
             self.reports.bytes.fetch_sub(unsent, Ordering::Relaxed);
             let is_full = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
             match failed.into_iter().next() {
-                Some((_, error)) if !is_full(&error) => return Err(self.undelivered(error)),
+                Some((_, error)) if !is_full(&error) => return Err(self.refused(topic, error)),
                 Some(_) if Mutant::DropsOnQueueFull.is_on() => rest = &rest[some.len()..],
                 Some((index, _)) => {
                     rest = &rest[index..];
@@ -154,7 +156,7 @@ impl Lane {
     }
 
     pub fn has_failed(&self) -> bool {
-        self.reports.has_failed.load(Ordering::Acquire)
+        self.reports.has_failed()
     }
 
     /// Returns at a report that came since the last call; also now and then without one.
@@ -170,33 +172,28 @@ impl Lane {
             // Not at each report: to be woken up for each costs more than the report.
             self.reports.emptied.notified().await;
         }
-        let failure = self.has_failed().then(|| self.failure());
+        let failure = self.reports.failure.get().cloned();
         self.reports = Arc::new(LaneReports::default());
-        match failure {
-            None => Ok(()),
-            Some(failure) => {
-                if let Err(error) = self.writer.replace_producer() {
-                    return Err(self.undelivered(error));
-                }
-                Err(failure)
-            }
+        let Some(failure) = failure else { return Ok(()) };
+        match self.writer.replace_producer() {
+            Ok(()) => Err(failure),
+            Err(error) => Err(Undelivered { error, ..failure }),
         }
+    }
+
+    /// Why a record was not even queued. A producer that had a fatal error takes none any more, and perhaps nobody has a report
+    /// of that.
+    fn refused(&self, topic: &Topic, error: KafkaError) -> Undelivered {
+        let error = self.writer.replace_producer().err().unwrap_or(error);
+        Undelivered { topic: topic.as_str().to_owned(), error }
     }
 
     fn has_room(&self) -> bool {
         let share = IN_FLIGHT / self.writer.lanes().max(1);
         let reports = &self.reports;
-        reports.has_failed.load(Ordering::Acquire)
+        reports.has_failed()
             || reports.bytes.load(Ordering::Acquire) < share
             || reports.records.load(Ordering::Acquire) < LEAST_IN_FLIGHT
-    }
-
-    fn failure(&self) -> Undelivered {
-        self.undelivered(self.reports.failure.get().cloned().unwrap_or(KafkaError::Canceled))
-    }
-
-    fn undelivered(&self, error: KafkaError) -> Undelivered {
-        Undelivered { error }
     }
 }
 
@@ -226,10 +223,16 @@ fn bytes(records: &[Plain<'_>]) -> usize {
 /// Why a record was not acknowledged. It may be in the log all the same.
 #[derive(Clone, Debug)]
 pub struct Undelivered {
+    topic: String,
     error: KafkaError,
 }
 
 impl Undelivered {
+    /// Where it was to go.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// Whether the same record may be taken later: no broker answers, too few replicas are there.
     pub fn is_transient(&self) -> bool {
         use RDKafkaErrorCode::{Fatal, PurgeInflight, PurgeQueue};

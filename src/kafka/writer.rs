@@ -9,7 +9,7 @@ use log::warn;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
 
@@ -196,7 +196,7 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, report: &DeliveryResult<'_>, lane: Arc<LaneReports>) {
         let (Ok(message) | Err((_, message))) = report;
-        let failure = report.as_ref().err().map(|(error, _)| error);
+        let failure = report.as_ref().err().map(|(error, _)| (message.topic(), error));
         lane.delivered(failure, weight(message));
     }
 }

@@ -1,13 +1,10 @@
 //! A Unix socket by which a run is looked at and steered while it is at work: a line is asked, a line is answered.
 
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
 use log::{debug, info, warn};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::status::{Console, printable};
-use crate::exit::Exit;
+use crate::socket::{self, SocketFile};
 
 const HELP: &str =
     "status; pause; resume; rate N (rows a second; 0 or off lifts it); stop (after the chunk under way); help";
@@ -33,9 +30,7 @@ const LINE: usize = 1024;
 /// The socket; gone with the value.
 #[derive(Debug)]
 pub struct Control {
-    path: PathBuf,
-    /// Device and number of the file that is ours.
-    file: (u64, u64),
+    _file: SocketFile,
     serving: JoinHandle<()>,
 }
 
@@ -44,49 +39,14 @@ impl Control {
     ///
     /// Fails where something is there already, but for a socket that nobody listens to any more: that is replaced.
     pub async fn listen(path: &Path, console: Console) -> Result<Control> {
-        let context = || format!("cannot listen at {}", path.display());
-        // Whoever is to connect to it could not if it were too long.
-        SocketAddr::from_pathname(path).with_context(context)?;
-        make_way(path).await.with_context(context)?;
-        // Under its own name only when its mode is set.
-        let made = path.with_file_name(format!(".{:08x}", rand::random::<u32>()));
-        let listener = UnixListener::bind(&made).with_context(context)?;
-        let placed = std::fs::set_permissions(&made, PermissionsExt::from_mode(0o600))
-            .and_then(|()| std::fs::symlink_metadata(&made))
-            .and_then(|file| std::fs::rename(&made, path).map(|()| file));
-        if placed.is_err() {
-            std::fs::remove_file(&made).unwrap_or_else(|error| debug!("{}: {error}", made.display()));
-        }
-        let file = placed.with_context(context)?;
-        let serving = tokio::spawn(serve(listener, console));
-        Ok(Control { path: path.to_owned(), file: (file.dev(), file.ino()), serving })
+        let (listener, file) = socket::listen(path, 0o600).await?;
+        Ok(Control { _file: file, serving: tokio::spawn(serve(listener, console)) })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         self.serving.abort();
-        let is_ours = |file: std::fs::Metadata| (file.dev(), file.ino()) == self.file;
-        if std::fs::symlink_metadata(&self.path).is_ok_and(is_ours)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Makes sure that nothing is lost by a rename to this path.
-async fn make_way(path: &Path) -> Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-        Ok(file) if !file.file_type().is_socket() => bail!("it is there already, and is no socket"),
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(Exit::Busy.because(anyhow!("another process listens there"))),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(error).context("another process may listen there"),
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::action::kept_awake;
 use super::failure;
+use crate::announce::{Changed, Destination};
 use crate::database::{self, Database, Key, Limit, Scan};
 use crate::message::{Change, key_of};
 
@@ -72,6 +73,11 @@ impl Chunk {
             Chunk::Lines(changes) => changes,
             Chunk::Rows(chunk) => &chunk.changes,
         }
+    }
+
+    /// The same as what is announced to a topic.
+    pub fn changed<'a>(&'a self, to: &'a Destination) -> Changed<'a> {
+        Changed { to, changes: self.changes() }
     }
 }
 

@@ -1,46 +1,15 @@
 //! ksync-stream as it is looked at and steered over a socket while it is at work.
 
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::stream::delayed;
-use crate::support::{End, Process, World, block_on, primaries};
+use crate::support::{Client, End, Process, World, block_on, primaries};
 use crate::throttle::lines;
-
-/// The client's side of a control socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn to(world: &World, path: &Path) -> Client {
-        let mut client = None;
-        world.eventually("somebody listens", || {
-            client = UnixStream::connect(path).ok();
-            client.is_some()
-        });
-        Client(BufReader::new(client.unwrap()))
-    }
-
-    fn say(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).unwrap();
-    }
-
-    /// The next line that it answers; nothing at the end.
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        line.trim_end_matches('\n').to_owned()
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        self.say(format!("{line}\n").as_bytes());
-        self.answer()
-    }
-}
 
 /// A run that is steered by a socket of its own.
 fn steered(world: &World, command: &str) -> (Process, PathBuf, Client) {
@@ -94,15 +63,13 @@ fn a_run_is_looked_at_and_steered_while_it_is_at_work() {
     client.say(&[b'x'; 5000]);
     assert_eq!(client.answer(), "error: a line has less than 1024 bytes");
     // What it has not read of the line may make this an error.
-    assert!(client.0.read_line(&mut String::new()).map_or(true, |read| read == 0));
+    assert!(client.is_closed());
 
     // Of many clients some wait; whoever leaves makes room.
     let mut idle: Vec<_> = (0..15).map(|_| Client::to(&world, &path)).collect();
     let mut late = Client::to(&world, &path);
     late.say(b"status\n");
-    late.0.get_ref().set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert!(late.0.read_line(&mut String::new()).is_err());
-    late.0.get_ref().set_read_timeout(None).unwrap();
+    assert!(late.is_silent_for(Duration::from_millis(200)));
     idle.pop();
     assert!(late.answer().starts_with("30 rows in 6 chunks, "));
 

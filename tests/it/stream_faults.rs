@@ -63,7 +63,9 @@ fn a_connection_that_the_database_ends_leaves_whole_chunks_and_the_next_run_goes
         let source = format!("-t {topic} --database {} --table products --chunk-size 10 {keep}", primary.url);
         let slow = if primary.dialect == Dialect::Postgres { "pg_sleep(0.06) IS NOT NULL" } else { "SLEEP(0.06) = 0" };
         let sql = format!("--sql \"UPDATE products SET price = price + 1 WHERE id IN (:keys) AND {slow}\"");
-        let mut stream = world.stream(&format!("{source} --chunk-time 1h {sql}"));
+        // Whole chunks, also where the database sleeps for rows that are not of the chunk.
+        let command = format!("{source} --chunk-time 1h {sql}");
+        let mut stream = world.stream(&command);
         world.eventually("some chunks are done", || changed(&primary).len() >= 20);
         let (ends, sessions) = match primary.dialect {
             Dialect::Postgres => {
@@ -85,7 +87,7 @@ fn a_connection_that_the_database_ends_leaves_whole_chunks_and_the_next_run_goes
         let (done, told) = (changed(&primary).len(), delayed(&world, &topic).len());
         assert!(done % 10 == 0 && done < 60 && told >= done, "{done} changed, {told} delay messages");
         assert_eq!(world.kafka.count(&topic), done as i64, "{primary:?}");
-        let mut next = world.stream(&format!("{source} {sql}"));
+        let mut next = world.stream(&command);
         assert_eq!((next.wait(), changed(&primary).len()), (End::Status(0), 60), "{primary:?}: {:?}", next.log());
     }
 }

@@ -1,6 +1,7 @@
 //! A world for each test: its own place in Kafka and ZooKeeper, the processes it starts, and what these said if it fails.
 
 mod broker;
+mod client;
 mod clock;
 mod database;
 mod freezer;
@@ -24,10 +25,10 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ::zookeeper::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
+pub use self::client::Client;
 pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
 pub use self::freezer::Freezer;
@@ -57,7 +58,7 @@ pub struct World {
     pub dir: PathBuf,
     pub services: Arc<Services>,
     pub kafka: Kafka,
-    client: OnceCell<Client>,
+    client: OnceCell<::zookeeper::Client>,
     said: RefCell<Vec<(String, Lines)>>,
     made: Cell<u32>,
 }

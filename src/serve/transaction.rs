@@ -1,0 +1,260 @@
+//! One transaction of an application: its delay messages, until it is told what has become of it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use log::debug;
+use tokio::select;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Shared;
+use super::connection::Reply;
+use super::request::Changes;
+use crate::announce::{Announcer, Phases, UNANNOUNCED, UNCOVERED, half};
+use crate::exit::Exit;
+
+/// How long a transaction is kept whose end nobody tells.
+const KEPT: Duration = Duration::from_secs(3600);
+/// After which time delay messages that were not acknowledged are sent again, while the transaction lasts.
+const RETRY: Duration = Duration::from_secs(1);
+/// How many delay requests are served at once.
+const AT_ONCE: usize = 250;
+/// What it means for a transaction of which some delay messages were not acknowledged.
+const UNTOLD: &str =
+    "cannot send the instant messages, and not all delay messages were sent; announce the change once more";
+
+/// A transaction that is under way. Dropped, it is forgotten.
+pub(super) struct Transaction {
+    asked: UnboundedSender<Asked>,
+}
+
+enum Asked {
+    /// With the room in memory that the changes take; without any nothing is kept.
+    Delay(Changes, Option<OwnedSemaphorePermit>, Reply),
+    Instant(Changes, Reply),
+}
+
+impl Transaction {
+    pub fn begin(shared: &Arc<Shared>) -> Transaction {
+        let (asked, asking) = unbounded_channel();
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            shared.open.fetch_add(1, Ordering::Relaxed);
+            serve(&shared, asking).await;
+            shared.open.fetch_sub(1, Ordering::Relaxed);
+        });
+        Transaction { asked }
+    }
+
+    /// Has delay messages of the changes acknowledged, and sends them again and again until the transaction has ended.
+    pub fn cover(&self, changes: Changes, room: Option<OwnedSemaphorePermit>, reply: Reply) {
+        self.ask(Asked::Delay(changes, room, reply));
+    }
+
+    /// Sends the instant messages of all its changes, and of these.
+    pub fn commit(self, changes: Changes, reply: Reply) {
+        self.ask(Asked::Instant(changes, reply));
+    }
+
+    fn ask(&self, asked: Asked) {
+        // Its task ends only with this; else the reply answers by its own end.
+        drop(self.asked.send(asked));
+    }
+}
+
+/// What is known of a transaction.
+#[derive(Default)]
+struct Kept {
+    parts: Vec<Arc<Changes>>,
+    rooms: Vec<OwnedSemaphorePermit>,
+    /// Some of it is not kept: only the application knows all.
+    is_partial: bool,
+    /// Some of it was never covered.
+    is_uncovered: bool,
+}
+
+impl Kept {
+    fn add(&mut self, part: Arc<Changes>, room: Option<OwnedSemaphorePermit>) {
+        match room {
+            Some(room) if !self.is_partial => {
+                self.parts.push(part);
+                self.rooms.push(room);
+            }
+            _ => self.give_up(),
+        }
+    }
+
+    /// Only the application knows what was changed.
+    fn give_up(&mut self) {
+        *self = Kept { is_partial: true, is_uncovered: self.is_uncovered, ..Kept::default() };
+    }
+}
+
+/// From its first request to its end.
+async fn serve(shared: &Arc<Shared>, mut asking: UnboundedReceiver<Asked>) {
+    let (mut kept, mut coverings, mut some) = (Kept::default(), FuturesUnordered::new(), vec![]);
+    let (begun, mut renewing, mut renew_at) = (Instant::now(), false, None::<Instant>);
+    let committed = loop {
+        let renewal = async {
+            match renew_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        select! {
+            biased;
+            count = asking.recv_many(&mut some, AT_ONCE) => {
+                if count == 0 {
+                    break None;
+                }
+                let (mut parts, mut replies, mut committed) = (vec![], vec![], None);
+                for asked in some.drain(..) {
+                    match asked {
+                        Asked::Delay(changes, room, reply) => {
+                            let part = Arc::new(changes);
+                            kept.add(part.clone(), room);
+                            parts.push(part);
+                            replies.push(reply);
+                        }
+                        Asked::Instant(changes, reply) => committed = Some((changes, reply)),
+                    }
+                }
+                if !parts.is_empty() {
+                    coverings.push(covering(shared, parts, replies, false));
+                }
+                if committed.is_some() {
+                    break committed;
+                }
+            }
+            Some(Covering { sent, count, was_renewal }) = coverings.next() => {
+                renewing &= !was_renewal;
+                let covers_all = sent.is_ok() && was_renewal && count == kept.parts.len();
+                kept.is_uncovered = sent.is_err() || (kept.is_uncovered && !covers_all);
+                let at = match sent {
+                    Ok(since) => since + half(shared.delay),
+                    Err(Exit::Again) => Instant::now() + RETRY,
+                    // It will hardly be taken later.
+                    Err(_) => Instant::now() + half(shared.delay).max(RETRY),
+                };
+                renew_at = Some(renew_at.map_or(at, |other| other.min(at)));
+            }
+            () = renewal, if !renewing => {
+                (renewing, renew_at) = (true, None);
+                if !kept.parts.is_empty() {
+                    coverings.push(covering(shared, kept.parts.clone(), vec![], true));
+                }
+            }
+            () = sleep_until(begun + KEPT), if !kept.is_partial => {
+                debug!("giving up a transaction of which nobody has told the end for {KEPT:?}");
+                kept.give_up();
+            }
+        }
+    };
+    let Some((changes, reply)) = committed else {
+        drop((kept, asking));
+        // What was asked is answered yet.
+        while coverings.next().await.is_some() {}
+        return;
+    };
+    let mut announcing = pin!(announce(shared, &kept, changes, reply));
+    loop {
+        select! {
+            () = &mut announcing => break,
+            Some(_) = coverings.next() => {}
+        }
+    }
+    while coverings.next().await.is_some() {}
+}
+
+/// How delay messages were sent.
+struct Covering {
+    /// Since when they cover, where they were acknowledged.
+    sent: Result<Instant, Exit>,
+    /// Of parts.
+    count: usize,
+    was_renewal: bool,
+}
+
+/// Has delay messages acknowledged of which nothing can be kept.
+pub(super) fn cover_once(shared: &Arc<Shared>, changes: Changes, reply: Reply) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        covering(&shared, vec![Arc::new(changes)], vec![reply], false).await;
+    });
+}
+
+/// Sends delay messages, and answers those who have asked.
+async fn covering(shared: &Arc<Shared>, parts: Vec<Arc<Changes>>, replies: Vec<Reply>, was_renewal: bool) -> Covering {
+    let begun = Instant::now();
+    let changed: Vec<_> = parts.iter().flat_map(|part| part.to(&shared.topics)).collect();
+    let mut announcer = Announcer::new(&shared.writer, shared.delay);
+    let sending = announcer.cover(&changed, Phases::Both);
+    let covered = if was_renewal {
+        // Nobody waits for it.
+        sending.await.inspect(|_| shared.health.is_well())
+    } else {
+        match shared.health.may_try() {
+            Ok(()) => shared.in_time(UNCOVERED, sending).await,
+            Err(away) => Err(Exit::Again.because(away.context(UNCOVERED))),
+        }
+    };
+    let told = covered.as_ref().map(drop).map_err(|error| format!("{error:#}"));
+    for reply in replies {
+        reply.give(told.clone().map_err(anyhow::Error::msg));
+    }
+    let sent = covered.map(|_| begun).map_err(|error| Exit::of(&error));
+    Covering { sent, count: parts.len(), was_renewal }
+}
+
+/// Sends the instant messages of a transaction that was committed, each record's once.
+async fn announce(shared: &Arc<Shared>, kept: &Kept, changes: Changes, reply: Reply) {
+    if kept.is_partial && changes.is_empty() {
+        return reply.give(Err(anyhow!("the transaction is not known as a whole; send its messages along")));
+    }
+    let all = Changes::last_of_each(kept.parts.iter().map(|part| &**part).chain([&changes]));
+    let what = if kept.is_uncovered { UNTOLD } else { UNANNOUNCED };
+    send(shared, all, what, reply).await;
+}
+
+/// Sends instant messages, and answers in time: to their end, whether that is in time or not. None are sent while Kafka is known to
+/// be away.
+pub(super) async fn send(shared: &Arc<Shared>, changes: Changes, what: &'static str, reply: Reply) {
+    if let Err(away) = shared.health.may_try() {
+        return reply.give(Err(away.context(what)));
+    }
+    let sending = tokio::spawn({
+        let shared = shared.clone();
+        async move {
+            let mut announcer = Announcer::new(&shared.writer, shared.delay);
+            announcer.instant_messages(&changes.to(&shared.topics)).await.context(what)?;
+            announcer.settled().await.context(what)
+        }
+    });
+    reply.give(shared.in_time(what, async { sending.await? }).await);
+}
+
+impl Shared {
+    /// What Kafka says in time, or that it has not; notes whether it is there.
+    async fn in_time<T>(&self, what: &'static str, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        let begun = Instant::now();
+        let asked = match timeout(self.ack_timeout, asking).await {
+            Ok(Err(error)) if Exit::of(&error) != Exit::Again => return Err(error),
+            Ok(asked) => asked,
+            Err(_) => {
+                let time = humantime::format_duration(self.ack_timeout);
+                Err(Exit::Again.because(anyhow!("Kafka has not acknowledged the messages within {time}")).context(what))
+            }
+        };
+        match &asked {
+            Ok(_) => self.health.is_well(),
+            Err(error) => self.health.is_away(begun, &error.root_cause().to_string()),
+        }
+        asked
+    }
+}
