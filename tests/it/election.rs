@@ -639,7 +639,8 @@ async fn a_lost_reply_to_the_candidates_making_leaves_one_candidate() {
     let proxy = Proxy::to(&world.server).await;
     let election = world.election_through(&proxy.address);
     world.lead(&election).await.release().await;
-    proxy.set(Mode::Deaf);
+    // What comes before the making has its answer.
+    proxy.set(Mode::DeafAfter("/leader/", 0));
     let (lease, ()) = tokio::join!(world.lead(&election), async {
         world.eventually("the candidate is made", async || world.queue().await.len() == 1).await;
         proxy.cut().await;
