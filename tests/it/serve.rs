@@ -150,20 +150,25 @@ fn what_is_no_request_is_told_and_the_next_one_is_served() {
 fn delay_messages_are_sent_again_until_the_end_of_the_transaction_is_told() {
     let world = World::new("serve-again");
     let topic = world.topic_with_delay("products", 1);
-    let (_stream, path) = serving(&world, &topic, "--delay 1s");
+    let (stream, path) = serving(&world, &topic, "--delay 1s");
     let mut client = Client::to(&world, &path);
     let count = || world.kafka.count(&format!("{topic}-delay"));
+    // What it has told last: a transaction has ended when nothing of it is on its way any more.
+    let has = |transactions: u32| {
+        stream.ask();
+        stream.log().last().is_some_and(|line| line.contains(&format!(" {transactions} transactions under way")))
+    };
     for (ids, op) in [(1, "instant"), (2, "forget"), (3, "")] {
         assert_eq!(client.ask(&request(1, "delay", &[ids])), ok(1));
         let before = count();
         world.eventually("they are sent again and again", || count() >= before + 3);
+        world.eventually("it is under way", || has(1));
         if op.is_empty() {
             client = Client::to(&world, &path);
         } else {
             assert_eq!(client.ask(&request(2, op, &[])), ok(2));
         }
-        // One may be on its way.
-        std::thread::sleep(Duration::from_millis(200));
+        world.eventually("it has ended", || has(0));
         let after = count();
         world.for_a_while(Duration::from_millis(1500), "and then no more", || count() == after);
     }
