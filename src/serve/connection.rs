@@ -1,6 +1,6 @@
 //! One application: its requests are read in turn, and answered as Kafka answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const SHORT: usize = 64 << 10;
 const UNANSWERED: usize = 1000;
 /// How long an application may take to read its answers, and to end a long request.
 const READING: Duration = Duration::from_secs(30);
+/// Of how many transactions of an application that are under way nothing may be kept.
+const UNKEPT: usize = 10_000;
 /// What a part of a transaction takes in memory besides its changes, about.
 const BESIDE: usize = 4 << 10;
 
@@ -145,6 +147,8 @@ async fn read(
         let mut rest = (&mut *from).take(LONGEST - SHORT as u64);
         let read = timeout(READING, rest.read_until(b'\n', line)).await;
         read.context("it does not end a request")?.context("cannot read a request")?;
+        // Before the turn is the next one's.
+        return Ok(shared.asked.clone().acquire_many_owned(u32::try_from(line.len())?).await?);
     }
     Ok(shared.asked.clone().acquire_many_owned(u32::try_from(line.len())?).await?)
 }
@@ -153,6 +157,8 @@ async fn read(
 #[derive(Default)]
 struct Transactions {
     open: HashMap<String, Transaction>,
+    /// Of which nothing is kept, not even of what comes later: only the application knows them as a whole.
+    unkept: HashSet<String>,
 }
 
 impl Transactions {
@@ -162,13 +168,18 @@ impl Transactions {
             Op::Delay => {
                 let weight = u32::try_from(BESIDE + changes.weight()).unwrap_or(u32::MAX);
                 let room = shared.kept.clone().try_acquire_many_owned(weight).ok();
-                if room.is_none() && !self.open.contains_key(&tx) {
+                let is_new = !self.open.contains_key(&tx);
+                if self.unkept.contains(&tx) || (room.is_none() && is_new) {
+                    if self.unkept.len() >= UNKEPT && !self.unkept.contains(&tx) {
+                        return reply.give(Err(anyhow!("too many transactions are under way; nothing was sent")));
+                    }
+                    self.unkept.insert(tx);
                     cover_once(shared, changes, reply);
                 } else {
                     self.open.entry(tx).or_insert_with(|| Transaction::begin(shared)).cover(changes, room, reply);
                 }
             }
-            Op::Instant => match self.open.remove(&tx) {
+            Op::Instant => match self.ended(&tx) {
                 Some(transaction) => transaction.commit(changes, reply),
                 None if changes.is_empty() => {
                     reply.give(Err(anyhow!("tx {tx} is not known here, or not any more; send its messages along")));
@@ -179,9 +190,15 @@ impl Transactions {
                 }
             },
             Op::Forget => {
-                self.open.remove(&tx);
+                drop(self.ended(&tx));
                 reply.give(Ok(()));
             }
         }
+    }
+
+    /// What is known of it, for the last time.
+    fn ended(&mut self, tx: &str) -> Option<Transaction> {
+        self.unkept.remove(tx);
+        self.open.remove(tx)
     }
 }

@@ -266,7 +266,16 @@ fn what_cannot_be_kept_is_covered_all_the_same_and_brings_its_messages_along() {
     assert!(unknown.contains("is not known here, or not any more; send its messages along"), "{unknown}");
     assert_eq!(client.ask(&request(3, "instant", &[1])), ok(3));
     assert_eq!(instant(&world, &topic), [r#"{"id":1}"#]);
+    // What nothing is kept of stays so, also when there is room again.
+    assert_eq!(client.ask(&request(6, "delay", &[3])), ok(6));
     drop(many);
+    world.eventually("nothing is kept", || {
+        stream.ask();
+        stream.says(&[" 0 transactions under way, 0 KiB"])
+    });
+    assert_eq!(client.ask(&request(7, "delay", &[4])), ok(7));
+    let unknown = client.ask(&request(8, "instant", &[]));
+    assert!(unknown.contains("is not known here, or not any more; send its messages along"), "{unknown}");
     world.eventually("there is room again", || {
         client.ask(&request(4, "delay", &[2]));
         client.ask(&request(5, "instant", &[])) == ok(5)
