@@ -35,6 +35,7 @@ mod serve;
 mod signals;
 mod throttles;
 mod values;
+mod verify;
 
 pub use bounded::BoundedOptions;
 pub use check::CheckOptions;
@@ -53,6 +54,7 @@ pub use rows::{ActionOptions, ProgressOption, SourceOptions};
 pub use serve::ServeOptions;
 pub use throttles::ThrottleOptions;
 pub use values::{duration, size, time, time_to_come};
+pub use verify::{Comparison, VerifyOptions};
 
 use config::parse;
 use hang_up::HangUp;

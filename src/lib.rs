@@ -27,3 +27,4 @@ pub mod socket;
 pub mod stream;
 pub mod sys;
 pub mod topic;
+pub mod verify;

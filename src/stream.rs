@@ -29,8 +29,8 @@ mod throttle;
 mod window;
 
 pub use action::Action;
-pub use action::wait;
 use action::{act, target, wait_beside};
+pub use action::{ended, wait};
 pub use control::Control;
 pub use gauge::Gauge;
 pub use job::Job;

@@ -8,14 +8,15 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use ksync::announce::{Announcer, Destination, Phases};
 use ksync::cli::{
-    self, ActionOptions, Common, DelayOption, DelayerOptions, KafkaOptions, PlanOptions, ProgressOption, ResumeOptions,
-    ServeOptions, SourceOptions, ThrottleOptions, Tool, duration, size,
+    self, ActionOptions, Common, Comparison, DelayOption, DelayerOptions, KafkaOptions, PlanOptions, ProgressOption,
+    ResumeOptions, ServeOptions, SourceOptions, ThrottleOptions, Tool, VerifyOptions, duration, size,
 };
+use ksync::database::Limit;
 use ksync::exit::Exit;
 use ksync::handler;
 use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
-use ksync::stream::{self, Action, ChunkLimits, Plan, Rate, Source, Stream};
+use ksync::stream::{self, Action, ChunkLimits, Console, Plan, Rate, Source, Stream};
 
 /// After this time a message that could not be delivered ends the run.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -47,6 +48,8 @@ struct Cli {
     plan: PlanOptions,
     #[command(flatten)]
     serve: ServeOptions,
+    #[command(flatten)]
+    verify: VerifyOptions,
 
     /// Sends only these messages
     #[arg(long, env = "KSYNC_ONLY", value_name = "WHICH")]
@@ -109,11 +112,14 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     cli.plan.check(&cli.source)?;
     let zookeeper = cli.delayers.zookeeper.as_ref();
     cli.throttles.check(&cli.source, zookeeper)?;
-    let mut action = cli.action.action(&cli.source)?;
+    let mut action = if cli.verify.verify { None } else { cli.action.action(&cli.source)? };
     let (stop, shutdown) = shutdown.part();
     let (console, _control) = cli.throttles.console(stop, cli.plan.dry_run).await?;
     let shown = console.clone();
     cli::answer_when_asked(move || vec![shown.status()])?;
+    if cli.verify.verify {
+        return cli.verify.run(comparison(&cli, console)?, &cli.resume.window(&shutdown)).await;
+    }
     if let Some(Action::Command(_)) = &action {
         // One that outlived us could commit when nobody sends its delay messages again.
         handler::leave_nothing_behind()?;
@@ -199,9 +205,26 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let Some((writer, throttle, source, total, resume)) = started else { return Ok(Exit::Done) };
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let (announcer, to) = (Announcer::new(&writer, delay), Destination::new(topic, &cli.kafka.partition)?);
-    let progress = cli.progress.start(cli.common.logging.quiet, total);
+    let progress = cli.progress.start(cli.common.logging.quiet, "rows", total);
     let read_ahead = cli.read_ahead.into();
     Stream { source, to, action, phases, chunk, read_ahead, resume, throttle }.run(announcer, progress, &shutdown).await
+}
+
+fn comparison(cli: &Cli, console: Console) -> Result<Comparison<'_>> {
+    Ok(Comparison {
+        kafka: &cli.kafka,
+        delay: &cli.delay,
+        source: &cli.source,
+        command: &cli.action.command,
+        session: cli.source.session(cli.kafka.one_topic()?, &cli.action),
+        throttles: &cli.throttles,
+        zookeeper: cli.delayers.zookeeper.as_ref(),
+        console,
+        chunk: Limit { rows: cli.chunk_size.unwrap_or(1000) as usize, bytes: cli.chunk_bytes },
+        progress: cli.progress,
+        is_counted: cli.plan.count,
+        is_quiet: cli.common.logging.quiet,
+    })
 }
 
 fn main() -> ExitCode {

@@ -6,12 +6,13 @@ use anyhow::{Context, Error, Result, anyhow};
 use clap::{Args, ValueEnum};
 use log::warn;
 
-use crate::database::{self, Database, Dialect, Payload, Rows, Session, Statement};
+use crate::database::{self, Database, Dialect, Payload, Rows, Scan, Session, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Environment, Terms};
 use crate::progress::{Format, Progress};
 use crate::stream::{Action, Lines, Source, failure};
 use crate::topic::Topic;
+use crate::verify::Primary;
 
 use super::duration;
 
@@ -142,34 +143,73 @@ impl SourceOptions {
     /// Opens the source, with about how many rows it has where that is known; exactly where they are to be counted. Warns where
     /// a chunk of so many rows costs far more than to read them.
     pub async fn open(&self, session: &Session, chunk: usize, is_counted: bool) -> Result<(Source, Option<u64>)> {
-        let rows = match (&self.query, &self.table) {
-            (Some(query), _) => Rows::Query(query.clone()),
-            (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
-            (None, None) => {
-                let key = self.members();
-                return Ok((Source::Lines(Lines::new(key)), None));
-            }
+        let Some(source) = self.of_database(self.payload()) else {
+            return Ok((Source::Lines(Lines::new(self.members())), None));
         };
-        let source = database::Source { rows, key: self.key.clone(), payload: self.payload() };
-        let mut database = Database::open_for(&self.url()?, session).await.map_err(failure)?;
+        let mut database = self.database(session).await?;
         if self.stdin.is_some() {
             let key = database.key(&source).await.map_err(failure)?;
             return Ok((Source::Keys { lines: Lines::new(key.names()), database: Some(database), key }, None));
         }
-        let scan = database.prepare(&source).await.map_err(failure)?;
-        if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
-            warn!(
-                "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
-                scan.label(),
-                scan.key_names()
-            );
-        }
-        let total = match is_counted {
-            true => Some(database.count(&scan).await.map_err(failure)?),
-            false => database.estimate(&source).await.map_err(failure)?,
-        };
+        let (scan, total) = prepare(&mut database, &source, chunk, is_counted).await?;
         Ok((Source::Rows { database, scan }, total))
     }
+
+    /// The rows of the database that are named, if any are.
+    fn of_database(&self, payload: Payload) -> Option<database::Source> {
+        let rows = match (&self.query, &self.table) {
+            (Some(query), _) => Rows::Query(query.clone()),
+            (None, Some(table)) => Rows::Table { table: table.clone(), filter: self.filter.clone() },
+            (None, None) => return None,
+        };
+        Some(database::Source { rows, key: self.key.clone(), payload })
+    }
+
+    async fn database(&self, session: &Session) -> Result<Database> {
+        Database::open_for(&self.url()?, session).await.map_err(failure)
+    }
+
+    /// Opens the rows for a comparison by these columns; all are wanted where none is named. Warns and counts as
+    /// [`SourceOptions::open`] does.
+    pub(super) async fn primary(
+        &self,
+        version: &[String],
+        session: &Session,
+        chunk: usize,
+        is_counted: bool,
+    ) -> Result<(Primary, Option<u64>)> {
+        let source =
+            |payload| self.of_database(payload).ok_or_else(|| usage(anyhow!("nothing to compare: name --table")));
+        let compared = if version.is_empty() { Payload::Row } else { Payload::Columns(version.to_vec()) };
+        let mut database = self.database(session).await?;
+        let (versions, total) = prepare(&mut database, &source(compared)?, chunk, is_counted).await?;
+        let keys = database.prepare(&source(Payload::Key)?).await.map_err(failure)?;
+        let announced = database.prepare(&source(self.payload())?).await.map_err(failure)?;
+        let is_one_column = version.len() == 1;
+        Ok((Primary { database, versions, is_one_column, keys, announced }, total))
+    }
+}
+
+/// What is to be read of the source, and about how many rows that is.
+async fn prepare(
+    database: &mut Database,
+    source: &database::Source,
+    chunk: usize,
+    is_counted: bool,
+) -> Result<(Scan, Option<u64>)> {
+    let scan = database.prepare(source).await.map_err(failure)?;
+    if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
+        warn!(
+            "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
+            scan.label(),
+            scan.key_names()
+        );
+    }
+    let total = match is_counted {
+        true => Some(database.count(&scan).await.map_err(failure)?),
+        false => database.estimate(source).await.map_err(failure)?,
+    };
+    Ok((scan, total))
 }
 
 impl ActionOptions {
@@ -249,8 +289,8 @@ pub enum ProgressOption {
 }
 
 impl ProgressOption {
-    /// `total` is about how many rows there are.
-    pub fn start(self, is_quiet: bool, total: Option<u64>) -> Progress {
+    /// `what` is counted, of which there are about `total`.
+    pub fn start(self, is_quiet: bool, what: &'static str, total: Option<u64>) -> Progress {
         let format = match self {
             _ if is_quiet => Format::Nothing,
             ProgressOption::Auto => Format::Auto,
@@ -258,6 +298,6 @@ impl ProgressOption {
             ProgressOption::Json => Format::Json,
             ProgressOption::None => Format::Nothing,
         };
-        Progress::new(format, "rows", total)
+        Progress::new(format, what, total)
     }
 }

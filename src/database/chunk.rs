@@ -21,6 +21,13 @@ impl Chunk {
         self.keys().last().map(Position::of)
     }
 
+    /// For each row a payload that has its key columns and nothing else.
+    pub fn key_payloads(&self) -> Vec<Vec<u8>> {
+        let places = self.key.iter().enumerate().map(|(at, column)| (column.name.as_str(), Place::Key(at)));
+        let (members, mut json) = (Members::new(places), Vec::new());
+        self.keys().map(|key| members.change(key, &[], &mut json).payload).collect()
+    }
+
     /// The values of each row's key.
     pub(super) fn keys(&self) -> impl Iterator<Item = &[Value]> {
         self.values.chunks(self.key.len())

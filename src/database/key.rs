@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::value::RawValue;
 
 use super::chunk::Chunk;
@@ -19,8 +19,8 @@ pub struct Key {
 }
 
 impl Key {
-    pub(super) fn new(columns: Vec<Column>, label: String) -> Key {
-        Key { columns: columns.into(), label }
+    pub(super) fn new(columns: Arc<[Column]>, label: String) -> Key {
+        Key { columns, label }
     }
 
     /// The names of the columns, which the members of a payload have, too.
@@ -37,6 +37,36 @@ impl Key {
             read.with_context(|| format!("{} names no row of {}", String::from_utf8_lossy(payload), self.label))?;
         }
         Ok(Chunk { changes, values, key: self.columns.clone() })
+    }
+
+    /// The rows that record keys name, with their key columns as payloads; besides, what cannot be such a key, and why.
+    pub fn named(&self, record_keys: Vec<String>) -> (Chunk, Vec<(String, anyhow::Error)>) {
+        let (mut keys, mut values, mut unfit) = (vec![], vec![], vec![]);
+        for key in record_keys {
+            match self.values(&key) {
+                Ok(row) => {
+                    keys.push(key.into_bytes());
+                    values.extend(row);
+                }
+                Err(why) => unfit.push((key, why.context(format!("it is no key of {}", self.label)))),
+            }
+        }
+        let mut chunk = Chunk { changes: vec![], values, key: self.columns.clone() };
+        let payloads = chunk.key_payloads();
+        chunk.changes =
+            keys.into_iter().zip(payloads).map(|(key, payload)| Change { key: Some(key), payload }).collect();
+        (chunk, unfit)
+    }
+
+    fn values(&self, record_key: &str) -> Result<Vec<Value>> {
+        match &self.columns[..] {
+            [column] => value_of_text(column.kind, record_key).map(|value| vec![value]),
+            columns => {
+                let parts: Vec<&RawValue> = serde_json::from_str(record_key).context("it is no array in JSON")?;
+                ensure!(parts.len() == columns.len(), "it has {} values, not {}", parts.len(), columns.len());
+                columns.iter().zip(parts).map(|(column, part)| value(column.kind, part.get())).collect()
+            }
+        }
     }
 
     fn read(&self, payload: &[u8], values: &mut Vec<Value>) -> Result<()> {
@@ -76,6 +106,20 @@ fn value(kind: Kind, json: &str) -> Result<Value> {
             _ => bail!("is {json}, which SQLite has no value for"),
         },
     })
+}
+
+/// The value whose [`Value::text`] it is.
+fn value_of_text(kind: Kind, text: &str) -> Result<Value> {
+    match kind {
+        Kind::Dynamic => Ok(match (text.parse::<i64>(), unhex(text)) {
+            (Ok(number), _) if number.to_string() == text => Value::Integer(number),
+            (_, Some(bytes)) => Value::Bytes(bytes),
+            // The column makes a number of it where it holds numbers.
+            _ => Value::Text(text.to_owned()),
+        }),
+        Kind::Literal if serde_json::from_str::<&RawValue>(text).is_ok() => value(kind, text),
+        _ => value(kind, &serde_json::to_string(text)?),
+    }
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -122,5 +166,25 @@ mod tests {
         ] {
             assert!(value(kind, json).is_err(), "{json}");
         }
+    }
+
+    #[test]
+    fn a_record_key_is_read_as_it_was_written() {
+        for (kind, value) in [
+            (Kind::Integer, Value::Integer(-7)),
+            (Kind::Unsigned, Value::Unsigned(u64::MAX)),
+            (Kind::Real, Value::Real(1.5)),
+            (Kind::Real, Value::Real(f64::NEG_INFINITY)),
+            (Kind::Literal, Value::Literal("0.10".to_owned())),
+            (Kind::Literal, Value::Text("NaN".to_owned())),
+            (Kind::Text, Value::Text("007\"\n".to_owned())),
+            (Kind::Bytes, Value::Bytes(vec![0, 255])),
+            (Kind::Dynamic, Value::Integer(7)),
+            (Kind::Dynamic, Value::Text("007".to_owned())),
+            (Kind::Dynamic, Value::Bytes(vec![0, 255])),
+        ] {
+            assert_eq!(value_of_text(kind, &value.text()).unwrap(), value);
+        }
+        assert!(value_of_text(Kind::Integer, "x").is_err());
     }
 }

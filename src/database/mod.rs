@@ -10,6 +10,7 @@ mod column;
 mod key;
 mod lexer;
 mod lock;
+mod look_up;
 mod my_cnf;
 mod mysql;
 mod place;

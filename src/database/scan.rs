@@ -6,6 +6,7 @@ use anyhow::anyhow;
 
 use super::chunk::{Limit, Members, Place};
 use super::column::{Column, Kind};
+use super::key::Key;
 use super::position::Position;
 use super::sql::{Sql, Table, quoted};
 use super::statement::{Dialect, fragment};
@@ -106,6 +107,11 @@ impl Scan {
         Scan { relation, key: key.into(), others, members, fitting_rows: None, last: None, ahead: None, is_done: false }
     }
 
+    /// The key of the rows, for those that others name by it.
+    pub fn key(&self) -> Key {
+        Key::new(self.key.clone(), self.relation.label.clone())
+    }
+
     /// What is read: `table products`.
     pub fn label(&self) -> &str {
         &self.relation.label
@@ -160,6 +166,30 @@ impl Scan {
         let mut behind = self.clone();
         behind.go_on_behind(position)?;
         Ok(behind.next(limit))
+    }
+
+    /// The rows that have these keys, the values of which stand one behind the other.
+    pub(super) fn among(&self, keys: &[Value]) -> Sql {
+        let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>().join(", ");
+        let mut sql = self.relation.select(&self.reads());
+        if self.is_copied() {
+            sql.hold_integers();
+        }
+        let is_sqlite = self.relation.dialect == Dialect::Sqlite;
+        sql.push("(").push(&names).push(") IN (").push(if is_sqlite { "VALUES (" } else { "(" });
+        for (at, value) in keys.iter().enumerate() {
+            let place = at % self.key.len();
+            let before = if at == 0 {
+                ""
+            } else if place == 0 {
+                "), ("
+            } else {
+                ", "
+            };
+            sql.push(before).bind(&self.key[place].bind, value);
+        }
+        sql.push(")) ORDER BY ").push(&names);
+        sql
     }
 
     /// How many rows there are.

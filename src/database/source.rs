@@ -81,7 +81,7 @@ impl Database {
     /// The key of the source, for rows that others name by it.
     pub async fn key(&mut self, source: &Source) -> Result<Key, Trouble> {
         let Found { relation, key, .. } = self.find(source).await?;
-        Ok(Key::new(key, relation.label))
+        Ok(Key::new(key.into(), relation.label))
     }
 
     async fn find(&mut self, source: &Source) -> Result<Found, Trouble> {

@@ -2,7 +2,8 @@
 //!
 //! A batch is done when the command that was given it has read it all and ends with exit status 0, and only then. Whatever
 //! else happens, that nobody started it, that it was killed, that it took too long, is a failure of the whole batch; only on
-//! the result pipe can it say otherwise of single records. What it writes to stdout and stderr goes to the log and means nothing.
+//! the result pipe can it say otherwise of single records. What it writes to stdout and stderr goes to the log and means nothing,
+//! unless its caller asks for its stdout.
 
 mod answers;
 mod backoff;
@@ -15,6 +16,7 @@ mod output;
 mod process;
 mod report;
 mod result_pipe;
+mod told;
 mod warden;
 mod worker;
 mod workers;
@@ -29,6 +31,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{Access, access};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::mutants::Mutant;
@@ -110,6 +113,9 @@ pub struct Input<'a> {
     /// On top of the environment that all runs have. A `KSYNC_BATCH_ID` in it must be of this run alone: by that its
     /// processes are found.
     pub environment: &'a [(&'a str, String)],
+    /// Who gets the lines of its stdout, many at once, instead of the log. The command is held up while they are not taken; once
+    /// nobody takes them its stdout is closed.
+    pub told: Option<&'a mpsc::Sender<Vec<u8>>>,
 }
 
 /// What the handler is told about its batch, in its environment.
@@ -139,7 +145,7 @@ impl Handler {
         match self {
             Handler::Processes(command) => {
                 let (label, environment) = (batch.source.to_string(), batch.environment());
-                command.run(Input { label: &label, lines, environment: &environment }, go, stop).await
+                command.run(Input { label: &label, lines, environment: &environment, told: None }, go, stop).await
             }
             Handler::Workers(workers) => workers.run(batch, lines, go, stop).await,
         }

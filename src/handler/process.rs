@@ -13,6 +13,7 @@ use super::group::Group;
 use super::input::Stdin;
 use super::output::Output;
 use super::result_pipe::{ResultPipe, TooLong};
+use super::told::Told;
 use crate::sys::Program;
 
 /// A running handler. Dropped, it is killed with its whole group and the descendants that have left it.
@@ -20,9 +21,32 @@ pub(super) struct Process<'a> {
     group: Group,
     stdin: Stdin,
     unwritten: &'a [u8],
-    stdout: Output,
+    stdout: Stdout,
     stderr: Output,
     results: ResultPipe,
+}
+
+/// What becomes of the stdout.
+enum Stdout {
+    Logged(Output),
+    Told(Told),
+}
+
+impl Stdout {
+    /// Until its end. Cancelling loses nothing.
+    async fn read(&mut self) {
+        match self {
+            Stdout::Logged(output) => output.log().await,
+            Stdout::Told(told) => told.read().await,
+        }
+    }
+
+    async fn end(self) {
+        match self {
+            Stdout::Logged(output) => drop(output.end()),
+            Stdout::Told(told) => told.end().await,
+        }
+    }
 }
 
 /// What is known of a process when nothing of it runs any more.
@@ -40,7 +64,16 @@ impl<'a> Process<'a> {
     /// Starts the program; it is fed by [`Process::exit`].
     pub fn start(program: &Program, input: &Input<'a>) -> io::Result<Process<'a>> {
         let stdin = Stdin::new(input.lines.len())?;
-        let (stdout, its_stdout) = Output::new(input.label, "stdout")?;
+        let (stdout, its_stdout) = match input.told {
+            None => {
+                let (output, its_end) = Output::new(input.label, "stdout")?;
+                (Stdout::Logged(output), its_end)
+            }
+            Some(caller) => {
+                let (told, its_end) = Told::new(caller.clone())?;
+                (Stdout::Told(told), its_end)
+            }
+        };
         let (stderr, its_stderr) = Output::new(input.label, "stderr")?;
         let (results, its_results) = ResultPipe::new()?;
         let descriptors = [stdin.its_end(), its_stdout.as_fd(), its_stderr.as_fd(), its_results.as_fd()];
@@ -56,7 +89,7 @@ impl<'a> Process<'a> {
             stdin.close();
         };
         let pipes = async {
-            tokio::join!(feed, stdout.log(), stderr.log(), results.read());
+            tokio::join!(feed, stdout.read(), stderr.log(), results.read());
             // A process can close all its pipes and go on.
             future::pending().await
         };
@@ -67,9 +100,9 @@ impl<'a> Process<'a> {
         }
     }
 
-    /// Logs what is still written until nobody has the outputs open any more.
+    /// Reads what is still written until nobody has the outputs open any more.
     pub async fn last_words(&mut self) {
-        tokio::join!(self.stdout.log(), self.stderr.log());
+        tokio::join!(self.stdout.read(), self.stderr.log());
     }
 
     /// Asks the group to end and returns when it seems to have done so, at the latest at `deadline` or what
@@ -98,7 +131,7 @@ impl<'a> Process<'a> {
         // What a descendant would read from now on counts for nothing.
         let unread = self.unwritten.len() + self.stdin.in_pipe();
         let status = self.group.end().await;
-        self.stdout.end();
+        self.stdout.end().await;
         Remains { status, unread, report: self.results.end(), stderr_tail: self.stderr.end() }
     }
 }
@@ -110,7 +143,7 @@ mod tests {
     /// What is left of a shell script that ended by itself, having been given this.
     async fn remains(script: &str, lines: &[u8]) -> Remains {
         let program = Program::new("/bin/sh".as_ref(), ["sh", "-c", script].map(AsRef::as_ref), []).unwrap();
-        let input = Input { label: "products/0", lines, environment: &[] };
+        let input = Input { label: "products/0", lines, environment: &[], told: None };
         let mut process = Process::start(&program, &input).unwrap();
         process.exit().await;
         process.last_words().await;

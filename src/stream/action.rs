@@ -98,8 +98,13 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
         lines.push(b'\n');
     }
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
-    let input = Input { label: "action", lines: &lines, environment: &environment };
-    match command.run(input, ready(true), pending()).await {
+    let input = Input { label: "action", lines: &lines, environment: &environment, told: None };
+    ended(command.run(input, ready(true), pending()).await, "the action", "; the delay messages of its chunk are sent")
+}
+
+/// What the end of a command means for the run.
+pub fn ended(outcome: Outcome, what: &str, outlook: &str) -> Result<()> {
+    match outcome {
         Outcome::Done(_) => Ok(()),
         Outcome::Failed(Failed { failure, .. }) => {
             let exit = match failure.kind() {
@@ -112,8 +117,8 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
                 Failure::Unread(bytes) => format!("exit status 0 with {bytes} bytes of its input unread"),
                 other => other.to_string(),
             };
-            Err(exit.because(anyhow!("the action failed: {why}; the delay messages of its chunk are sent")))
+            Err(exit.because(anyhow!("{what} failed: {why}{outlook}")))
         }
-        Outcome::Stopped => Err(Exit::Again.because(anyhow!("the action was stopped"))),
+        Outcome::Stopped => Err(Exit::Again.because(anyhow!("{what} was stopped"))),
     }
 }

@@ -39,7 +39,7 @@ fn python(script: &str) -> Command {
 }
 
 fn input(lines: &[u8]) -> Input<'_> {
-    Input { label: "products/0", lines, environment: &[] }
+    Input { label: "products/0", lines, environment: &[], told: None }
 }
 
 /// The leave to begin.
@@ -424,7 +424,7 @@ async fn many_runs_at_once_do_not_disturb_each_other_and_leave_nothing_open() {
 /// The lines that were logged with this label.
 async fn logged(label: &str, script: &str) -> Vec<String> {
     assert_eq!(log_lines(label), [""; 0]);
-    let input = Input { label, lines: b"", environment: &[] };
+    let input = Input { label, lines: b"", environment: &[], told: None };
     assert_eq!(text(sh(script).run(input, go(), future::pending()).await), "done");
     log_lines(label)
 }

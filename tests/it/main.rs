@@ -44,6 +44,7 @@ mod stream_faults;
 mod throttle;
 mod told;
 mod vanished;
+mod verify;
 mod wire;
 mod worker;
 mod worker_faults;

@@ -68,11 +68,16 @@ fn the_lines_for_cron_run_as_cron_runs_them() {
     fs::write(&config, format!("{servers}KSYNC_DATABASE={}\n", postgres.url)).unwrap();
     fs::write(world.dir.join("night.sql"), "UPDATE products SET name = upper(name) WHERE id IN (:keys)").unwrap();
     fs::write(world.dir.join("database-url"), &postgres.url).unwrap();
+    // A store that holds all that it is asked for.
+    let holds = world.script(
+        r#"if [ "$1" = --list ]; then seq 1000 | sed 's/.*/{"key":"&"}/'; else sed 's/"payload":{[^}]*},//'; fi"#,
+    );
     let cron = "-i PATH=/usr/bin:/bin SHELL=/bin/sh HOME=/";
     let run = |command: &str| {
         assert!(!command.contains('%'), "that is a line break to cron: {command}");
         let command = command
             .replace("/usr/local/bin/ksync-stream", STREAM)
+            .replace("/usr/local/lib/ksync/index-holds", &holds)
             .replace("/var/lib/ksync", &at.to_string())
             .replace("/etc/ksync", &at.to_string());
         let command = format!("{cron} KSYNC_CONFIG={} /bin/sh -c '{command}'", config.display());
@@ -82,7 +87,7 @@ fn the_lines_for_cron_run_as_cron_runs_them() {
     };
     let readme = readme();
     let commands = cron_commands(&readme);
-    let [reindex, night, nightly] = commands[..] else { panic!("{commands:?}") };
+    let [reindex, night, sunday, nightly] = commands[..] else { panic!("{commands:?}") };
     for count in [1000, 2000] {
         run(reindex);
         assert_eq!(world.kafka.count("products"), count);
@@ -92,6 +97,8 @@ fn the_lines_for_cron_run_as_cron_runs_them() {
         assert_eq!((world.kafka.count("products"), world.kafka.count("products-delay")), (3000, 1000));
     }
     assert_eq!(block_on(postgres.texts("SELECT DISTINCT name FROM products")), ["X"]);
+    run(sunday);
+    assert_eq!(world.kafka.count("products"), 3000);
     run(nightly);
     assert_eq!(world.kafka.count("products"), 4000);
     let example = fs::read_to_string(Path::new(PROJECT).join("examples/systemd/ksync.cron")).unwrap();
