@@ -68,7 +68,7 @@ pub struct Comparison<'a> {
 impl VerifyOptions {
     /// Compares all rows, and all keys of the store.
     pub async fn run(&self, comparison: Comparison<'_>, shutdown: &Shutdown) -> Result<Exit> {
-        let store = Store::new(comparison.command)?;
+        let store = Store::new(comparison.command, &self.version_column)?;
         handler::leave_nothing_behind()?;
         let (progress, is_quiet) = (comparison.progress, comparison.is_quiet);
         let (verify, total) = tokio::select! {

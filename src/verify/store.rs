@@ -5,7 +5,7 @@ use std::future::{pending, ready};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -23,6 +23,8 @@ const PIECES: usize = 4;
 pub struct Store {
     tells: Command,
     lists: Command,
+    /// The columns that make a version, as the command is told them.
+    columns: String,
 }
 
 /// A line of its output.
@@ -30,21 +32,27 @@ pub struct Store {
 struct Line<'a> {
     #[serde(borrow)]
     key: &'a RawValue,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "even_null")]
     version: Option<&'a RawValue>,
+}
+
+/// A column may be NULL.
+fn even_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A key and the version that the store holds.
 type Told = (String, Option<Version>);
 
 impl Store {
-    pub fn new(argv: &[String]) -> Result<Store> {
+    /// `columns` make a version; none means all.
+    pub fn new(argv: &[String], columns: &[String]) -> Result<Store> {
         let terms = Terms { timeout: Duration::MAX, allows_unread: false };
         let command = |more: &[&str]| {
             let argv = argv.iter().cloned().chain(more.iter().map(|word| (*word).to_owned())).collect();
             Command::check(argv, terms, &Environment::Ours).map_err(|error| Exit::Misconfigured.because(error))
         };
-        Ok(Store { tells: command(&[])?, lists: command(&["--list"])? })
+        Ok(Store { tells: command(&[])?, lists: command(&["--list"])?, columns: columns.join(",") })
     }
 
     /// The versions that it holds of these rows.
@@ -62,9 +70,8 @@ impl Store {
         }
         let places: HashMap<&str, usize> = rows.keys().zip(0..).collect();
         let mut held = vec![None; rows.named.len()];
-        let environment = [("KSYNC_BATCH_COUNT", rows.named.len().to_string())];
         let (sender, mut pieces) = Store::pieces();
-        let telling = run(&self.tells, &lines, &environment, sender);
+        let telling = self.run(&self.tells, &lines, sender);
         let hearing = async {
             while let Some(piece) = pieces.recv().await {
                 for told in parse(&piece) {
@@ -83,7 +90,14 @@ impl Store {
 
     /// Has it print all keys that it holds; they are read by [`parse`].
     pub(super) async fn list(&self, pieces: mpsc::Sender<Vec<u8>>) -> Result<()> {
-        run(&self.lists, b"", &[], pieces).await
+        self.run(&self.lists, b"", pieces).await
+    }
+
+    /// The sender is gone once the command has ended.
+    async fn run(&self, command: &Command, lines: &[u8], pieces: mpsc::Sender<Vec<u8>>) -> Result<()> {
+        let environment = [("KSYNC_VERSION_COLUMN", self.columns.clone())];
+        let input = Input { label: "store", lines, environment: &environment, told: Some(&pieces) };
+        ended(command.run(input, ready(true), pending()).await, "the command that tells what the store holds", "")
     }
 
     /// For [`Store::list`].
@@ -93,17 +107,6 @@ impl Store {
 }
 
 const WRONG: &str = "the command is not one for --verify";
-
-/// The sender is gone once the command has ended.
-async fn run(
-    command: &Command,
-    lines: &[u8],
-    environment: &[(&str, String)],
-    pieces: mpsc::Sender<Vec<u8>>,
-) -> Result<()> {
-    let input = Input { label: "store", lines, environment, told: Some(&pieces) };
-    ended(command.run(input, ready(true), pending()).await, "the command that tells what the store holds", "")
-}
 
 /// Each line of a piece of its output.
 pub(super) fn parse(piece: &[u8]) -> impl Iterator<Item = Result<Told>> {
@@ -123,5 +126,5 @@ fn parse_line(line: &[u8]) -> Result<Told> {
         "null" => return Err(anyhow!("the key is null")),
         other => other.to_owned(),
     };
-    Ok((key, version.filter(|version| version.get() != "null").map(Version::of).transpose()?))
+    Ok((key, version.map(Version::of).transpose()?))
 }

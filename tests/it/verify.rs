@@ -104,9 +104,10 @@ fn what_is_missing_stale_or_surplus_in_a_store_is_found_and_nothing_else() {
         }
 
         // Only the version counts: as a value where it is one column.
+        block_on(primary.execute("UPDATE products SET price = NULL WHERE id = 3"));
         let mut held = equal();
         held.values_mut().for_each(|held| *held = held["price"].to_string().into());
-        held["1200"] = json!("70");
+        (held["3"], held["1200"]) = (Value::Null, json!("70"));
         keep(&world, held);
         let command = format!("{source} --version-column price -- {store}");
         assert_eq!(verify(&world, &command).wait(), End::Status(1), "{primary:?}");
