@@ -1,14 +1,11 @@
-"""The kinds of servers. Another one is another class here, and its name in KINDS."""
+"""The kinds of servers. Another one is another class, and its name in KINDS."""
 
 import base64
 import concurrent.futures
 import json
-import os
-import pwd
 import re
 import shutil
 import signal
-import string
 import subprocess
 import uuid
 
@@ -19,43 +16,13 @@ from programs import find
 from programs import find_postgres
 from programs import java
 from programs import run
+from server import Server
+from server import fill_template
+from stores import Memcached
+from stores import OpenSearch
+from stores import Redis
 from wire import kafka_create_topic
 from wire import zookeeper_write
-
-
-class Server:
-    """`nodes` are all processes of this kind in one DIR, `homes` their folders, in the same order."""
-
-    name = ""
-    # Keys of programs.TOOLS; with "mvn" there is a pom.xml in the folder of this name.
-    tools = ()
-    # How many nodes there may be.
-    counts = (1,)
-    # What each node needs a port for; "client" is the one that others are told.
-    ports = ("client",)
-    # Some servers refuse to run as root; then the first of these accounts that exists runs them.
-    accounts = ()
-    stop_signal = signal.SIGTERM
-
-    def prepare(self, nodes, homes, account):
-        """Writes settings, and creates data where there is none yet."""
-
-    def command(self, node, nodes, home):
-        raise NotImplementedError
-
-    def is_ready(self, nodes):
-        """True if the server can be used; may also raise OSError if not yet."""
-        raise NotImplementedError
-
-    def env(self, nodes, homes):
-        """The variables by which tests and programs find it."""
-        raise NotImplementedError
-
-    def account(self):
-        if os.geteuid() != 0 or not self.accounts:
-            return None
-        known = {entry.pw_name: entry for entry in pwd.getpwall()}
-        return next(known[name] for name in self.accounts if name in known)
 
 
 class Kafka(Server):
@@ -252,11 +219,8 @@ class MariaDb(Server):
         return {"KSYNC_TEST_MARIADB": f"mysql://ksync@{nodes[0].address}/ksync"}
 
 
-KINDS = {server.name: server for server in (Kafka(), ZooKeeper(), Postgres(), MariaDb())}
-
-
-def fill_template(template, target, **values):
-    target.write_text(string.Template(template.read_text()).substitute(values))
+SERVERS = (Kafka(), ZooKeeper(), Postgres(), MariaDb(), OpenSearch(), Redis(), Memcached())
+KINDS = {server.name: server for server in SERVERS}
 
 
 def cluster_id(metas):

@@ -38,6 +38,10 @@ def java(server, logging, *arguments):
     return ["java", f"-D{logging}", "-cp", f"{JARS / server}/*", *arguments]
 
 
+def java_home():
+    return Path(shutil.which("java")).resolve().parents[1]
+
+
 def as_account(account):
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
 
@@ -87,6 +91,8 @@ TOOLS = {
     # The package mariadb-server would also start a server of its own.
     "mariadbd": ("mariadb-server-core", lambda: find("mariadbd")),
     "mariadb": ("mariadb-client-core", lambda: find("mariadb")),
+    "redis-server": ("redis-server", lambda: find("redis-server")),
+    "memcached": ("memcached", lambda: find("memcached")),
     "node": ("nodejs", lambda: find("node")),
     # Debian's smallest perl is there without its modules.
     "perl": ("perl", lambda: find("perl") and answers(["perl", "-MJSON::PP", "-e", "1"])),
@@ -144,7 +150,7 @@ def install_packages(packages, yes):
     options = ["-q", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options]
     run("cannot update the lists of packages", [*apt, "update"])
-    with no_postgres_cluster(sudo, packages):
+    with no_postgres_cluster(sudo, packages), no_daemons(sudo, packages):
         run(f"cannot install {names}", [*apt, "install", *packages])
 
 
@@ -161,6 +167,25 @@ def no_postgres_cluster(sudo, packages):
         yield
     finally:
         run(f"cannot remove {file}", [*sudo, "rm", "-f", file])
+
+
+@contextlib.contextmanager
+def no_daemons(sudo, packages):
+    """Keeps packages from starting servers of their own, now and at the next boot."""
+    daemons = [package for package in packages if package in ("redis-server", "memcached")]
+    policy = "/usr/sbin/policy-rc.d"
+    # Where there is one already, as in containers, whoever wrote it has decided.
+    if not daemons or os.path.exists(policy):
+        yield
+        return
+    write = f"printf '#!/bin/sh\\nexit 101\\n' >{policy} && chmod 755 {policy}"
+    run(f"cannot write {policy}", [*sudo, "sh", "-c", write])
+    try:
+        yield
+    finally:
+        run(f"cannot remove {policy}", [*sudo, "rm", "-f", policy])
+    if os.path.isdir("/run/systemd/system"):
+        run(f"cannot disable {' '.join(daemons)}", [*sudo, "systemctl", "--quiet", "disable", *daemons])
 
 
 def fetch_jars(server):
