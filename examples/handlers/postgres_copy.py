@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Keeps a copy of a table in another database of Postgres: a handler for ksync-consume.
+
+COPY_URL; the rest is in batch.py. The copy needs the table, with no constraint but its primary key, and
+
+    CREATE TABLE ksync_terms (topic text, "partition" int, name text, term bigint, PRIMARY KEY (topic, "partition", name));
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from subprocess import PIPE
+
+from batch import TABLE, give_up, handle, literal, look_up, psql
+
+# Locks the row of this partition, and notes the term, unless a later leader was here. Who sleeps with the lock loses it.
+FENCE = """SET idle_in_transaction_session_timeout = '1min'; BEGIN; WITH fence AS (
+    INSERT INTO ksync_terms AS last VALUES
+        ('{KSYNC_BATCH_TOPIC}', {KSYNC_BATCH_PARTITION}, '{KSYNC_BATCH_NAME}', {KSYNC_BATCH_TERM})
+    ON CONFLICT (topic, "partition", name) DO UPDATE SET term = excluded.term WHERE last.term <= excluded.term
+    RETURNING term
+) SELECT count(*) FROM fence;
+"""
+WRITE = """
+INSERT INTO {table} (id, name, price) SELECT id, name, price FROM json_populate_recordset(NULL::{table}, {rows})
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, price = excluded.price;
+DELETE FROM {table} WHERE id IN (SELECT id FROM json_populate_recordset(NULL::{table}, {gone}));
+COMMIT;
+"""
+
+
+def changes(batch):
+    _, rows = look_up(batch)
+    found = "[" + ",".join(row for row in rows if row) + "]"
+    gone = json.dumps([key for (key, _), row in zip(batch.values(), rows) if not row])
+    return WRITE.format(table=TABLE, rows=literal(found), gone=literal(gone))
+
+
+def write(batch):
+    command, environment = psql(os.environ["COPY_URL"])
+    with subprocess.Popen(command, env=environment, encoding="utf-8", stdin=PIPE, stdout=PIPE, stderr=PIPE) as copy:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says below why
+            print(FENCE.format_map(os.environ), file=copy.stdin, flush=True)
+        fence = copy.stdout.readline()
+        # Locked first, looked up second: whoever writes later has read later, so nothing old overwrites what is newer.
+        _, errors = copy.communicate(changes(batch) if fence == "1\n" else "")
+    if copy.returncode != 0:
+        give_up(errors)
+    if fence == "0\n":
+        print("a later leader has written; if ZooKeeper was made anew, delete this partition from ksync_terms", file=sys.stderr)
+        sys.exit(75)
+    return []
+
+
+handle(write)
