@@ -24,9 +24,18 @@ from batch import TABLE, handle
 SERVERS = os.environ.get("MEMCACHED", "localhost:11211").split(",")
 
 
-def delete(server, keys):
+def connect(server):
     host, port = server.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as memcached:
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def key_of(id):
+    # As in a URL: a space or a line break in a key would be another command.
+    return f"{TABLE}:{quote(id, safe='')}"
+
+
+def delete(server, keys):
+    with connect(server) as memcached:
         memcached.sendall("".join(f"delete {key}\r\n" for key in keys).encode())
         answers = memcached.makefile("rb")
         for _ in keys:
@@ -38,8 +47,7 @@ def delete(server, keys):
 def write(batch):
     keys = []
     for id, (_, offset) in batch.items():
-        # As in a URL: a space or a line break in a key would be another command.
-        key = f"{TABLE}:{quote(id, safe='')}"
+        key = key_of(id)
         if len(key) <= 250:
             keys.append(key)
         else:
@@ -48,4 +56,5 @@ def write(batch):
         delete(server, keys)
 
 
-handle(write)
+if __name__ == "__main__":
+    handle(write)

@@ -62,4 +62,5 @@ def write(batch):
             yield offset, error  # the row does not fit the mapping
 
 
-handle(write)
+if __name__ == "__main__":
+    handle(write)

@@ -54,4 +54,5 @@ def write(batch):
     return []
 
 
-handle(write)
+if __name__ == "__main__":
+    handle(write)

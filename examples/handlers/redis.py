@@ -34,21 +34,37 @@ def command(*words):
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
+def parse(stream):
+    head = stream.readline()
+    if not head.endswith(b"\r\n"):
+        raise OSError("Redis has closed the connection")
+    kind, value = head[:1], head[1:-2].decode()
+    if kind == b"*":
+        return [parse(stream) for _ in range(int(value))]
+    if kind == b"$":
+        return None if value == "-1" else stream.read(int(value) + 2)[:-2].decode()
+    return OSError(value) if kind == b"-" else value
+
+
+def ask(commands):
+    """The answer to each; an error is one, too."""
+    login = [("AUTH", AT.username or "default", unquote(AT.password))] if AT.password else []
+    with socket.create_connection((AT.hostname, AT.port or 6379), timeout=10) as redis:
+        redis.sendall(b"".join(command(*words) for words in [*login, *commands]))
+        answers = redis.makefile("rb")
+        # After a wrong login all others say so, too.
+        return [parse(answers) for _ in [*login, *commands]][len(login) :]
+
+
 def write(batch):
     version, rows = look_up(batch)
-    login = command("AUTH", AT.username or "default", unquote(AT.password)) if AT.password else b""
-    sets = [command("EVAL", SET, 1, f"{TABLE}:{id}", version, row or "", KEPT) for id, row in zip(batch, rows)]
-    with socket.create_connection((AT.hostname, AT.port or 6379), timeout=10) as redis:
-        redis.sendall(login + b"".join(sets))
-        answers = redis.makefile("rb")
-        if login:
-            answers.readline()  # after a wrong one all others say so, too
-        for _, offset in batch.values():
-            answer = answers.readline()
-            if b"WRONGTYPE" in answer:
-                yield offset, "the key is somebody else's"
-            elif not answer.startswith(b":"):
-                raise OSError(answer or "Redis has closed the connection")
+    sets = [("EVAL", SET, 1, f"{TABLE}:{id}", version, row or "", KEPT) for id, row in zip(batch, rows)]
+    for (_, offset), answer in zip(batch.values(), ask(sets)):
+        if "WRONGTYPE" in str(answer):
+            yield offset, "the key is somebody else's"
+        elif isinstance(answer, OSError):
+            raise answer
 
 
-handle(write)
+if __name__ == "__main__":
+    handle(write)

@@ -99,9 +99,14 @@ impl Process {
 
     /// The most memory that it ever had, in bytes.
     pub fn most_memory(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
-        most.strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+        self.memory().unwrap()
+    }
+
+    /// The same, unless it has ended.
+    pub fn memory(&self) -> Option<usize> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim();
+        Some(most.strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10)
     }
 
     /// SIGKILL, and its end.

@@ -1,0 +1,31 @@
+"""What the commands for ksync-stream --verify share: how they are asked, and how they answer."""
+
+import json
+import os
+import sys
+
+COLUMNS = [name for name in os.environ.get("KSYNC_VERSION_COLUMN", "").split(",") if name]
+
+
+def version(row):
+    """That of a row, as --version-column has it: the value of one column, an object of several, or all of the row."""
+    if not COLUMNS:
+        return row
+    if len(COLUMNS) == 1:
+        return row.get(COLUMNS[0])
+    return {name: row.get(name) for name in COLUMNS}
+
+
+def answer(rows_of, all_keys):
+    """`rows_of` gives for keys (text) the rows that the store holds of them, `all_keys` all that it holds."""
+    try:
+        if sys.argv[1:] == ["--list"]:
+            for key in all_keys():
+                print(json.dumps({"key": key}))
+            return
+        keys = [json.loads(line)["key"] for line in sys.stdin]
+        for key, row in rows_of(keys).items():
+            print(json.dumps({"key": key, "version": version(row)}))
+    except OSError as error:
+        print(f"the store is away: {error!r}", file=sys.stderr)
+        sys.exit(75)

@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Tells ksync-stream --verify --cache what redis.py has kept; its settings are those of that handler."""
+
+import json
+
+from batch import TABLE
+from holds import answer
+from redis import ask
+
+PREFIX = f"{TABLE}:"
+
+
+def look(commands):
+    for answer in ask(commands):
+        if isinstance(answer, OSError):
+            raise answer
+        yield answer
+
+
+def rows_of(keys):
+    rows = look([("HGET", PREFIX + key, "row") for key in keys])
+    # An empty text says that there is no such row.
+    return {key: json.loads(row) for key, row in zip(keys, rows) if row}
+
+
+def all_keys():
+    cursor = None
+    while cursor != "0":
+        [[cursor, found]] = look([("SCAN", cursor or 0, "MATCH", f"{PREFIX}*", "COUNT", 5000)])
+        yield from rows_of([key.removeprefix(PREFIX) for key in found])
+
+
+answer(rows_of, all_keys)
