@@ -6,6 +6,8 @@ mod support;
 
 mod command_lines;
 
+mod application_faults;
+mod application_wire;
 mod bad_input;
 mod brokers;
 mod by_key;
@@ -37,6 +39,7 @@ mod resume;
 mod serve;
 mod sessions;
 mod settings;
+mod shop;
 mod signals;
 mod standstill;
 mod stream;

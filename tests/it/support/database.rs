@@ -91,7 +91,7 @@ impl Primary {
         done.unwrap_or_else(|error| panic!("{self:?}: {sql}: {error}"));
     }
 
-    /// The integers of the only column that `sql` selects, as text.
+    /// The only column that `sql` selects, as text.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
         match self.dialect {
             Dialect::Postgres => {
@@ -108,7 +108,7 @@ impl Primary {
             Dialect::Sqlite => {
                 let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
                 let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
-                rows.iter().map(|row| row.try_get_unchecked::<i64, _>(0).unwrap().to_string()).collect()
+                rows.iter().map(|row| row.try_get_unchecked::<String, _>(0).unwrap()).collect()
             }
         }
     }

@@ -1,11 +1,13 @@
 //! A world for each test: its own place in Kafka and ZooKeeper, the processes it starts, and what these said if it fails.
 
+mod application;
 mod broker;
 mod client;
 mod clock;
 mod database;
 mod freezer;
 mod handler;
+mod hold;
 mod hole;
 mod kafka;
 mod log;
@@ -28,11 +30,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
+pub use self::application::{Application, Language};
 pub use self::client::Client;
 pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
 pub use self::freezer::Freezer;
 pub use self::handler::{Gate, Handler, Run, payload};
+pub use self::hold::{Hold, Moment};
 pub use self::hole::{Hole, Lost};
 pub use self::kafka::{Kafka, Message, Record, value};
 pub use self::log::log_lines;

@@ -1,0 +1,260 @@
+//! Applications, and the ksync-stream that serves them, are killed between any two steps of a change: it is announced if it was
+//! committed, at the latest by its delay message.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::support::{
+    Application, Client, Hold, Language, Moment, Primary, Process, World, block_on, is_full, primaries,
+};
+
+/// What a transaction takes that is held, from the last delay message to its commit, is far less than half of it.
+pub const DELAY: Duration = Duration::from_secs(4);
+/// The changes are always the same.
+const SEED: u64 = 13;
+
+/// What has become of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing was committed, nothing was sent.
+    Nothing,
+    /// Nothing was committed; its delay message does no harm.
+    Covered,
+    /// Committed, and announced by its delay message alone.
+    Healed,
+    /// Committed, and announced by an instant message, too.
+    Announced,
+}
+
+/// What becomes of what is held when somebody was killed.
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Lost,
+    GoesOn,
+}
+
+/// The application is killed: at this moment, or else when it has done all.
+type Killed = (Option<Moment>, Held, End);
+
+const KILLED: [Killed; 5] = [
+    (Some(Moment::Changed), Held::Lost, End::Nothing),
+    (Some(Moment::Commit), Held::Lost, End::Covered),
+    (Some(Moment::Commit), Held::GoesOn, End::Healed),
+    (Some(Moment::Committed), Held::Lost, End::Healed),
+    (None, Held::GoesOn, End::Announced),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// Until the application has come to an end with its change.
+    Away,
+    /// Started again before the application goes on.
+    Again,
+}
+
+/// ksync-stream is killed at this moment. What cannot be covered is not committed, what is committed does not fail.
+type Bereft = (Moment, Side, End);
+
+const BEREFT: [Bereft; 6] = [
+    (Moment::Changed, Side::Away, End::Nothing),
+    (Moment::Commit, Side::Away, End::Healed),
+    (Moment::Committed, Side::Away, End::Healed),
+    (Moment::Changed, Side::Again, End::Announced),
+    (Moment::Committed, Side::Again, End::Announced),
+    (Moment::Commit, Side::Again, End::Announced),
+];
+
+/// A change of one product, and what has become of it.
+#[derive(Debug)]
+struct Change {
+    id: u32,
+    command: String,
+    /// The price; none where there is no such product.
+    before: Option<u32>,
+    after: Option<u32>,
+    end: End,
+}
+
+impl Change {
+    fn new(id: u32, rng: &mut StdRng) -> Change {
+        let (old, new) = (rng.random_range(1..1000), rng.random_range(1..1000));
+        let (command, before, after) = match rng.random_range(0..3) {
+            0 => (format!("create {id} {new}"), None, Some(new)),
+            1 => (format!("update {id} {new}"), Some(old), Some(new)),
+            _ => (format!("destroy {id}"), Some(old), None),
+        };
+        Change { id, command, before, after, end: End::Nothing }
+    }
+
+    fn now(&self) -> Option<(u32, u32)> {
+        let is_committed = matches!(self.end, End::Healed | End::Announced);
+        Some((self.id, if is_committed { self.after? } else { self.before? }))
+    }
+}
+
+#[test]
+fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps_of_a_change() {
+    let rounds = if is_full() { 100 } else { 5 };
+    let world = World::new("shops-killed");
+    let [postgres, _, secondary] = block_on(primaries("application_faults"));
+    let topics = Language::ALL.map(|language| world.topic_with_delay(&language.name(), 1));
+    let mut rng = StdRng::seed_from_u64(SEED);
+    // Two of each language in each round.
+    let mut changes: Vec<Change> = (1..=rounds * 2 * topics.len() as u32).map(|id| Change::new(id, &mut rng)).collect();
+    for primary in [&postgres, &secondary] {
+        let before: Vec<_> = changes.iter().filter_map(Change::now).map(|row| format!("{row:?}")).collect();
+        block_on(primary.execute(Application::TABLE));
+        block_on(primary.execute(&format!("INSERT INTO products (id, price) VALUES {}", before.join(", "))));
+    }
+    let _copying = copying(&world, &topics, (&postgres, &secondary));
+    let mut stage = Stage::new(&world, &topics, &postgres);
+
+    let mut next = changes.iter_mut();
+    for round in 0..rounds as usize {
+        // All of a round at once: they take long to start.
+        let shops: Vec<Application> = (0..topics.len()).map(|n| stage.start(n)).collect();
+        for (n, mut shop) in shops.into_iter().enumerate() {
+            let (first, second) = (next.next().unwrap(), next.next().unwrap());
+            if shop.language != Language::Rust {
+                stage.bereave(n, &mut shop, first, BEREFT[round % BEREFT.len()]);
+            }
+            stage.kill(n, shop, second, KILLED[round % KILLED.len()]);
+        }
+    }
+
+    let expected: BTreeMap<u32, u32> = changes.iter().filter_map(Change::now).collect();
+    world.eventually("the primary is as it was left", || rows(&postgres) == expected);
+    world.eventually("the secondary is as the primary", || rows(&secondary) == expected);
+    for (n, topic) in topics.iter().enumerate() {
+        let delay_topic = format!("{topic}-delay");
+        let seat = world.seat(&delay_topic, 0, "delayer");
+        world.eventually("all are sent on", || seat.offset() == Some(world.kafka.count(&delay_topic)));
+        let (delayed, all) = (counts(&world, &delay_topic), counts(&world, topic));
+        let of_topic = changes.chunks(2).skip(n).step_by(topics.len()).flatten();
+        for change in of_topic {
+            let [delayed, all] = [&delayed, &all].map(|counts| counts.get(&change.id).copied().unwrap_or_default());
+            // Each delay message has come into the topic; what is there besides were instant messages.
+            let instant = all - delayed;
+            let is_so = match change.end {
+                End::Nothing => (delayed, instant) == (0, 0),
+                End::Covered | End::Healed => delayed > 0 && instant == 0,
+                End::Announced => delayed > 0 && instant == 1,
+            };
+            assert!(is_so, "{topic}: {change:?} has {delayed} delay messages and {instant} instant messages");
+        }
+    }
+}
+
+/// A delayer, and a consumer that keeps the secondary.
+fn copying(world: &World, topics: &[String], (primary, secondary): (&Primary, &Primary)) -> [Process; 2] {
+    let topics = topics.join(" -t ");
+    let handler = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/handlers/products_of_server.py");
+    let environment = [
+        ("DATABASE_URL", primary.url.as_str()),
+        ("PGOPTIONS", "-csearch_path=ksync_application_faults"),
+        ("SECONDARY_DB", secondary.url.strip_prefix("sqlite:").unwrap()),
+    ];
+    let consume = format!("-t {topics} -n copy -- {handler}");
+    [
+        world.delayer(&format!("-t {topics} --delay {}s", DELAY.as_secs())),
+        world.start(env!("CARGO_BIN_EXE_ksync-consume"), &consume, &environment),
+    ]
+}
+
+/// Each product's price.
+fn rows(primary: &Primary) -> BTreeMap<u32, u32> {
+    let rows = block_on(primary.texts("SELECT id || ' ' || price FROM products"));
+    let pair = |row: &String| row.split_once(' ').map(|(id, price)| (id.parse().unwrap(), price.parse().unwrap()));
+    rows.iter().map(|row| pair(row).unwrap()).collect()
+}
+
+/// How many messages there are of each product.
+fn counts(world: &World, topic: &str) -> BTreeMap<u32, i64> {
+    let mut counts = BTreeMap::new();
+    for record in world.kafka.records(topic) {
+        *counts.entry(record.key.unwrap().parse().unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+/// What the applications have around them. Each has a topic, and a way to the database.
+struct Stage<'a> {
+    world: &'a World,
+    topics: &'a [String],
+    url: String,
+    /// Where Postgres is.
+    server: String,
+    holds: Vec<Hold>,
+    socket: PathBuf,
+    stream: Process,
+}
+
+impl<'a> Stage<'a> {
+    fn new(world: &'a World, topics: &'a [String], primary: &Primary) -> Stage<'a> {
+        let url = Application::url(primary);
+        let server = url.strip_prefix("postgres://ksync@").unwrap().split_once('/').unwrap().0.to_owned();
+        let holds = topics.iter().map(|_| Hold::before(&server)).collect();
+        let socket = world.file("serve");
+        let stream = serving(world, topics, &socket);
+        Stage { world, topics, url, server, holds, socket, stream }
+    }
+
+    fn start(&self, n: usize) -> Application {
+        let url = self.url.replace(&self.server, &self.holds[n].address);
+        Application::start(self.world, Language::ALL[n], &url, &self.topics[n], &self.socket)
+    }
+
+    /// Kills the ksync-stream of an application in the middle of a change.
+    fn bereave(&mut self, n: usize, shop: &mut Application, change: &mut Change, (at, side, end): Bereft) {
+        self.hold(n, shop, change, at);
+        change.end = end;
+        self.stream.kill();
+        if let Side::Again = side {
+            self.stream = serving(self.world, self.topics, &self.socket);
+        }
+        self.holds[n].let_go();
+        let what = format!("{:?} comes to an end with {change:?}, {at:?} {side:?}", shop.language);
+        self.world.eventually(&what, || shop.has_done(&change.command).is_some());
+        let log = shop.process.log();
+        assert_eq!(shop.has_done(&change.command), Some(end != End::Nothing), "{what}: {log:?}");
+        if let Side::Away = side {
+            self.stream = serving(self.world, self.topics, &self.socket);
+        }
+    }
+
+    /// Kills an application in the middle of a change, or right after it.
+    fn kill(&self, n: usize, mut shop: Application, change: &mut Change, (at, held, end): Killed) {
+        match at {
+            Some(moment) => self.hold(n, &mut shop, change, moment),
+            None => shop.does(self.world, &change.command),
+        }
+        change.end = end;
+        shop.process.kill();
+        match held {
+            Held::Lost => self.holds[n].lose(),
+            Held::GoesOn => self.holds[n].let_go(),
+        }
+    }
+
+    /// Has it begin with a change, up to that moment.
+    fn hold(&self, n: usize, shop: &mut Application, change: &Change, moment: Moment) {
+        self.holds[n].at(moment);
+        shop.tell(&change.command);
+        let what = format!("{:?} has come to {moment:?} of {}", shop.language, change.command);
+        self.world.eventually(&what, || self.holds[n].is_held());
+        let is_covered = counts(self.world, &format!("{}-delay", self.topics[n])).contains_key(&change.id);
+        assert_eq!(is_covered, moment != Moment::Changed, "{what}");
+    }
+}
+
+/// Returns when it serves.
+fn serving(world: &World, topics: &[String], socket: &Path) -> Process {
+    let options = format!("--delay {}s --serve {}", DELAY.as_secs(), socket.display());
+    let stream = world.stream(&format!("-t {} {options}", topics.join(" -t ")));
+    drop(Client::to(world, socket));
+    stream
+}
