@@ -92,10 +92,12 @@ def of_session(session):
 def announce_session(target):
     def written(session, record, id=None):
         if hasattr(record, "__ksync_topic__"): of_session(session).add([describe(record, id)])
-    def updated(session, _):
-        for record in filter(session.is_modified, [it for it in session.dirty if hasattr(it, "__ksync_topic__")]):
-            for id in {inspect(record).identity, tuple(inspect(record).mapper.primary_key_from_instance(record))}:
-                written(session, record, id)  # both, where the key itself has changed
+    modified = lambda session: {inspect(record) for record in session.dirty if session.is_modified(record)}
+    def updating(session, *_): of_session(session).updating = modified(session)
+    def updated(session, _):  # by now it is not seen where a value was one that the database computes
+        for state in of_session(session).updating | modified(session):
+            for id in {state.identity, tuple(state.mapper.primary_key_from_instance(state.obj()))}:
+                written(session, state.obj(), id)  # both, where the key itself has changed
     def settle(session, flushed=None):
         of_session(session).is_committing |= flushed is None  # the flush of a commit comes after before_commit
         if of_session(session).is_committing: of_session(session).settle()
@@ -104,10 +106,9 @@ def announce_session(target):
         if not session.in_nested_transaction(): of_session(session).end("instant")  # else it was only a savepoint
     def ended(session, transaction):
         if transaction.parent is None: of_session(session).end("forget")  # nothing, if it was committed
-    for name, listener in [  # orphans go to deleted, too, though they are not in session.deleted
-        ("after_flush", updated), ("pending_to_persistent", written), ("persistent_to_deleted", written),
-        ("after_flush_postexec", settle), ("before_commit", settle), ("after_commit", committed),
-        ("after_transaction_end", ended)]: event.listen(target, name, listener)
+    for name, listener in {"before_flush": updating, "after_flush": updated, "after_flush_postexec": settle,
+        "pending_to_persistent": written, "persistent_to_deleted": written, "before_commit": settle,  # orphans are told, too
+        "after_commit": committed, "after_transaction_end": ended}.items(): event.listen(target, name, listener)
 
 def announce_model(model):
     for signal in models.signals.post_save, models.signals.post_delete: signal.connect(written, sender=model)
@@ -176,9 +177,8 @@ def bulk(changed, session=None, using=None):
         elif not session or not session.in_transaction(): changes.end(op)
 
 def work(function):
-    """Calls it with the records of each batch. It returns nothing, or those that failed, all others being done:
-    [{"offset": 42, "error": "no such category", "permanent": True}]. A ConnectionError or TimeoutError says that the
-    store is away; any other exception ends the worker: the batch has failed, and comes again."""
+    """Calls it with each batch's records. It returns nothing, or what failed: [{"offset": 42, "error": "no such category",
+    "permanent": True}]. A ConnectionError or TimeoutError says that the store is away; any other exception fails the batch."""
     lines, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what is printed goes to the log: stdout is for answers alone

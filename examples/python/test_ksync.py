@@ -471,6 +471,14 @@ class SqlAlchemyTest(Case):
             session.get(Secret, 1).name = "d"
         self.assert_told("delay products/1", "instant")
 
+    def test_a_value_that_the_database_computes_is_a_change(self):
+        self.given(Product(name="a"), Product(name="b"))
+        for column in [Product.name + "x", sqlalchemy.func.upper(Product.name)]:
+            self.server.asked.clear()
+            with self.Session.begin() as session:
+                session.get(Product, 1).name = column
+            self.assert_told("delay products/1", "instant")
+
     def test_what_is_deleted_is_announced_with_all_that_goes_with_it(self):
         self.given(Product(name="a", parts=[Part(), Part()]), Product(name="b", parts=[Part()]))
         with self.Session.begin() as session:
