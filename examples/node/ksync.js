@@ -1,12 +1,10 @@
 // Announces what an application changes, by `ksync-stream -t products --serve /run/ksync/stream.sock` beside it.
-//
 //   await ksync.transaction(pool, async (tx) => {       // a pool of pg or of mysql2/promise
 //     await tx.query('UPDATE products SET price = 500 WHERE id = 7');
 //     tx.saved('products', 7);                          // or touched, destroyed; a payload may follow
 //   });
 //   await ksync.bulk('products', ids, () => pool.query('UPDATE ..'));
 //   ksync.work(async (records) => { .. });              // the other end, for ksync-consume --worker
-//
 // Delay messages acknowledged -> COMMIT -> instant messages. An error of `transaction` has `committed`: false, or null: unknown.
 // Other libraries: tx = ksync.begin(), tx.saved(..), await tx.covered(), commit, await tx.committed() or tx.rolledBack().
 // Tests: after sent = ksync.collect() nothing is sent; sent.splice(0) reads and clears what would be. collect(false) ends that.
@@ -17,7 +15,6 @@ const setting = (name, otherwise) => process.env[`KSYNC_${name}`] || otherwise;
 const log = (line) => console.error(`ksync: ${line}`);
 let shared = null; // one connection for all: requests need not wait for the answers to those before
 let collected = null;
-
 class KsyncError extends Error { committed = false; }
 
 function connect(path) {
@@ -69,6 +66,12 @@ function message([topic, id, payload]) {
   return `{"topic":${JSON.stringify(String(topic))},"key":${key},"payload":${body}}`;
 }
 
+function slices(messages) { // of 250 or fewer: a request may have 16 MiB
+  const longest = messages.reduce((most, text) => Math.max(most, Buffer.byteLength(text)), 32_000);
+  const count = Math.ceil(8_000_000 / longest);
+  return Array.from({ length: Math.ceil(messages.length / count) }, (_, n) => messages.slice(n * count, (n + 1) * count));
+}
+
 class Transaction {
   #tx = randomBytes(8).toString('hex');
   #messages = new Set();
@@ -82,11 +85,12 @@ class Transaction {
   cover(changes) {
     if (setting('DISABLED') === '1' || changes.length === 0) return;
     if (this.isOver) throw new KsyncError('a change came after the end of its transaction; is all that belongs to it awaited?');
-    const messages = changes.map(message);
-    messages.forEach((text) => this.#messages.add(text));
-    const covering = ask({ tx: this.#tx, op: 'delay', messages });
-    covering.then((connection) => this.#known.add(connection), () => this.#known.add(undefined));
-    this.#coverings.push(covering);
+    for (const messages of slices(changes.map(message))) {
+      messages.forEach((text) => this.#messages.add(text));
+      const covering = ask({ tx: this.#tx, op: 'delay', messages });
+      covering.then((connection) => this.#known.add(connection), () => this.#known.add(undefined));
+      this.#coverings.push(covering);
+    }
   }
 
   async covered() {
@@ -100,11 +104,11 @@ class Transaction {
   async committed() {
     if (this.#messages.size === 0) return;
     const instant = { tx: this.#tx, op: 'instant' };
-    const all = () => ask({ ...instant, messages: [...this.#messages] });
+    const all = () => Promise.all(slices([...this.#messages]).map((messages) => ask({ ...instant, messages })));
     const rest = (error) => (error.message.includes('not known') ? all() : Promise.reject(error));
     const isKnown = this.#known.size === 1 && this.#known.has(shared);
-    const noted = (error) => log(`the database has committed, but changes are not announced at once: ${error.message}`);
-    await (isKnown ? ask(instant).catch(rest) : all()).catch(noted);
+    const note = (error) => log(`the database has committed, but changes are not announced at once: ${error.message}`);
+    await (isKnown ? ask(instant).catch(rest) : all()).catch(note);
   }
 
   async rolledBack() {
@@ -119,8 +123,7 @@ async function transaction(pool, body, begin = 'BEGIN') {
   const client = await (pool.getConnection ? pool.getConnection() : pool.connect());
   const ignore = () => {}; // pg: unheard it would end the process, and the next query fails anyway
   client.on('error', ignore);
-  const over = () => Promise.reject(new KsyncError('the transaction is over'));
-  const query = async (...args) => (tx.isOver ? over() : client.query(...args));
+  const query = async (...sql) => (tx.isOver ? Promise.reject(new KsyncError('the transaction is over')) : client.query(...sql));
   const tx = Object.assign(new Transaction(), { client, query });
   let [committed, isClean] = [false, false];
   try {
@@ -128,8 +131,7 @@ async function transaction(pool, body, begin = 'BEGIN') {
     const result = await body(tx);
     await tx.covered();
     committed = null;
-    const answer = await client.query('COMMIT');
-    committed = isClean = answer?.command !== 'ROLLBACK'; // so Postgres answers where a statement had failed before
+    committed = isClean = (await client.query('COMMIT'))?.command !== 'ROLLBACK'; // so Postgres says if a statement has failed
     if (!committed) throw new KsyncError('the database has rolled back at COMMIT, since a statement had failed');
     return result;
   } catch (error) {
@@ -164,11 +166,9 @@ function eachLine(stream, take) {
   });
 }
 
-/**
- * Calls `handle(records, batch)` for each batch. It returns nothing where all are done, or those that failed: [{ offset, error,
+/* Calls `handle(records, batch)` for each batch. It returns nothing where all are done, or those that failed: [{ offset, error,
  * permanent }]; or throws an error with that list as `failed`, or with `backoff`, in ms, where the store is away. Any other ends
- * the process: the batch comes again, later in halves, until the bad record stands alone. Large ids are exact in `key` only.
- */
+ * the process: the batch comes again, later in halves, until the bad record stands alone. Large ids are exact in `key` only. */
 function work(handle) {
   const write = process.stdout.write.bind(process.stdout);
   process.stdout.write = process.stderr.write.bind(process.stderr); // what console.log prints is no answer

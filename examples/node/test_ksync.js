@@ -434,6 +434,17 @@ check('a BigInt that no number can hold is sent with all its digits', async (t) 
   assert.ok(server.lines[0].endsWith(`"op":"delay","messages":[${message}]}`), server.lines[0]);
 });
 
+check('no request is longer than the 16 MiB that ksync-stream takes', async (t) => {
+  const server = await serve(t);
+  await ksync.transaction(pgPool([]), async (tx) => {
+    tx.cover(Array.from({ length: 30 }, (_, n) => ['products', n, { text: 'é'.repeat(300_000) }]));
+  });
+  const lengths = server.lines.map((line) => Buffer.byteLength(line));
+  assert.ok(lengths.every((length) => length < 16 << 20), String(lengths));
+  assert.deepEqual(asked(server).flatMap(([, ...keys]) => keys), Array.from({ length: 30 }, (_, n) => String(n)));
+  assert.deepEqual(asked(server).at(-1), ['instant']);
+});
+
 describe('bulk', () => {
   check('sends the delay messages of all ids, does it, and sends their instant messages', async (t) => {
     const journal = [];
@@ -467,6 +478,17 @@ describe('bulk', () => {
     await assert.rejects(ksync.bulk('products', [7], failing), { message: 'deadlock' });
     await eventually('it is forgotten', () => journal.includes('forget'));
     assert.deepEqual(journal, ['delay', 'forget']);
+  });
+
+  check('of many ids asks for some of them at once', async (t) => {
+    const unknown = { ok: false, error: 'tx is not known here' };
+    const server = await serve(t, { reply: ({ op, messages }) => (op === 'instant' && !messages ? unknown : OK) });
+    const ids = Array.from({ length: 1001 }, (_, n) => n);
+    await ksync.bulk('products', ids, () => {});
+    const counts = (op) => [250, 250, 250, 250, 1].map((count) => [op, count]);
+    const told = asked(server).map(([op, ...keys]) => [op, keys.length]);
+    assert.deepEqual(told, [...counts('delay'), ['instant', 0], ...counts('instant')]);
+    assert.deepEqual(asked(server).flatMap(([, ...keys]) => keys.map(Number)), [...ids, ...ids]);
   });
 
   check('of no ids asks nothing', async (t) => {

@@ -284,6 +284,19 @@ class ProtocolTest(Case):
         changes.settle()
         self.assertEqual(self.server.told(5000)[-1], "delay products/4999")
 
+    def test_no_request_is_longer_than_the_16_mib_that_ksync_stream_takes(self):
+        with ksync.bulk([ksync.message("products", id, {"text": "é" * 300_000}) for id in range(30)]):
+            pass
+        asked = self.server.asked
+        self.assertLess(max(len(request["messages"]) for request in asked), (16 << 20) / 600_000)
+        keys = [message["key"] for request in asked for message in request["messages"]]
+        self.assertEqual(keys, [str(id) for id in range(30)])
+
+    def test_many_records_are_told_in_several_requests(self):
+        with ksync.bulk([ksync.message("products", id) for id in range(1001)]):
+            pass
+        self.assertEqual([len(request["messages"]) for request in self.server.asked], [250, 250, 250, 250, 1, 0])
+
     def test_a_forked_process_does_not_meddle(self):
         changes = self.change(1)
         changes.settle()

@@ -116,8 +116,8 @@ module Ksync
     def open? = @pid == Process.pid && @line.empty? && !@socket.closed?
     def close = @socket.close
 
-    def ask(op, tx, messages)
-      (messages.empty? ? [[]] : messages.each_slice(250)).map do |slice|
+    def ask(op, tx, messages) # in requests of 250 or fewer: one may have 16 MiB
+      (messages.empty? ? [[]] : messages.each_slice(8_000_000.fdiv([32_000, *messages.map(&:bytesize)].max).ceil)).map do |slice|
         request = @requests[@last += 1] = {}
         @line = %({"id":#{@last},"tx":"#{tx}","op":"#{op}","messages":[#{slice.join(",")}]}\n)
         @line = @line.byteslice(ready(:wait_writable).write_nonblock(@line)..) until @line.empty?

@@ -468,6 +468,14 @@ class KsyncTest < Minitest::Test
     assert_equal (1..1001).map(&:to_s), server.keys("delay").flatten
   end
 
+  def test_no_request_is_longer_than_the_16_mib_that_ksync_stream_takes
+    server
+    announcement = Ksync::Announcement.new
+    announcement.add((1..30).map { |n| %({"topic":"products","key":"#{n}","payload":"#{"é" * 300_000}"}) }, wait: true)
+    assert_equal (1..30).map(&:to_s), server.keys("delay").flatten
+    assert_operator server.keys("delay").map(&:size).max, :<, (16 << 20) / 600_000
+  end
+
   def test_thousands_of_changes_do_not_fill_the_socket_with_answers
     server
     announcement = Ksync::Announcement.new

@@ -23,6 +23,7 @@ def perform(command, ids)
   when "update" then Product.find(id).update!(price: price)
   when "save" then Product.find(id).save!
   when "detailed" then Detailed.find(id).save!
+  when "column" then Product.find(id).update_column(:price, price)
   when "touch" then Product.find(id).touch
   when "destroy" then Product.find(id).destroy!
   when "twice" then Product.transaction { 2.times { |price| Product.find(id).update!(price: price) } }

@@ -116,13 +116,16 @@ fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps
     let mut next = changes.iter_mut();
     for round in 0..rounds as usize {
         // All of a round at once: they take long to start.
-        let shops: Vec<Application> = (0..topics.len()).map(|n| stage.start(n)).collect();
-        for (n, mut shop) in shops.into_iter().enumerate() {
+        let shops = Language::ALL.map(|language| stage.start(language));
+        for mut shop in shops {
+            shop.wait_for_start(&world);
             let (first, second) = (next.next().unwrap(), next.next().unwrap());
             if shop.language != Language::Rust {
-                stage.bereave(n, &mut shop, first, BEREFT[round % BEREFT.len()]);
+                stage.bereave(&mut shop, first, BEREFT[round % BEREFT.len()]);
             }
-            stage.kill(n, shop, second, KILLED[round % KILLED.len()]);
+            // Half of them together with their ksync-stream.
+            let alone = shop.language == Language::Rust || (round + shop.language as usize).is_multiple_of(2);
+            stage.kill(shop, second, KILLED[round % KILLED.len()], alone);
         }
     }
 
@@ -203,20 +206,20 @@ impl<'a> Stage<'a> {
         Stage { world, topics, url, server, holds, socket, stream }
     }
 
-    fn start(&self, n: usize) -> Application {
-        let url = self.url.replace(&self.server, &self.holds[n].address);
-        Application::start(self.world, Language::ALL[n], &url, &self.topics[n], &self.socket)
+    fn start(&self, language: Language) -> Application {
+        let url = self.url.replace(&self.server, &self.holds[language as usize].address);
+        Application::start(self.world, language, &url, &self.topics[language as usize], &self.socket)
     }
 
     /// Kills the ksync-stream of an application in the middle of a change.
-    fn bereave(&mut self, n: usize, shop: &mut Application, change: &mut Change, (at, side, end): Bereft) {
-        self.hold(n, shop, change, at);
+    fn bereave(&mut self, shop: &mut Application, change: &mut Change, (at, side, end): Bereft) {
+        self.hold(shop, change, at);
         change.end = end;
         self.stream.kill();
         if let Side::Again = side {
             self.stream = serving(self.world, self.topics, &self.socket);
         }
-        self.holds[n].let_go();
+        self.holds[shop.language as usize].let_go();
         let what = format!("{:?} comes to an end with {change:?}, {at:?} {side:?}", shop.language);
         self.world.eventually(&what, || shop.has_done(&change.command).is_some());
         let log = shop.process.log();
@@ -227,26 +230,34 @@ impl<'a> Stage<'a> {
     }
 
     /// Kills an application in the middle of a change, or right after it.
-    fn kill(&self, n: usize, mut shop: Application, change: &mut Change, (at, held, end): Killed) {
+    fn kill(&mut self, mut shop: Application, change: &mut Change, (at, held, end): Killed, alone: bool) {
         match at {
-            Some(moment) => self.hold(n, &mut shop, change, moment),
+            Some(moment) => self.hold(&mut shop, change, moment),
             None => shop.does(self.world, &change.command),
         }
         change.end = end;
         shop.process.kill();
+        if !alone {
+            self.stream.kill();
+        }
+        let hold = &self.holds[shop.language as usize];
         match held {
-            Held::Lost => self.holds[n].lose(),
-            Held::GoesOn => self.holds[n].let_go(),
+            Held::Lost => hold.lose(),
+            Held::GoesOn => hold.let_go(),
+        }
+        if !alone {
+            self.stream = serving(self.world, self.topics, &self.socket);
         }
     }
 
     /// Has it begin with a change, up to that moment.
-    fn hold(&self, n: usize, shop: &mut Application, change: &Change, moment: Moment) {
-        self.holds[n].at(moment);
+    fn hold(&self, shop: &mut Application, change: &Change, moment: Moment) {
+        let (hold, topic) = (&self.holds[shop.language as usize], &self.topics[shop.language as usize]);
+        hold.at(moment);
         shop.tell(&change.command);
         let what = format!("{:?} has come to {moment:?} of {}", shop.language, change.command);
-        self.world.eventually(&what, || self.holds[n].is_held());
-        let is_covered = counts(self.world, &format!("{}-delay", self.topics[n])).contains_key(&change.id);
+        self.world.eventually(&what, || hold.is_held());
+        let is_covered = counts(self.world, &format!("{topic}-delay")).contains_key(&change.id);
         assert_eq!(is_covered, moment != Moment::Changed, "{what}");
     }
 }

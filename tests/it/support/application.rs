@@ -1,8 +1,12 @@
 //! An application in one of the languages that ksync has a client for: it changes its products as it is told.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Primary, Process, World};
+
+/// How long a start may take: frameworks have much to read.
+const STARTED: Duration = Duration::from_secs(60);
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -63,6 +67,11 @@ impl Application {
     /// A URL as the drivers of all languages take it.
     pub fn url(primary: &Primary) -> String {
         primary.url.replace("options[search_path]=", "options=-csearch_path%3D")
+    }
+
+    pub fn wait_for_start(&self, world: &World) {
+        let is_ready = || self.process.log().contains(&"ready".to_owned());
+        world.within(STARTED, &format!("{:?} is ready", self.language), is_ready);
     }
 
     pub fn tell(&mut self, command: &str) {
