@@ -42,12 +42,22 @@ pub fn example(name: &str, language: &str) -> PathBuf {
 }
 
 /// Where cargo puts the examples in Rust, which it does not build for a test of its own accord.
-fn built() -> &'static Path {
+pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let release = Path::new(env!("CARGO_BIN_EXE_ksync-consume")).parent().unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--locked", "--quiet", "--example", "ids", "--example", "ids_worker"]);
+        cargo.args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--example",
+            "ids",
+            "--example",
+            "ids_worker",
+            "--example",
+            "rust-shop",
+        ]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }

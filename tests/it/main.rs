@@ -36,6 +36,7 @@ mod readme;
 mod redrive;
 mod replay;
 mod resume;
+mod rust_shop;
 mod serve;
 mod sessions;
 mod settings;
