@@ -133,22 +133,26 @@ fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps
     world.eventually("the primary is as it was left", || rows(&postgres) == expected);
     world.eventually("the secondary is as the primary", || rows(&secondary) == expected);
     for (n, topic) in topics.iter().enumerate() {
-        let delay_topic = format!("{topic}-delay");
-        let seat = world.seat(&delay_topic, 0, "delayer");
-        world.eventually("all are sent on", || seat.offset() == Some(world.kafka.count(&delay_topic)));
-        let (delayed, all) = (counts(&world, &delay_topic), counts(&world, topic));
-        let of_topic = changes.chunks(2).skip(n).step_by(topics.len()).flatten();
-        for change in of_topic {
-            let [delayed, all] = [&delayed, &all].map(|counts| counts.get(&change.id).copied().unwrap_or_default());
-            // Each delay message has come into the topic; what is there besides were instant messages.
-            let instant = all - delayed;
-            let is_so = match change.end {
-                End::Nothing => (delayed, instant) == (0, 0),
-                End::Covered | End::Healed => delayed > 0 && instant == 0,
-                End::Announced => delayed > 0 && instant == 1,
-            };
-            assert!(is_so, "{topic}: {change:?} has {delayed} delay messages and {instant} instant messages");
-        }
+        are_announced(&world, topic, changes.chunks(2).skip(n).step_by(topics.len()).flatten());
+    }
+}
+
+/// Each as it has ended.
+fn are_announced<'a>(world: &World, topic: &str, changes: impl Iterator<Item = &'a Change>) {
+    let delay_topic = format!("{topic}-delay");
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    world.eventually("all are sent on", || seat.offset() == Some(world.kafka.count(&delay_topic)));
+    let (delayed, all) = (counts(world, &delay_topic), counts(world, topic));
+    for change in changes {
+        let [delayed, all] = [&delayed, &all].map(|counts| counts.get(&change.id).copied().unwrap_or_default());
+        // Each delay message has come into the topic; what is there besides were instant messages.
+        let instant = all - delayed;
+        let is_so = match change.end {
+            End::Nothing => (delayed, instant) == (0, 0),
+            End::Covered | End::Healed => delayed > 0 && instant == 0,
+            End::Announced => delayed > 0 && instant == 1,
+        };
+        assert!(is_so, "{topic}: {change:?} has {delayed} delay messages and {instant} instant messages");
     }
 }
 

@@ -58,7 +58,7 @@ fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
         for (command, delayed, instant) in cases {
             shop.does(&world, command);
             let payloads = |ids: &[u32]| ids.iter().map(|id| (id.to_string(), format!("{{\"id\":{id}}}"))).collect();
-            let told: (Vec<_>, Vec<_>) = (payloads(delayed), payloads(instant));
+            let told: [Vec<Said>; 2] = [payloads(delayed), payloads(instant)];
             assert_eq!(wire.said(), told, "{command}: {language:?} {primary:?}");
         }
         if language == Language::Ruby {
@@ -66,10 +66,13 @@ fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
             shop.does(&world, "detailed 2");
             let payload = r#"{"id":2,"at":"2020-09-13 12:26:40 UTC","on":"2020-01-02","cost":"1.5","kind":"new","no":null,"name":"größe"}"#;
             let told = vec![("2".to_owned(), payload.to_owned())];
-            assert_eq!(wire.said(), (told.clone(), told));
+            assert_eq!(wire.said(), [told.clone(), told]);
         }
     }
 }
+
+/// A key and a payload.
+type Said = (String, String);
 
 /// What has come into a topic and its delay topic.
 struct Wire<'a> {
@@ -79,8 +82,8 @@ struct Wire<'a> {
 }
 
 impl Wire<'_> {
-    /// Keys and payloads of the delay messages and of the instant messages that have come since, these after those.
-    fn said(&mut self) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    /// The delay messages and the instant messages that have come since, these after those.
+    fn said(&mut self) -> [Vec<Said>; 2] {
         let new = |topic: &str, seen: &mut usize| {
             let records = self.world.kafka.records(topic).split_off(*seen);
             *seen += records.len();
@@ -97,7 +100,7 @@ impl Wire<'_> {
         let said = |records: Vec<Record>, value: fn(&str) -> String| {
             records.into_iter().map(|record| (record.key.unwrap(), value(&record.value.unwrap()))).collect()
         };
-        (said(delayed, payload_of), said(instant, compact))
+        [said(delayed, payload_of), said(instant, compact)]
     }
 }
 
