@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps a copy of a table in another database of Postgres: a handler for ksync-consume.
 
-COPY_URL; the rest is in batch.py. The copy needs the table, with no constraint but its primary key, and
+COPY_URL; WRITE has the columns, the rest is in batch.py. The copy needs the table, with no constraint but its primary key, and
 
     CREATE TABLE ksync_terms (topic text, "partition" int, name text, term bigint, PRIMARY KEY (topic, "partition", name));
 """

@@ -20,6 +20,8 @@ pub enum Lost {
     /// What connections bring that are there already; new ones work.
     Old,
     All,
+    /// New connections, which are closed at once: as if the server were down.
+    New,
 }
 
 impl Hole {
@@ -32,6 +34,9 @@ impl Hole {
             let address = listener.local_addr().unwrap().to_string();
             tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
+                    if *losses.borrow() == Lost::New {
+                        continue;
+                    }
                     tokio::spawn(pass(client, server.clone(), losses.clone()));
                 }
             });
@@ -59,7 +64,7 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, (losses, is_old):
     loop {
         let Ok(length @ 1..) = from.read(&mut bytes).await else { return };
         let is_lost = match *losses.borrow() {
-            Lost::Nothing => false,
+            Lost::Nothing | Lost::New => false,
             Lost::Old => is_old,
             Lost::All => true,
         };

@@ -14,6 +14,7 @@ mod log;
 mod pooler;
 mod process;
 mod services;
+mod store;
 mod tools;
 mod txn_log;
 mod way;
@@ -43,6 +44,7 @@ pub use self::log::log_lines;
 pub use self::pooler::pooler;
 pub use self::process::{End, Process};
 pub use self::services::Services;
+pub use self::store::{Store, opensearch};
 pub use self::txn_log::reigns;
 pub use self::way::{Passage, Way};
 pub use self::worker::{Note, Worker};
@@ -71,6 +73,11 @@ impl World {
     /// On the servers that all tests share.
     pub fn new(test: &str) -> World {
         World::on(Services::shared(), unique(test))
+    }
+
+    /// The same, with the stores that handlers write to.
+    pub fn with_stores(test: &str) -> World {
+        World::on(Services::with_stores(), unique(test))
     }
 
     /// On servers of its own, which it may harm.

@@ -28,6 +28,16 @@ impl Services {
         SHARED.get_or_init(start).clone()
     }
 
+    /// The same, and the stores that handlers write to.
+    pub fn with_stores() -> Arc<Services> {
+        static STORES: OnceLock<Arc<Services>> = OnceLock::new();
+        let start = || {
+            let dir = Services::shared().dir.clone();
+            Arc::new(Services::up(dir, &["opensearch", "redis", "memcached"], false))
+        };
+        STORES.get_or_init(start).clone()
+    }
+
     /// So many brokers (1 or 3) and one ZooKeeper that end with the value.
     pub fn own(id: &str, brokers: usize) -> Arc<Services> {
         let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));

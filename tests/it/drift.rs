@@ -1,0 +1,170 @@
+//! ksync-stream --verify with the stores that the handlers of examples/ keep: each planted difference is found and repaired, and
+//! nothing else is told, while the table is being written to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::secondaries::{STORES, Shop, handler};
+use crate::support::{End, Kafka, Primary, Process, block_on, is_full, opensearch, value};
+
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+
+/// Long enough for handlers on a busy machine.
+const DELAY: &str = "5s";
+
+/// Differences of each kind, and the ids that they are under; a store that may forget is to have none missing.
+struct Planted {
+    missing: Vec<u32>,
+    stale: Vec<u32>,
+    surplus: Vec<u32>,
+}
+
+impl Planted {
+    fn lines(&self) -> BTreeSet<String> {
+        let kinds = [("missing", &self.missing), ("stale", &self.stale), ("surplus", &self.surplus)];
+        kinds.iter().flat_map(|(kind, ids)| ids.iter().map(move |id| format!("{id} {kind}"))).collect()
+    }
+
+    /// Past the handlers.
+    fn plant(&self, shop: &Shop, store: &str) {
+        let row = |id: &u32| json!({"id": id, "name": "planted", "price": -1});
+        let put = self.stale.iter().chain(&self.surplus);
+        match store {
+            "opensearch" => {
+                let gone = self.missing.iter().map(|id| format!("{}\n", json!({"delete": {"_id": id.to_string()}})));
+                let put = put.map(|id| format!("{}\n{}\n", json!({"index": {"_id": id.to_string()}}), row(id)));
+                let url = shop.world.services.get("KSYNC_TEST_OPENSEARCH");
+                let body = gone.chain(put).collect::<String>();
+                let answer = opensearch(url, &format!("POST /{}/_bulk", shop.table), &body);
+                assert_eq!(answer["errors"], json!(false), "{answer}");
+            }
+            "redis" => {
+                let mut redis = shop.connect("redis");
+                for id in put {
+                    let row = row(id).to_string().replace('"', "\\\"");
+                    assert!(redis.ask(&format!("HSET {}:{id} row \"{row}\"", shop.table)).starts_with(':'));
+                }
+            }
+            "memcached" => put.for_each(|id| keep(shop, *id, &row(id))),
+            _ => {
+                for id in &self.missing {
+                    shop.change_copy(&format!("DELETE FROM $ WHERE id = {id}"));
+                }
+                for id in &self.stale {
+                    shop.change_copy(&format!("UPDATE $ SET name = 'planted' WHERE id = {id}"));
+                }
+                for id in &self.surplus {
+                    shop.change_copy(&format!("INSERT INTO $ VALUES ({id}, 'planted', -1)"));
+                }
+            }
+        }
+    }
+}
+
+/// As an application keeps a row that it has read.
+fn keep(shop: &Shop, id: u32, row: &Value) {
+    let row = row.to_string();
+    let set = format!("set {}:{id} 0 0 {}\r\n{row}", shop.table, row.len());
+    assert_eq!(shop.connect("memcached").ask(&set), "STORED");
+}
+
+fn verify(shop: &Shop, store: &str, options: &str) -> Process {
+    let is_cache = matches!(store, "redis" | "memcached");
+    let options = format!("{options} {}", if is_cache { "--cache" } else { "" });
+    let source = format!("-t {} --database '{}' --table {}", shop.topic, shop.primary.url, shop.table);
+    let command = handler(&format!("{store}_holds"));
+    let script = format!("exec {STREAM} {source} --verify {options} -- {} >{store}.out", command.display());
+    shop.start(&shop.world.script(&script), "", &[("KSYNC_DELAY", DELAY)])
+}
+
+fn told(shop: &Shop, store: &str) -> BTreeSet<String> {
+    let out = fs::read_to_string(shop.world.dir.join(format!("{store}.out"))).unwrap();
+    let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.map(|line| format!("{} {}", line["key"].as_str().unwrap(), line["difference"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn what_is_planted_in_a_store_is_found_and_repaired_and_nothing_else_while_the_table_is_written_to() {
+    let (rows, planted) = if is_full() { (100_000, 99) } else { (3000, 12) };
+    let shop = Shop::open("drift");
+    shop.change(&format!("INSERT INTO $ SELECT n, 'name ' || n, n FROM generate_series(1, {rows}) AS n"));
+    let mut consumers: Vec<_> = STORES.iter().map(|store| shop.consume(store, "-q")).collect();
+    shop.announce(1..=rows);
+    for store in STORES {
+        let limit = Duration::from_secs(600);
+        shop.world.within(limit, "the store is filled", || shop.offset(store) == Some(i64::from(rows)));
+    }
+    // Every tenth is left alone by the writer, and so is what is planted there.
+    let at = |part: u32| (1..=planted / 3).map(move |n| 30 * n + 10 * part);
+    let all = |store: &str| Planted {
+        missing: if matches!(store, "redis" | "memcached") { vec![] } else { at(0).collect() },
+        stale: at(1).collect(),
+        surplus: at(2).map(|id| rows + id).collect(),
+    };
+    let row = |id: u32| json!({"id": id, "name": format!("name {id}"), "price": id});
+    (1..=rows.min(3000)).filter(|id| id % 10 == 0).for_each(|id| keep(&shop, id, &row(id)));
+    let run = |options: &str, end, expected: &dyn Fn(&str) -> BTreeSet<String>| {
+        for (store, run) in STORES.map(|store| (store, verify(&shop, store, options))) {
+            assert_eq!(ended(&shop, run), End::Status(end), "{store} {options}");
+            assert_eq!(told(&shop, store), expected(store), "{store} {options}");
+        }
+    };
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (primary, kafka) = (&shop.primary, &shop.world.kafka);
+        scope.spawn(|| write(primary, kafka, (&shop.table, &shop.topic), rows, &is_over));
+        let _over = Over(&is_over);
+        run("", 0, &|_| BTreeSet::new());
+        for store in STORES {
+            all(store).plant(&shop, store);
+        }
+        run("", 1, &|store| all(store).lines());
+        run("--repair", 0, &|store| all(store).lines());
+        run("", 0, &|_| BTreeSet::new());
+    });
+    assert!(consumers.iter_mut().all(Process::is_running));
+}
+
+/// Ends the writer, also where a check has failed.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Changes all rows but every tenth at random, and announces that.
+fn write(primary: &Primary, kafka: &Kafka, (table, topic): (&str, &str), rows: u32, is_over: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(7);
+    while !is_over.load(Ordering::Relaxed) {
+        let id = random.random_range(0..rows / 10) * 10 + random.random_range(1..10);
+        let change = match random.random_range(0..4) {
+            0 => format!("DELETE FROM {table} WHERE id = {id}"),
+            1 => format!("INSERT INTO {table} VALUES ({id}, 'new', 0) ON CONFLICT DO NOTHING"),
+            _ => format!("UPDATE {table} SET price = price + 1 WHERE id = {id}"),
+        };
+        block_on(primary.execute(&change));
+        kafka.produce(topic, [value(json!({"id": id}).to_string()).key(id.to_string())]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Its end; memory is to stay small.
+fn ended(shop: &Shop, mut run: Process) -> End {
+    let mut memory = None;
+    shop.world.within(Duration::from_secs(600), "all is compared", || {
+        memory = run.memory().or(memory);
+        !run.is_running()
+    });
+    let memory = memory.unwrap();
+    assert!(memory <= 64 << 20, "{memory} bytes");
+    run.wait()
+}
