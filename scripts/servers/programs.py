@@ -100,6 +100,8 @@ TOOLS = {
     "python3": ("python3", lambda: find("python3")),
     "ruby": ("ruby", lambda: find("ruby") and answers(["ruby", "-rjson", "-e", "1"])),
     "strace": ("strace", lambda: find("strace")),
+    # Of 2022 or later, with --json.
+    "curl": ("curl", lambda: find("curl")),
     "npm": ("npm", lambda: find("npm")),
     "pip": ("python3-pip", lambda: answers(["python3", "-m", "pip", "--version"])),
     "activerecord": ("ruby-activerecord", lambda: answers(["ruby", "-ractive_record", "-e", "1"])),
@@ -107,11 +109,11 @@ TOOLS = {
     "ruby-sqlite3": ("ruby-sqlite3", lambda: answers(["ruby", "-rsqlite3", "-e", "1"])),
 }
 
-# What tests need besides servers: what runs the handlers in examples/, what the clients in examples/ plug into, and what
-# ends a process at a system call.
+# What tests need besides servers: what runs the handlers in examples/, what the clients in examples/ plug into and README.md asks
+# the shop with, and what ends a process at a system call.
 OTHERS = {
     "interpreters": ("node", "perl", "php", "python3", "ruby"),
-    "frameworks": ("node", "npm", "python3", "pip", "ruby", "activerecord", "ruby-pg", "ruby-sqlite3"),
+    "frameworks": ("node", "npm", "python3", "pip", "ruby", "activerecord", "ruby-pg", "ruby-sqlite3", "curl"),
     "strace": ("strace",),
 }
 

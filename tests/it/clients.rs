@@ -104,7 +104,7 @@ main()
 "#;
 
 /// Its frameworks, and what `scripts/services install frameworks` has fetched of them.
-fn environment(name: &str, value: &str) -> (String, String) {
+pub fn environment(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), Path::new(PROJECT).join("target/servers").join(value).display().to_string())
 }
 

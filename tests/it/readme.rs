@@ -2,13 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use ksync::database::{Database, Dialect, Question};
 
-use crate::support::{End, Primary, World, block_on, primaries};
+use crate::clients::environment;
+use crate::examples::built;
+use crate::support::{End, Primary, Record, World, block_on, primaries};
 
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// How long an application may take to start, and to be run.
+const MINUTES: Duration = Duration::from_secs(300);
 
 fn readme() -> String {
     fs::read_to_string(Path::new(PROJECT).join("README.md")).unwrap()
@@ -45,6 +51,59 @@ fn the_examples_run() {
     }
     assert_eq!(block_on(postgres.texts("SELECT min(price)::text FROM products")), ["500"]);
     assert_eq!(block_on(postgres.texts("SELECT count(*)::text FROM products")), ["990"]);
+}
+
+/// The applications that are to be running in five minutes: each is run as it is shown, and what it has changed has arrived.
+#[test]
+fn the_applications_of_five_minutes_announce_what_they_change() {
+    let world = World::alone("readme-shop");
+    let [postgres, ..] = block_on(primaries("readme_shop"));
+    // Only ksync takes a schema from the URL.
+    block_on(postgres.execute("DROP DATABASE IF EXISTS ksync_readme_shop WITH (FORCE)"));
+    block_on(postgres.execute("CREATE DATABASE ksync_readme_shop"));
+    let (server, _) = postgres.url.rsplit_once('/').unwrap();
+    let shop = Primary { url: format!("{server}/ksync_readme_shop"), ..postgres };
+    block_on(shop.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)"));
+    built();
+    let path = format!("{}:{}", Path::new(STREAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let dir = world.dir.display().to_string();
+    let [python, node] = ["python", "node/node_modules"].map(|folder| environment("", folder).1);
+    let variables = [
+        ("PATH", path.as_str()),
+        ("DATABASE_URL", &shop.url),
+        ("TMPDIR", &dir),
+        ("PYTHONPATH", &python),
+        ("NODE_PATH", &node),
+    ];
+    let readme = readme();
+    let blocks = readme.split("\n```sh run shop\n").skip(1).map(|block| block.split_once("\n```").unwrap().0);
+    let mut told: Vec<u32> = vec![];
+    let mut changes = [vec![1, 1], vec![2], vec![3], vec![2, 3, 4, 4]].into_iter();
+    for block in blocks {
+        let changed: Vec<u32> = changes.next().unwrap();
+        let script = world.script(&format!("cd {PROJECT}\n{block}"));
+        let mut process = world.start(&script, "", &variables);
+        world.within(MINUTES, block, || !process.is_running());
+        assert_eq!(process.wait(), End::Status(0), "{block}");
+        told.extend(&changed);
+        told.sort();
+        let lines: Vec<_> = told.iter().map(|id| format!("{id}|{{\"id\":{id}}}")).collect();
+        assert_eq!(sorted(world.kafka.records("products").iter().map(Record::line)), lines, "{block}");
+        let covered = world.kafka.records("products-delay").into_iter().map(|record| record.key.unwrap());
+        assert_eq!(sorted(covered), told.iter().map(u32::to_string).collect::<Vec<_>>(), "{block}");
+        let last = changed.last().unwrap();
+        let shown = format!("\"key\":\"{last}\",\"headers\":[],\"payload\":{{\"id\":{last}}}}}");
+        assert!(process.says(&[&shown]), "{block}: {:?}", process.log());
+    }
+    assert!(changes.next().is_none(), "an example is missing");
+    let rows = block_on(shop.texts("SELECT id || ' ' || name || ' ' || price FROM products ORDER BY id"));
+    assert_eq!(rows, ["1 tea 500", "2 tea 500", "3 tea 500", "4 tea 500"]);
+}
+
+fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort();
+    lines
 }
 
 /// The commands of lines for cron: five fields, the user, the command.

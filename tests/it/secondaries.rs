@@ -12,7 +12,7 @@ use crate::support::{End, Hole, Lost, Message, Primary, Process, Store, World, b
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 pub const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
-const STORES: [&str; 4] = ["opensearch", "redis", "memcached", "postgres_copy"];
+pub const STORES: [&str; 4] = ["opensearch", "redis", "memcached", "postgres_copy"];
 
 /// A table, its topic, and its copies in all stores.
 pub struct Shop {
@@ -50,6 +50,11 @@ impl Shop {
     /// Changes the primary; `$` stands for the table.
     pub fn change(&self, sql: &str) {
         block_on(self.primary.execute(&sql.replace('$', &self.table)));
+    }
+
+    /// The same of the copy in the other Postgres.
+    pub fn change_copy(&self, sql: &str) {
+        block_on(self.copy.execute(&sql.replace('$', &self.table)));
     }
 
     pub fn announce(&self, ids: impl IntoIterator<Item = u32>) {
