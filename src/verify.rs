@@ -3,17 +3,17 @@
 //! What differs at a first look may be on its way. It counts once the delay and a tenth of it are over, in which whatever was
 //! announced before has come to the store, if it differs still and the store has not changed it meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use log::{info, warn};
+use log::info;
 use tokio::time::{Instant, sleep_until};
 
 use crate::announce::{Announcer, Changed, Destination};
 use crate::database::Limit;
 use crate::exit::Exit;
-use crate::progress::Progress;
+use crate::progress::{Format, Progress};
 use crate::shutdown::Shutdown;
 use crate::stream::{Throttle, failure};
 
@@ -23,7 +23,7 @@ mod store;
 mod suspects;
 mod version;
 
-use found::{Difference, Found, Line, Verdict};
+use found::{Difference, Found, Line, Verdict, print};
 pub use primary::Primary;
 use primary::Rows;
 pub use store::Store;
@@ -34,8 +34,11 @@ use version::Version;
 /// How many keys are looked at together where they are not those of a chunk.
 const KEYS: usize = 1000;
 
-/// Between two looks at what was announced, or a quarter of the delay.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked again, each time a delay later, at what the store changes again and again.
+const LOOKS: usize = 3;
+
+/// Before the first look at what was announced, or a quarter of the delay; each next one comes later.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One run of `ksync-stream --verify`.
 pub struct Verify {
@@ -54,7 +57,7 @@ pub struct Verify {
 
 impl Verify {
     /// Exits with status 0 if nothing differs in the end, with 1 if something does.
-    pub async fn run(mut self, rows: Progress, keys: Progress, shutdown: &Shutdown) -> Result<Exit> {
+    pub async fn run(mut self, rows: Progress, keys: impl FnOnce() -> Progress, shutdown: &Shutdown) -> Result<Exit> {
         let left = tokio::select! {
             biased;
             () = shutdown.requested() => None,
@@ -71,25 +74,29 @@ impl Verify {
     }
 
     /// How many differences are left; `None` where the end was asked for.
-    async fn compare(&mut self, rows: Progress, keys: Progress, shutdown: &Shutdown) -> Result<Option<u64>> {
+    async fn compare(
+        &mut self,
+        rows: Progress,
+        keys: impl FnOnce() -> Progress,
+        shutdown: &Shutdown,
+    ) -> Result<Option<u64>> {
         let (mut found, mut suspects) = (Found::default(), Suspects::new()?);
         let Some(held) = self.all_rows(&mut suspects, rows, shutdown).await? else { return Ok(None) };
-        let listed = self.all_keys(&mut suspects, &mut found, keys).await?;
-        if listed == 0 && held > 0 {
+        let listed = self.all_keys(&mut suspects, &mut found, keys()).await?;
+        if listed == 0 && held > 0 && !self.is_cache {
             return Err(Exit::Person.because(anyhow!(
                 "the command printed nothing with --list, although the store holds {held} of the rows; it is to print all keys \
                  that the store holds"
             )));
         }
-        let unfit = found.surplus;
-        let announced = self.look_again(suspects, &mut found).await?;
-        if self.repair.is_none() {
-            found.tell(None);
-            return Ok(Some(found.differences()));
-        }
-        let left = unfit + self.see_repaired(announced).await?;
-        found.tell(Some(left));
-        Ok(Some(left))
+        let announced = self.look_again(suspects, &mut found, shutdown).await?;
+        let left = match (announced, &self.repair) {
+            (None, _) => return Ok(None),
+            (Some(_), None) => None,
+            (Some(announced), Some(_)) => Some(self.see_repaired(announced).await?),
+        };
+        found.tell(left);
+        Ok(Some(left.unwrap_or_else(|| found.differences()) + found.unfit))
     }
 
     /// Compares each row with what the store holds of it; how many of them it holds. `None` where the end was asked for.
@@ -111,12 +118,8 @@ impl Verify {
             };
             self.throttle.begin(&rows.named);
             let held = self.held(&rows).await?;
-            for ((key, row), held) in rows.keys().zip(&rows.versions).zip(&held) {
-                count += usize::from(held.is_some());
-                if row != held && !(held.is_none() && self.is_cache) {
-                    suspects.add(&Suspect { key: key.to_owned(), held: Held::of(held.as_ref()) })?;
-                }
-            }
+            count += held.iter().flatten().count();
+            suspects.add_all(&rows, &held, self.is_cache)?;
             self.throttle.done(&rows.named);
             progress.add(rows.named.len());
         }
@@ -124,34 +127,31 @@ impl Verify {
 
     /// Looks for keys of the store that no row has; how many keys the store has.
     async fn all_keys(&mut self, suspects: &mut Suspects, found: &mut Found, mut progress: Progress) -> Result<usize> {
-        let Verify { primary, store, .. } = self;
+        let Verify { primary, store, is_cache, .. } = self;
         let (sender, mut pieces) = Store::pieces();
         let looking = async {
-            let (mut keys, mut count) = (HashMap::new(), 0);
+            let (mut keys, mut count) = (HashSet::new(), 0);
             loop {
-                let piece = primary.database.kept_awake(async { anyhow::Ok(pieces.recv().await) }).await;
-                let piece = piece.map_err(failure)??;
+                let piece = primary.database.kept_awake(pieces.recv()).await.map_err(failure)?;
                 for told in parse(piece.as_deref().unwrap_or_default()) {
-                    let (key, version) = told?;
-                    let held = version.map_or(Held::Something, |version| Held::of(Some(&version)));
-                    keys.insert(key, held);
+                    keys.insert(told?.0);
                 }
                 if keys.len() < KEYS && piece.is_some() {
                     continue;
                 }
                 count += keys.len();
                 progress.add(keys.len());
-                let (absent, unfit) = primary.absent(keys.keys().cloned().collect()).await?;
-                for key in absent {
-                    let held = keys.get(&key).copied().unwrap_or(Held::Something);
-                    suspects.add(&Suspect { key, held })?;
+                let (absent, unfit) = primary.absent(keys.drain().collect()).await?;
+                if !absent.is_empty() {
+                    let rows = primary.rows(absent).await?;
+                    let held = primary.database.kept_awake(store.held(&rows)).await.map_err(failure)??;
+                    suspects.add_all(&rows, &held, *is_cache)?;
                 }
                 for (key, why) in unfit {
-                    let error = Some(format!("{why:#}"));
-                    let difference = Difference::Surplus;
-                    found.add(&Line { key: &key, difference, version: None, held: None, error })?;
+                    found.unfit += 1;
+                    let (difference, error) = (Difference::Surplus, Some(format!("{why:#}")));
+                    print(&Line { key: &key, difference, version: None, held: None, error })?;
                 }
-                keys.clear();
                 if piece.is_none() {
                     return Ok(count);
                 }
@@ -163,64 +163,82 @@ impl Verify {
     }
 
     /// Looks again at what differed, once all that was announced before has had its time; announces what differs still, and gives
-    /// it back.
-    async fn look_again(&mut self, suspects: Suspects, found: &mut Found) -> Result<Suspects> {
+    /// it back. What the store has changed meanwhile gets its time anew. `None` where the end was asked for.
+    async fn look_again(
+        &mut self,
+        mut suspects: Suspects,
+        found: &mut Found,
+        shutdown: &Shutdown,
+    ) -> Result<Option<Suspects>> {
         let mut left = Suspects::new()?;
-        if suspects.count() == 0 {
-            return Ok(left);
-        }
-        let pause = self.delay + self.delay / 10;
-        info!("{} keys differ; looking again in {:.0?}", suspects.count(), pause);
-        self.pause(pause).await?;
-        let mut suspects = suspects.read()?;
-        while let Some(looks) = self.look(&mut suspects).await? {
-            let mut keys = vec![];
-            for Look { key, held, row, verdict } in looks {
-                match verdict {
-                    Verdict::Equal => continue,
-                    Verdict::Changing => {
-                        found.changing += 1;
-                        continue;
-                    }
-                    Verdict::Differs(difference) => {
-                        let (version, json) = (row.as_ref(), held.as_ref());
-                        let (version, json) = (version.map(|row| &*row.json), json.map(|held| &*held.json));
-                        found.add(&Line { key: &key, difference, version, held: json, error: None })?;
-                    }
-                }
-                left.add(&Suspect { key: key.clone(), held: Held::of(held.as_ref()) })?;
-                keys.push(key);
+        for _ in 0..LOOKS {
+            if suspects.count() == 0 {
+                break;
             }
-            self.announce(keys).await?;
+            let pause = self.delay + self.delay / 10;
+            info!("{} keys differ; looking again in {:.0?}", suspects.count(), pause);
+            self.pause(pause).await?;
+            let (mut looked, mut changing) = (suspects.read()?, Suspects::new()?);
+            while let Some(looks) = self.look(&mut looked).await? {
+                let mut keys = vec![];
+                for Look { key, held, row, verdict, .. } in looks {
+                    let suspect = Suspect { held: Held::of(held.as_ref()), key };
+                    let difference = match verdict {
+                        Verdict::Equal => continue,
+                        Verdict::Changing => {
+                            changing.add(&suspect)?;
+                            continue;
+                        }
+                        Verdict::Differs(difference) => difference,
+                    };
+                    found.count(difference);
+                    let (version, held) = (row.as_ref().map(|row| &*row.json), held.as_ref().map(|held| &*held.json));
+                    print(&Line { key: &suspect.key, difference, version, held, error: None })?;
+                    left.add(&suspect)?;
+                    keys.push(suspect.key);
+                }
+                if !self.announce(keys, shutdown).await? {
+                    return Ok(None);
+                }
+            }
+            suspects = changing;
         }
-        Ok(left)
+        found.changing = suspects.count();
+        Ok(Some(left))
     }
 
-    async fn announce(&mut self, keys: Vec<String>) -> Result<()> {
-        let Some(to) = &self.repair else { return Ok(()) };
+    /// Whether it did; false where the end was asked for.
+    async fn announce(&mut self, keys: Vec<String>, shutdown: &Shutdown) -> Result<bool> {
+        let Some(to) = self.repair.as_ref().filter(|_| !keys.is_empty()) else { return Ok(true) };
+        let mut unseen = Progress::new(Format::Nothing, "keys", None);
+        let wait = self.throttle.wait(&self.announcer, &mut unseen, shutdown);
+        if !self.primary.database.kept_awake(wait).await.map_err(failure)?? {
+            return Ok(false);
+        }
         let changes = self.primary.changes(keys).await?;
+        self.throttle.begin(&changes);
         self.announcer.instant_messages(&[Changed { to, changes: &changes }]).await?;
-        self.announcer.settled().await
+        self.announcer.settled().await?;
+        self.throttle.done(&changes);
+        Ok(true)
     }
 
     /// Waits until what was announced does not differ any more, at most as long as the delay; how many do still.
     async fn see_repaired(&mut self, mut announced: Suspects) -> Result<u64> {
-        let (until, pause) = (Instant::now() + self.delay, PAUSE.min(self.delay / 4));
+        let until = Instant::now() + self.delay;
+        let mut pause = FIRST_PAUSE.min(self.delay / 4);
         while announced.count() > 0 {
             let is_last = Instant::now() + pause >= until;
             self.pause(pause).await?;
-            let (mut left, mut suspects) = (Suspects::new()?, announced.read()?);
-            while let Some(looks) = self.look(&mut suspects).await? {
-                for Look { key, verdict, held, .. } in looks {
-                    // What changes is not at its end yet.
-                    if verdict != Verdict::Equal {
-                        if is_last {
-                            warn!(
-                                "key {key} differs still, {} after it was announced",
-                                humantime::format_duration(self.delay)
-                            );
-                        }
-                        left.add(&Suspect { key, held: Held::of(held.as_ref()) })?;
+            pause = (2 * pause).min(self.delay / 10);
+            let (mut left, mut looked) = (Suspects::new()?, announced.read()?);
+            while let Some(looks) = self.look(&mut looked).await? {
+                for Look { key, before, verdict, .. } in looks {
+                    match verdict {
+                        Verdict::Equal => {}
+                        // It follows.
+                        Verdict::Changing if is_last => {}
+                        _ => left.add(&Suspect { key, held: before })?,
                     }
                 }
             }
@@ -234,21 +252,22 @@ impl Verify {
 
     /// Looks at the next of the suspects; `None` behind the last.
     async fn look(&mut self, suspects: &mut impl Iterator<Item = Result<Suspect>>) -> Result<Option<Vec<Look>>> {
-        let mut before = HashMap::new();
-        for suspect in suspects.take(KEYS) {
+        let most = self.primary.versions.fitting_rows(Limit { rows: KEYS, ..self.chunk });
+        let mut suspected = HashMap::new();
+        for suspect in suspects.take(most) {
             let Suspect { key, held } = suspect?;
-            before.insert(key, held);
+            suspected.insert(key, held);
         }
-        if before.is_empty() {
+        if suspected.is_empty() {
             return Ok(None);
         }
-        let rows = self.primary.rows(before.keys().cloned().collect()).await?;
+        let rows = self.primary.rows(suspected.keys().cloned().collect()).await?;
         let held = self.held(&rows).await?;
         let is_cache = self.is_cache;
         let looks = rows.keys().zip(&rows.versions).zip(held).map(|((key, row), held)| {
-            let before = before.get(key).copied().unwrap_or(Held::Something);
+            let before = suspected.get(key).copied().unwrap_or(Held::Nothing);
             let verdict = Verdict::of(before, held.as_ref(), row.as_ref(), is_cache);
-            Look { key: key.to_owned(), held, row: row.clone(), verdict }
+            Look { key: key.to_owned(), before, held, row: row.clone(), verdict }
         });
         Ok(Some(looks.collect()))
     }
@@ -268,6 +287,7 @@ impl Verify {
 /// A key that was looked at again.
 struct Look {
     key: String,
+    before: Held,
     held: Option<Version>,
     row: Option<Version>,
     verdict: Verdict,

@@ -42,7 +42,7 @@ def literal(text):
 def psql(url):
     command, environment = client(url)
     # With the codes of errors. And no replica: it may lag, and its versions are others.
-    return [*command, "-v", "VERBOSITY=verbose"], {**environment, "PGTARGETSESSIONATTRS": "primary"}
+    return [*command, "-v", "VERBOSITY=verbose"], {**environment, "PGTARGETSESSIONATTRS": "primary", "PGTZ": "UTC"}
 
 
 def give_up(errors):

@@ -1,10 +1,18 @@
 """What the commands for ksync-stream --verify share: how they are asked, and how they answer."""
 
+import decimal
 import json
 import os
 import sys
 
 COLUMNS = [name for name in os.environ.get("KSYNC_VERSION_COLUMN", "").split(",") if name]
+# Large enough for each decimal of a database.
+EXACT = decimal.Context(prec=20_000)
+
+
+def parse(row):
+    """Its JSON, with decimals as they are: as floats they would lose digits. To ksync 1.5 and "1.5" are the same."""
+    return json.loads(row, parse_float=lambda text: format(EXACT.create_decimal(text).normalize(EXACT), "f"))
 
 
 def version(row):

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from batch import TABLE, handle
 
+LONGEST = 250  # of its keys
 SERVERS = os.environ.get("MEMCACHED", "localhost:11211").split(",")
 
 
@@ -48,7 +49,7 @@ def write(batch):
     keys = []
     for id, (_, offset) in batch.items():
         key = key_of(id)
-        if len(key) <= 250:
+        if len(key) <= LONGEST:
             keys.append(key)
         else:
             yield offset, "memcached takes no such long key"

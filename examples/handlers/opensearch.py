@@ -25,7 +25,7 @@ AT = urlsplit(os.environ.get("OPENSEARCH_URL", "http://localhost:9200"))
 STATUSES = {400: 65, 413: 65, 401: 78, 403: 78}
 
 
-def post(path, body):
+def post(path, body, parse=json.loads):
     headers = {"Content-Type": "application/x-ndjson"}
     if AT.username:
         login = f"{unquote(AT.username)}:{unquote(AT.password or '')}"
@@ -41,7 +41,7 @@ def post(path, body):
     if response.status != 200:
         print(f"OpenSearch: {response.status} {answer[:500]}", file=sys.stderr)
         sys.exit(STATUSES.get(response.status, 75))
-    return json.loads(answer)
+    return parse(answer)
 
 
 def write(batch):

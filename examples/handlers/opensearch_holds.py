@@ -3,22 +3,32 @@
 
 import json
 
-from holds import answer
+from holds import answer, parse
 from opensearch import INDEX, post
 
 PAGE = 5000
 
 
+def ask(path, question):
+    found = post(path, json.dumps(question).encode(), parse)
+    if found.get("_shards", {}).get("failed"):
+        raise OSError(f"shards have failed: {found['_shards']}")
+    return found
+
+
 def rows_of(keys):
-    found = post(f"/{INDEX}/_mget", json.dumps({"ids": keys}).encode())["docs"]
-    return {document["_id"]: document["_source"] for document in found if document.get("found")}
+    documents = ask(f"/{INDEX}/_mget", {"ids": keys})["docs"]
+    for document in documents:
+        if "error" in document:
+            raise OSError(document["error"])
+    return {document["_id"]: document["_source"] for document in documents if document["found"]}
 
 
 def all_keys():
-    page = post(f"/{INDEX}/_search?scroll=5m", json.dumps({"size": PAGE, "_source": False, "sort": ["_doc"]}).encode())
+    page = ask(f"/{INDEX}/_search?scroll=5m", {"size": PAGE, "_source": False, "sort": ["_doc"]})
     while page["hits"]["hits"]:
         yield from (hit["_id"] for hit in page["hits"]["hits"])
-        page = post("/_search/scroll", json.dumps({"scroll": "5m", "scroll_id": page["_scroll_id"]}).encode())
+        page = ask("/_search/scroll", {"scroll": "5m", "scroll_id": page["_scroll_id"]})
 
 
 answer(rows_of, all_keys)

@@ -118,7 +118,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
     let shown = console.clone();
     cli::answer_when_asked(move || vec![shown.status()])?;
     if cli.verify.verify {
-        return cli.verify.run(comparison(&cli, console)?, &cli.resume.window(&shutdown)).await;
+        return cli.verify.run(comparison(&cli, console)?, &shutdown).await;
     }
     if let Some(Action::Command(_)) = &action {
         // One that outlived us could commit when nobody sends its delay messages again.

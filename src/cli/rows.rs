@@ -180,9 +180,9 @@ impl SourceOptions {
     ) -> Result<(Primary, Option<u64>)> {
         let source =
             |payload| self.of_database(payload).ok_or_else(|| usage(anyhow!("nothing to compare: name --table")));
-        let compared = if version.is_empty() { Payload::Row } else { Payload::Columns(version.to_vec()) };
         let mut database = self.database(session).await?;
-        let (versions, total) = prepare(&mut database, &source(compared)?, chunk, is_counted).await?;
+        let (versions, total) =
+            prepare(&mut database, &source(Payload::Json(version.to_vec()))?, chunk, is_counted).await?;
         let keys = database.prepare(&source(Payload::Key)?).await.map_err(failure)?;
         let announced = database.prepare(&source(self.payload())?).await.map_err(failure)?;
         let is_one_column = version.len() == 1;

@@ -25,7 +25,7 @@ pub struct VerifyOptions {
     /// Compares the rows with what COMMAND says that a store holds; prints what differs longer than the delay
     #[arg(
         long, env = "KSYNC_VERIFY", help_heading = "Verify", requires = "command",
-        conflicts_with_all = ["stdin", "sql", "only", "serve", "dry_run", "checkpoint", "checkpoint_table"]
+        conflicts_with_all = ["stdin", "sql", "only", "serve", "dry_run", "checkpoint", "checkpoint_table", "until", "max_time"]
     )]
     pub verify: bool,
 
@@ -75,8 +75,8 @@ impl VerifyOptions {
             started = self.open(store, comparison) => started?,
             () = shutdown.requested() => return Ok(Exit::Again),
         };
-        let (rows, keys) = (progress.start(is_quiet, "rows", total), progress.start(is_quiet, "keys", None));
-        verify.run(rows, keys, shutdown).await
+        let keys = || progress.start(is_quiet, "keys", None);
+        verify.run(progress.start(is_quiet, "rows", total), keys, shutdown).await
     }
 
     /// With about how many rows there are, where that is known.
@@ -85,7 +85,8 @@ impl VerifyOptions {
         let topic = kafka.one_topic()?;
         let cluster = kafka.cluster()?;
         let admin = Admin::new(&cluster)?;
-        let count = admin.need(topic, kafka.create_topics, kafka.patience(true)).await?;
+        let create = kafka.create_topics.filter(|_| self.repair);
+        let count = admin.need(topic, create, kafka.patience(true)).await?;
         kafka.chosen(topic, count)?;
         let writer = Writer::open(&cluster, DELIVERY)?;
         kafka.check.start(&admin, [Pair { topic: topic.clone(), delay: None }]).await?;

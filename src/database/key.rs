@@ -64,7 +64,13 @@ impl Key {
             columns => {
                 let parts: Vec<&RawValue> = serde_json::from_str(record_key).context("it is no array in JSON")?;
                 ensure!(parts.len() == columns.len(), "it has {} values, not {}", parts.len(), columns.len());
-                columns.iter().zip(parts).map(|(column, part)| value(column.kind, part.get())).collect()
+                let part = |(column, part): (&Column, &RawValue)| match column.kind {
+                    Kind::Dynamic if part.get().starts_with('"') => {
+                        Ok(text_or_bytes(&serde_json::from_str::<String>(part.get())?))
+                    }
+                    kind => value(kind, part.get()),
+                };
+                columns.iter().zip(parts).map(part).collect()
             }
         }
     }
@@ -111,15 +117,18 @@ fn value(kind: Kind, json: &str) -> Result<Value> {
 /// The value whose [`Value::text`] it is.
 fn value_of_text(kind: Kind, text: &str) -> Result<Value> {
     match kind {
-        Kind::Dynamic => Ok(match (text.parse::<i64>(), unhex(text)) {
-            (Ok(number), _) if number.to_string() == text => Value::Integer(number),
-            (_, Some(bytes)) => Value::Bytes(bytes),
+        Kind::Dynamic => Ok(match text.parse::<i64>() {
+            Ok(number) if number.to_string() == text => Value::Integer(number),
             // The column makes a number of it where it holds numbers.
-            _ => Value::Text(text.to_owned()),
+            _ => text_or_bytes(text),
         }),
         Kind::Literal if serde_json::from_str::<&RawValue>(text).is_ok() => value(kind, text),
         _ => value(kind, &serde_json::to_string(text)?),
     }
+}
+
+fn text_or_bytes(text: &str) -> Value {
+    unhex(text).map_or_else(|| Value::Text(text.to_owned()), Value::Bytes)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

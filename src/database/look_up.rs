@@ -1,5 +1,9 @@
 //! Rows that are looked up by their keys.
 
+use std::ops::Range;
+
+use anyhow::Error;
+
 use super::chunk::{Chunk, Filling, Limit};
 use super::scan::Scan;
 use super::trouble::Trouble;
@@ -9,20 +13,48 @@ use crate::message::Change;
 /// How many keys are looked up at once: fewer than the values that any of the databases binds.
 const MOST_KEYS: usize = 1000;
 
+/// What was found under some keys.
+pub struct Found {
+    /// What the scan reads of the rows that there are.
+    pub changes: Vec<Change>,
+    /// The record keys that the database takes for none, a word where a UUID should be, an integer that is too large, and why.
+    pub refused: Vec<(String, Error)>,
+}
+
 impl Database {
-    /// What the scan reads of the rows that have these keys, those of them that there are. How far it has read is all the same.
-    pub async fn look_up(&mut self, scan: &Scan, named: &Chunk) -> Result<Vec<Change>, Trouble> {
-        let mut changes = Vec::with_capacity(named.changes.len());
-        for keys in named.values.chunks(MOST_KEYS * scan.key.len()) {
-            let sql = scan.among(keys);
-            let mut filling = Filling::new(Limit { rows: usize::MAX, bytes: usize::MAX }, &scan.members);
-            let read = ask!(self, session => session.read(&sql, scan, &mut filling)).and_then(|read| read);
-            read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
-            if filling.leaves_out() {
-                return Err(scan.repeated());
+    /// Looks for the rows that have these keys. How far the scan has read is all the same.
+    pub async fn look_up(&mut self, scan: &Scan, named: &Chunk) -> Result<Found, Trouble> {
+        let mut found = Found { changes: Vec::with_capacity(named.changes.len()), refused: vec![] };
+        let (all, mut scan) = (named.changes.len(), scan.clone());
+        scan.is_queried = true;
+        let mut parts: Vec<_> = (0..all).step_by(MOST_KEYS).map(|from| from..all.min(from + MOST_KEYS)).collect();
+        while let Some(part) = parts.pop() {
+            match self.look_up_part(&scan, named, part.clone()).await {
+                Ok(changes) => found.changes.extend(changes),
+                // Of one of them.
+                Err(Trouble::Refused(_)) if part.len() > 1 => {
+                    let middle = part.start + part.len() / 2;
+                    parts.extend([part.start..middle, middle..part.end]);
+                }
+                Err(Trouble::Refused(error)) => {
+                    let key = named.changes[part.start].key.as_deref().unwrap_or_default();
+                    found.refused.push((String::from_utf8_lossy(key).into_owned(), error));
+                }
+                Err(trouble) => return Err(trouble),
             }
-            changes.extend(filling.finish(&scan.key).0.changes);
         }
-        Ok(changes)
+        Ok(found)
+    }
+
+    async fn look_up_part(&mut self, scan: &Scan, named: &Chunk, part: Range<usize>) -> Result<Vec<Change>, Trouble> {
+        let width = scan.key.len();
+        let sql = scan.among(&named.values[part.start * width..part.end * width]);
+        let mut filling = Filling::new(Limit { rows: usize::MAX, bytes: usize::MAX }, &scan.members);
+        let read = ask!(self, session => session.read(&sql, scan, &mut filling)).and_then(|read| read);
+        read.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
+        if filling.leaves_out() {
+            return Err(scan.repeated());
+        }
+        Ok(filling.finish(&scan.key).0.changes)
     }
 }

@@ -38,6 +38,7 @@ pub use bookmark::{Bookmark, Mark};
 pub use chunk::{Chunk, Limit};
 pub use key::Key;
 pub use lock::Lock;
+pub use look_up::Found;
 pub use place::Place;
 pub use position::Position;
 pub use scan::Scan;
@@ -147,7 +148,7 @@ impl Database {
         if filling.leaves_out() {
             return Err(scan.repeated());
         }
-        scan.fitting_rows = filling.fitting_rows();
+        scan.last_fitting = filling.fitting_rows();
         let (chunk, ahead) = filling.finish(&scan.key);
         if let Some(sql) = scan.passed_over(chunk.keys().next())
             && self.exists(&sql).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?

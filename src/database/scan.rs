@@ -84,27 +84,46 @@ pub struct Scan {
     /// What the payload has besides the key: as what it is read, and by which expression.
     pub(super) others: Vec<(Kind, String)>,
     pub(super) members: Arc<Members>,
+    /// Whether nothing of it is read by COPY: after an error sqlx mistakes what comes next.
+    pub(super) is_queried: bool,
     /// How many rows of the last chunk were all that its bytes allowed.
-    pub(super) fitting_rows: Option<usize>,
+    pub(super) last_fitting: Option<usize>,
     last: Option<Vec<Value>>,
     ahead: Option<Vec<Value>>,
     pub(super) is_done: bool,
 }
 
 impl Scan {
-    /// `members` are the columns of the payload.
-    pub(super) fn new(relation: Relation, key: Vec<Column>, members: Vec<Column>) -> Scan {
+    /// `members` are the columns of the payload; `is_json` has Postgres write them.
+    pub(super) fn new(relation: Relation, key: Vec<Column>, members: Vec<Column>, is_json: bool) -> Scan {
         let mut others = Vec::new();
-        let places = members.iter().map(|column| match key.iter().position(|of_key| of_key.name == column.name) {
-            Some(at) => (column.name.as_str(), Place::Key(at)),
-            None => {
-                let (kind, read) = column.shown();
-                others.push((kind, read.to_owned()));
-                (column.name.as_str(), Place::Other(others.len() - 1))
-            }
+        let places = members.iter().map(|column| {
+            let at = key.iter().position(|of_key| of_key.name == column.name);
+            let place = match at.filter(|_| !is_json || column.kind == Kind::Integer) {
+                Some(at) => Place::Key(at),
+                None => {
+                    let (kind, read) = column.shown();
+                    others.push(match is_json && column.kind != Kind::Integer {
+                        true => (Kind::Json, format!("to_json({})::text", relation.column(&column.name))),
+                        false => (kind, read.to_owned()),
+                    });
+                    Place::Other(others.len() - 1)
+                }
+            };
+            (column.name.as_str(), place)
         });
         let members = Arc::new(Members::new(places));
-        Scan { relation, key: key.into(), others, members, fitting_rows: None, last: None, ahead: None, is_done: false }
+        Scan {
+            relation,
+            key: key.into(),
+            others,
+            members,
+            is_queried: false,
+            last_fitting: None,
+            last: None,
+            ahead: None,
+            is_done: false,
+        }
     }
 
     /// The key of the rows, for those that others name by it.
@@ -117,6 +136,11 @@ impl Scan {
         &self.relation.label
     }
 
+    /// How many rows of a chunk fit that limit, as far as that is known.
+    pub fn fitting_rows(&self, limit: Limit) -> usize {
+        self.fitting(limit).rows
+    }
+
     /// Whether the last row was read; false may mean that this is not known yet.
     pub fn is_done(&self) -> bool {
         self.is_done
@@ -125,7 +149,7 @@ impl Scan {
     /// Where the last chunk was full by its bytes, so may the next one be: the database is not asked for far more rows
     /// than that.
     pub(super) fn fitting(&self, limit: Limit) -> Limit {
-        let rows = self.fitting_rows.map_or(limit.rows, |rows| limit.rows.min(rows.saturating_mul(2)));
+        let rows = self.last_fitting.map_or(limit.rows, |rows| limit.rows.min(rows.saturating_mul(2)));
         Limit { rows, ..limit }
     }
 
@@ -172,23 +196,28 @@ impl Scan {
     pub(super) fn among(&self, keys: &[Value]) -> Sql {
         let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>().join(", ");
         let mut sql = self.relation.select(&self.reads());
-        if self.is_copied() {
-            sql.hold_integers();
+        let (dialect, width) = (self.relation.dialect, self.key.len());
+        if dialect == Dialect::MySql && width > 1 {
+            // MariaDB uses no index for a list of rows.
+            for (at, row) in keys.chunks(width).enumerate() {
+                sql.push(if at == 0 { "((" } else { " OR (" });
+                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
+                    sql.push(if place == 0 { "" } else { " AND " }).push(&self.relation.column(&column.name));
+                    sql.push(" = ").bind(&column.bind, value);
+                }
+                sql.push(")");
+            }
+        } else {
+            sql.push("(").push(&names).push(if dialect == Dialect::Sqlite { ") IN (VALUES " } else { ") IN (" });
+            for (at, row) in keys.chunks(width).enumerate() {
+                sql.push(if at == 0 { "(" } else { ", (" });
+                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
+                    sql.push(if place == 0 { "" } else { ", " }).bind(&column.bind, value);
+                }
+                sql.push(")");
+            }
         }
-        let is_sqlite = self.relation.dialect == Dialect::Sqlite;
-        sql.push("(").push(&names).push(") IN (").push(if is_sqlite { "VALUES (" } else { "(" });
-        for (at, value) in keys.iter().enumerate() {
-            let place = at % self.key.len();
-            let before = if at == 0 {
-                ""
-            } else if place == 0 {
-                "), ("
-            } else {
-                ", "
-            };
-            sql.push(before).bind(&self.key[place].bind, value);
-        }
-        sql.push(")) ORDER BY ").push(&names);
+        sql.push(") ORDER BY ").push(&names);
         sql
     }
 
@@ -202,7 +231,7 @@ impl Scan {
     /// Whether COPY can read it: Postgres does that faster, but takes no values for it.
     pub(super) fn is_copied(&self) -> bool {
         let is_plain = self.others.is_empty() && self.key.iter().all(|column| column.kind == Kind::Integer);
-        self.relation.dialect == Dialect::Postgres && is_plain
+        self.relation.dialect == Dialect::Postgres && is_plain && !self.is_queried
     }
 
     fn reads(&self) -> String {

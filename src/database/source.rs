@@ -27,6 +27,8 @@ pub enum Payload {
     Key,
     Columns(Vec<String>),
     Row,
+    /// These columns, or where none is named all of them, each as the database itself has it in JSON: Postgres by to_json.
+    Json(Vec<String>),
 }
 
 #[derive(Clone, Debug)]
@@ -61,14 +63,13 @@ impl Database {
         let Found { relation, columns, primary, key } = self.find(source).await?;
         let members = match &source.payload {
             Payload::Key => key.clone(),
-            Payload::Columns(names) => {
+            Payload::Columns(names) | Payload::Json(names) if !names.is_empty() => {
                 names.iter().map(|name| find(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?
             }
-            Payload::Row => {
-                columns.iter().map(|column| find(&column.name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?
-            }
+            _ => columns.iter().map(|column| find(&column.name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?,
         };
-        let scan = Scan::new(relation, key, members);
+        let is_json = matches!(source.payload, Payload::Json(_)) && self.dialect() == Dialect::Postgres;
+        let scan = Scan::new(relation, key, members, is_json);
         // A primary key has no NULLs, but for SQLite.
         let is_null_free =
             self.dialect() != Dialect::Sqlite && scan.key.iter().all(|column| primary.contains(&column.name));

@@ -16,8 +16,10 @@ pub(super) struct Found {
     pub missing: u64,
     pub stale: u64,
     pub surplus: u64,
-    /// What the store has under them has changed between the looks, and differed at both.
+    /// What the store has under them has changed between the looks, and differed at each.
     pub changing: u64,
+    /// Listed by the store, though they can be no keys of the table.
+    pub unfit: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,11 +53,7 @@ impl Verdict {
             (Some(_), Some(_)) => Difference::Stale,
             (None, Some(_)) => Difference::Surplus,
         };
-        let has_stayed = match before {
-            Held::Something => difference == Difference::Surplus,
-            before => before == Held::of(held),
-        };
-        if has_stayed { Verdict::Differs(difference) } else { Verdict::Changing }
+        if before == Held::of(held) { Verdict::Differs(difference) } else { Verdict::Changing }
     }
 }
 
@@ -64,26 +62,27 @@ impl Found {
         self.missing + self.stale + self.surplus
     }
 
-    /// Counts and prints a difference.
-    pub fn add(&mut self, line: &Line<'_>) -> Result<()> {
-        match line.difference {
+    pub fn count(&mut self, difference: Difference) {
+        match difference {
             Difference::Missing => self.missing += 1,
             Difference::Stale => self.stale += 1,
             Difference::Surplus => self.surplus += 1,
         }
-        let line = serde_json::to_string(line)?;
-        writeln!(io::stdout(), "{line}").context("cannot print the differences")
     }
 
     /// For people: how many there are, and of those that were announced, how many are left.
     pub fn tell(&self, left: Option<u64>) {
-        let Found { missing, stale, surplus, changing } = self;
+        let Found { missing, stale, surplus, changing, unfit } = self;
         if *changing > 0 {
-            info!("{changing} keys differed at both looks, but the store has changed them in between: it follows them");
+            info!("{changing} keys differed at each look, but the store had changed them in between: it follows them");
+        }
+        if *unfit > 0 {
+            warn!("{unfit} keys of the store cannot be keys of the table: delete them there");
         }
         let all = self.differences();
         let kinds = format!("{all} differences: {missing} missing, {stale} stale, {surplus} surplus");
         match left {
+            _ if all == 0 && changing + unfit > 0 => {}
             _ if all == 0 => info!("no difference"),
             None => info!("{kinds}; --repair announces them"),
             Some(0) => info!("{kinds}; they were announced, and are gone"),
@@ -92,6 +91,11 @@ impl Found {
             }
         }
     }
+}
+
+pub(super) fn print(line: &Line<'_>) -> Result<()> {
+    let line = serde_json::to_string(line)?;
+    writeln!(io::stdout(), "{line}").context("cannot print the differences")
 }
 
 /// A difference as it is printed.
@@ -129,10 +133,7 @@ mod tests {
             (held(&one), Some(&two), Some(&three), Changing),
             (Held::Nothing, Some(&two), Some(&three), Changing),
             (held(&one), Some(&one), None, Differs(Surplus)),
-            (Held::Something, Some(&one), None, Differs(Surplus)),
             (Held::Nothing, Some(&one), None, Changing),
-            (Held::Something, Some(&one), Some(&two), Changing),
-            (Held::Something, None, None, Equal),
         ] {
             assert_eq!(Verdict::of(before, now, row, false), expected, "{before:?}, {now:?}, {row:?}");
         }

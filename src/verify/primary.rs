@@ -50,7 +50,7 @@ impl Primary {
     /// What is under these keys now.
     pub(super) async fn rows(&mut self, keys: Vec<String>) -> Result<Rows> {
         let (named, _) = self.keys.key().named(keys);
-        let found = self.database.look_up(&self.versions, &named).await.map_err(failure)?;
+        let found = self.database.look_up(&self.versions, &named).await.map_err(failure)?.changes;
         let found = found.into_iter().map(|change| Ok((self.version(&change)?, change.key)));
         let mut found: HashMap<_, _> =
             found.map(|pair| pair.map(|(version, key)| (key, version))).collect::<Result<_>>()?;
@@ -60,18 +60,19 @@ impl Primary {
 
     /// Those of the keys that no row has, and those that none can have, with why.
     pub(super) async fn absent(&mut self, keys: Vec<String>) -> Result<(Vec<String>, Vec<(String, anyhow::Error)>)> {
-        let (named, unfit) = self.keys.key().named(keys);
+        let (named, mut unfit) = self.keys.key().named(keys);
         let found = self.database.look_up(&self.keys, &named).await.map_err(failure)?;
-        let found: HashSet<_> = found.into_iter().map(|change| change.key).collect();
-        let absent =
-            named.changes.iter().filter(|change| !found.contains(&change.key)).map(|change| key(change).to_owned());
-        Ok((absent.collect(), unfit))
+        unfit.extend(found.refused);
+        let others: HashSet<_> =
+            found.changes.iter().map(key).chain(unfit.iter().map(|(key, _)| key.as_str())).collect();
+        let absent = named.changes.iter().map(key).filter(|key| !others.contains(key)).map(str::to_owned).collect();
+        Ok((absent, unfit))
     }
 
     /// What is announced of the rows under these keys; of those that are gone it is their key columns.
     pub(super) async fn changes(&mut self, keys: Vec<String>) -> Result<Vec<Change>> {
         let (named, _) = self.keys.key().named(keys);
-        let mut changes = self.database.look_up(&self.announced, &named).await.map_err(failure)?;
+        let mut changes = self.database.look_up(&self.announced, &named).await.map_err(failure)?.changes;
         let found: HashSet<_> = changes.iter().map(|change| change.key.clone()).collect();
         changes.extend(named.changes.into_iter().filter(|change| !found.contains(&change.key)));
         Ok(changes)

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::primary::Rows;
 use super::version::Version;
 
 const PLACE: &str = "cannot keep the differences in a file of the folder for temporary files (TMPDIR)";
@@ -25,8 +26,6 @@ pub(super) enum Held {
     Nothing,
     /// A version of this digest.
     Version(u64),
-    /// It did not say which.
-    Something,
 }
 
 impl Held {
@@ -55,6 +54,16 @@ impl Suspects {
         Ok(())
     }
 
+    /// Those of the rows that the store does not hold as they are.
+    pub fn add_all(&mut self, rows: &Rows, held: &[Option<Version>], is_cache: bool) -> Result<()> {
+        for ((key, row), held) in rows.keys().zip(&rows.versions).zip(held) {
+            if row != held && !(held.is_none() && is_cache) {
+                self.add(&Suspect { key: key.to_owned(), held: Held::of(held.as_ref()) })?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -79,7 +88,7 @@ mod tests {
         let mut suspects = Suspects::new().unwrap();
         let suspect = |at: u64| Suspect {
             key: format!("a\"\n{at}"),
-            held: [Held::Nothing, Held::Version(u64::MAX - at), Held::Something][(at % 3) as usize],
+            held: [Held::Nothing, Held::Version(u64::MAX - at)][(at % 2) as usize],
         };
         for at in 0..10_000 {
             suspects.add(&suspect(at)).unwrap();
