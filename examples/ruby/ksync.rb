@@ -34,7 +34,6 @@ module Ksync
   # The changes of a transaction. ActiveRecord keeps it among the transaction's records and so tells it of the end:
   # once, whatever was saved, and also where an after_commit of the application raises.
   class Announcement
-    OPEN = ObjectSpace::WeakMap.new
     attr_reader :ended
 
     # That of the transaction which the model's connection is in; nil outside of any.
@@ -42,8 +41,8 @@ module Ksync
       connection = model.connection_pool.active_connection?
       return unless connection && connection.current_transaction.joinable?
       manager = connection.transaction_manager # made anew with the connection
-      open = OPEN[manager]
-      open = OPEN[manager] = new(connection) if open.nil? || open.ended
+      open = manager.instance_variable_get(:@ksync) # a WeakMap forgets it when one before it is collected
+      manager.instance_variable_set(:@ksync, open = new(connection)) if open.nil? || open.ended
       open.tap { connection.add_transaction_record(open) }
     end
 

@@ -209,6 +209,14 @@ class KsyncTest < Minitest::Test
     assert_equal 2, server.requests.map { |request| request["tx"] }.uniq.size
   end
 
+  def test_a_transaction_stays_one_when_those_before_it_are_garbage
+    server
+    5.times { Product.create! }
+    server.events.clear
+    Product.transaction { 3.times { Product.create!; GC.start } }
+    assert_equal 1, server.requests.map { |request| request["tx"] }.uniq.size
+  end
+
   def test_all_answers_are_there_before_the_commit
     server.answer = ->(request) { sleep 0.1 if request["op"] == "delay"; { ok: true } }
     told = story { Product.transaction { 3.times { Product.create! } } }
