@@ -54,7 +54,10 @@ def run(failure, command, account=None, input=""):
 
 
 def answers(command):
+    """Whether the program is there, and ends with status 0."""
     quiet = subprocess.DEVNULL
+    if not find(command[0]):
+        return False
     return subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=10).returncode == 0
 
 
@@ -95,10 +98,10 @@ TOOLS = {
     "memcached": ("memcached", lambda: find("memcached")),
     "node": ("nodejs", lambda: find("node")),
     # Debian's smallest perl is there without its modules.
-    "perl": ("perl", lambda: find("perl") and answers(["perl", "-MJSON::PP", "-e", "1"])),
+    "perl": ("perl", lambda: answers(["perl", "-MJSON::PP", "-e", "1"])),
     "php": ("php-cli", lambda: find("php")),
     "python3": ("python3", lambda: find("python3")),
-    "ruby": ("ruby", lambda: find("ruby") and answers(["ruby", "-rjson", "-e", "1"])),
+    "ruby": ("ruby", lambda: answers(["ruby", "-rjson", "-e", "1"])),
     "strace": ("strace", lambda: find("strace")),
     # Of 2022 or later, with --json.
     "curl": ("curl", lambda: find("curl")),

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::Offset as At;
 
@@ -14,9 +15,11 @@ use super::slots::Slots;
 use super::{Admin, ClientLog, Cluster, TopicIds};
 use crate::exit::Exit;
 use crate::mutants::Mutant;
-use crate::topic::{Epoch, Offset, TopicPartition};
+use crate::topic::{Epoch, Offset, Topic, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+type Client = BaseConsumer<ClientLog>;
 
 impl ConsumerContext for ClientLog {}
 
@@ -77,7 +80,7 @@ impl Reader {
             // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
             // connection again and again, and no partition of the process gets on.
             .set("receive.message.max.bytes", i32::MAX.to_string());
-        let consumer: BaseConsumer<ClientLog> = config
+        let consumer: Client = config
             .create_with_context(cluster.log())
             .with_context(|| format!("cannot make a consumer for {cluster}"))
             .map_err(|error| Exit::Misconfigured.because(error))?;
@@ -100,10 +103,12 @@ impl Reader {
     ///
     /// Fails where it does not answer within 5 s.
     pub async fn log(&self, partition: &TopicPartition) -> Result<Log> {
-        let (consumer, asked) = (self.source.consumer.clone(), partition.clone());
-        let ask = move || consumer.fetch_watermarks(asked.topic.as_str(), asked.partition, TIMEOUT);
-        let (begin, end) = tokio::task::spawn_blocking(ask)
-            .await?
+        let asked = partition.clone();
+        let ask =
+            move |consumer: &Client, timeout| consumer.fetch_watermarks(asked.topic.as_str(), asked.partition, timeout);
+        let (begin, end) = self
+            .ask_leader(&partition.topic, ask)
+            .await
             .with_context(|| format!("cannot read where the log of {partition} begins and ends"))?;
         Ok(Log { begin: Offset(begin), end: Offset(end) })
     }
@@ -111,12 +116,41 @@ impl Reader {
     /// The first offset whose record's timestamp is not before `time`; `None` where there is none yet.
     pub async fn offset_at(&self, partition: &TopicPartition, time: SystemTime) -> Result<Option<Offset>> {
         let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-        let (consumer, list) = (self.source.consumer.clone(), list_of(partition, At::Offset(millis))?);
-        let found = tokio::task::spawn_blocking(move || consumer.offsets_for_times(list, TIMEOUT)).await?;
+        let list = list_of(partition, At::Offset(millis))?;
+        let ask = move |consumer: &Client, timeout| consumer.offsets_for_times(list.clone(), timeout);
+        let found = self.ask_leader(&partition.topic, ask).await;
         let found = found.with_context(|| format!("cannot look up a time in {partition}"))?;
         match found.elements().first().map(|element| element.offset()) {
             Some(At::Offset(offset)) => Ok(Some(Offset(offset))),
             _ => Ok(None),
+        }
+    }
+
+    /// Asks the leader of a partition; a second time, if it can still be answered within 5 s, once librdkafka has heard anew
+    /// where the leaders are. It would go on believing what it heard last, that a partition has none for example, until
+    /// topic.metadata.refresh.interval.ms are over: for a partition that is not read it looks no sooner.
+    async fn ask_leader<A: Send + 'static>(
+        &self,
+        topic: &Topic,
+        ask: impl Fn(&Client, Duration) -> KafkaResult<A> + Send + 'static,
+    ) -> Result<A> {
+        let (consumer, topic) = (self.source.consumer.clone(), topic.clone());
+        let ask = move || {
+            let begun = Instant::now();
+            let answer = ask(&consumer, TIMEOUT);
+            if answer.is_ok() || consumer.fetch_metadata(Some(topic.as_str()), TIMEOUT).is_err() {
+                return answer;
+            }
+            match TIMEOUT.checked_sub(begun.elapsed()) {
+                Some(left) => ask(&consumer, left),
+                None => answer,
+            }
+        };
+        match tokio::task::spawn_blocking(ask).await? {
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
+                bail!("no broker leads it at present, or there is no such partition any more")
+            }
+            answer => Ok(answer?),
         }
     }
 
@@ -128,7 +162,7 @@ impl Reader {
 }
 
 /// librdkafka wants the consumer's own queue served, though all records come through those of the partitions.
-fn serve_own_queue(consumer: Arc<BaseConsumer<ClientLog>>, alive: Arc<AtomicBool>) {
+fn serve_own_queue(consumer: Arc<Client>, alive: Arc<AtomicBool>) {
     std::thread::spawn(move || {
         while alive.load(Ordering::Relaxed) {
             match consumer.poll(Duration::from_millis(100)) {

@@ -122,6 +122,20 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
 }
 
 #[test]
+fn a_partition_that_had_no_leader_is_led_as_soon_as_its_broker_is_back() {
+    let world = World::alone_with("no-leader", 3);
+    let products = format!("products-{}", world.id);
+    world.kafka.create_on(&products, &[&[2]], &[]);
+    world.kafka.produce(&products, [value("1")]);
+    world.end_broker(world.services.pid("kafka-2"), Signal::TERM);
+    let consumer = world.consume(&format!("-t {products} -n indexer -- cat"));
+    world.eventually("it has heard so", || consumer.says(&["cannot read where the log", "no broker leads it"]));
+    let _broker = world.start_broker("kafka-2", "");
+    world.leads(&products, 0, (2, &[2]));
+    world.within(Duration::from_secs(10), "it leads", || consumer.says(&["leading from offset"]));
+}
+
+#[test]
 fn delay_messages_that_were_long_on_their_way_are_sent_again_before_the_action_begins() {
     let world = World::alone_with("long-on-their-way", 3);
     let products = format!("products-{}", world.id);

@@ -176,6 +176,8 @@ async fn of_many_candidates_one_leads_at_a_time_and_each_change_wakes_but_the_ne
         })
         .collect();
     world.eventually("all queue", async || world.queue().await.len() == candidates).await;
+    // The last to queue has yet to look whom it waits for.
+    tokio::time::sleep(SOON).await;
     let (before, begun) = (proxy.requests(), Instant::now());
     let mut term = None;
     for _ in 0..changes {
