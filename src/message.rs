@@ -68,15 +68,25 @@ pub fn key_of(payload: &[u8], key: &[String]) -> Result<Option<Vec<u8>>> {
     let mut values = Vec::with_capacity(key.len());
     for name in key {
         match members.get(name) {
-            Some(value) if value.get() != "null" => values.push(value.get()),
+            Some(value) if value.get() != "null" => values.push(*value),
             _ => return Ok(None),
         }
     }
     match values.as_slice() {
-        [text] if text.starts_with('"') => Ok(Some(serde_json::from_str::<String>(text)?.into_bytes())),
-        [other] => Ok(Some(other.as_bytes().to_vec())),
-        several => Ok(Some(format!("[{}]", several.join(",")).into_bytes())),
+        [text] if text.get().starts_with('"') => Ok(Some(serde_json::from_str::<String>(text.get())?.into_bytes())),
+        [other] => Ok(Some(other.get().as_bytes().to_vec())),
+        several => Ok(Some(key_of_parts(several)?.into_bytes())),
     }
+}
+
+/// The record key that several values make, in the one form that every writer gives it, whatever escapes they came with.
+pub fn key_of_parts(values: &[&RawValue]) -> Result<String> {
+    let part = |value: &&RawValue| match value.get() {
+        text if text.starts_with('"') => serde_json::to_string(&serde_json::from_str::<String>(text)?),
+        other => Ok(other.to_owned()),
+    };
+    let parts: Vec<_> = values.iter().map(part).collect::<Result<_, _>>()?;
+    Ok(format!("[{}]", parts.join(",")))
 }
 
 /// The partition among `partitions` that the key belongs to, as the Java client chooses it.
@@ -148,6 +158,7 @@ mod tests {
         assert_eq!(key(r#"{"id":18446744073709551616}"#, &["id"]).as_deref(), Some("18446744073709551616"));
         assert_eq!(key(r#"{"id":"a\"b"}"#, &["id"]).as_deref(), Some("a\"b"));
         assert_eq!(key(r#"{"a":1,"b":"x"}"#, &["a", "b"]).as_deref(), Some(r#"[1,"x"]"#));
+        assert_eq!(key(r#"{"a":"\u00e9\/","b":2}"#, &["a", "b"]).as_deref(), Some(r#"["é/",2]"#));
         for without in ["{}", "7", r#"{"id":null}"#] {
             assert_eq!(key(without, &["id"]), None, "{without}");
         }

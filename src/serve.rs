@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use log::{debug, warn};
 use tokio::io::{stdin, stdout};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -20,11 +20,13 @@ use crate::shutdown::Shutdown;
 mod connection;
 mod health;
 mod request;
+mod starting;
 mod transaction;
 
 use connection::converse;
 use health::Health;
 use request::Topics;
+pub use starting::turn_away;
 
 /// How many bytes of requests may wait for their answers, and of messages for the end of their transactions.
 const ASKED: usize = 32 << 20;
@@ -66,8 +68,8 @@ struct Shared {
 }
 
 impl Serve {
-    /// The members `key` of a payload make its record key. `delay` is how long the delayer holds a message back, `ack_timeout` after which time a request is answered whether Kafka
-    /// has answered or not.
+    /// The members `key` of a payload make its record key. `delay` is how long the delayer holds a message back, `ack_timeout`
+    /// after which time a request is answered whether Kafka has answered or not.
     pub fn new(
         writer: Writer,
         (destinations, key): (Vec<Destination>, Vec<String>),
@@ -99,29 +101,20 @@ impl Serve {
     async fn accept(&self, listener: UnixListener, shutdown: &Shutdown) {
         let mut applications = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
+            let application = tokio::select! {
                 biased;
                 () = shutdown.requested() => break,
                 Some(_) = applications.join_next() => continue,
-                accepted = listener.accept(), if applications.len() < APPLICATIONS => accepted,
+                application = next_application(&listener), if applications.len() < APPLICATIONS => application,
             };
-            match accepted {
-                Ok((application, _)) => {
-                    let (serve, shutdown) = (self.clone(), shutdown.clone());
-                    applications.spawn(async move {
-                        let _there = serve.there();
-                        let (from, to) = application.into_split();
-                        if let Err(error) = converse(serve.0.clone(), from, to, &shutdown).await {
-                            warn!("an application is gone: {error:#}");
-                        }
-                    });
+            let (serve, shutdown) = (self.clone(), shutdown.clone());
+            applications.spawn(async move {
+                let _there = serve.there();
+                let (from, to) = application.into_split();
+                if let Err(error) = converse(serve.0.clone(), from, to, &shutdown).await {
+                    warn!("an application is gone: {error:#}");
                 }
-                Err(error) => {
-                    // Too many open files, perhaps: that may pass.
-                    warn!("cannot let an application in: {error}");
-                    sleep(AGAIN).await;
-                }
-            }
+            });
         }
         // Whoever connects now is to see that nobody is there.
         drop(listener);
@@ -157,6 +150,17 @@ impl Serve {
     fn there(&self) -> There {
         self.0.applications.fetch_add(1, Ordering::Relaxed);
         There(self.0.clone())
+    }
+}
+
+async fn next_application(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((application, _)) => return application,
+            // Too many open files, perhaps: that may pass.
+            Err(error) => warn!("cannot let an application in: {error}"),
+        }
+        sleep(AGAIN).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! A Unix socket that others find at a path.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::SocketAddr;
@@ -27,6 +27,10 @@ pub async fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile)
     let context = || format!("cannot listen at {}", path.display());
     // Whoever is to connect to it could not if it were too long.
     SocketAddr::from_pathname(path).with_context(context)?;
+    // Of two processes that start together one finds the other's socket. Held for moments.
+    let folder = File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    let folder = folder.and_then(|folder| folder.lock().map(|()| folder));
+    let _locked = folder.with_context(context)?;
     make_way(path).await.with_context(context)?;
     // Under its own name only when its mode is set.
     let made = path.with_file_name(format!(".{:08x}", rand::random::<u32>()));

@@ -311,7 +311,7 @@ pub fn failure(trouble: Trouble) -> anyhow::Error {
     match trouble {
         Trouble::Misconfigured(error) => Exit::Misconfigured.because(error),
         Trouble::Away(error) => Exit::Again.because(error),
-        Trouble::Refused(error) => Exit::Person.because(error),
+        Trouble::Refused(error) | Trouble::Unfit(error) => Exit::Person.because(error),
         Trouble::Busy(error) => Exit::Busy.because(error),
     }
 }

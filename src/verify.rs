@@ -252,7 +252,7 @@ impl Verify {
 
     /// Looks at the next of the suspects; `None` behind the last.
     async fn look(&mut self, suspects: &mut impl Iterator<Item = Result<Suspect>>) -> Result<Option<Vec<Look>>> {
-        let most = self.primary.versions.fitting_rows(Limit { rows: KEYS, ..self.chunk });
+        let most = self.primary.versions.fitting_rows(Limit { rows: KEYS.min(self.chunk.rows), ..self.chunk });
         let mut suspected = HashMap::new();
         for suspect in suspects.take(most) {
             let Suspect { key, held } = suspect?;

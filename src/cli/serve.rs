@@ -1,5 +1,7 @@
 //! How ksync-stream serves applications.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,12 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use log::info;
+use tokio::net::UnixListener;
+use tokio::time::sleep;
 
 use super::{DelayOption, DelayerOptions, KafkaOptions, SourceOptions, daemon, duration};
 use crate::announce::Destination;
 use crate::exit::Exit;
 use crate::kafka::{Admin, Pair, Writer};
-use crate::serve::{Place, Serve};
+use crate::serve::{Place, Serve, turn_away};
 use crate::shutdown::Shutdown;
 use crate::socket;
 use crate::sys;
@@ -48,6 +52,8 @@ impl ServeOptions {
         shutdown: &Shutdown,
     ) -> Result<Exit> {
         tokio::spawn(daemon::show_life());
+        let is_stdio = place == Path::new("-");
+        let inherited = if is_stdio { None } else { inherited()? };
         let starting = async {
             let writer = self.writer(kafka, delay.delay, delayers).await?;
             let topics = kafka.topic.iter().map(|topic| Destination::new(topic, &kafka.partition));
@@ -65,11 +71,12 @@ impl ServeOptions {
                 shown.get_or_init(|| serve)
             }
             () = shutdown.requested() => return Ok(Exit::Done),
+            never = self.turn_away(inherited.as_ref()) => match never {},
         };
-        if place == Path::new("-") {
+        if is_stdio {
             return serve.run(Place::Stdio, shutdown).await;
         }
-        let (listener, _file) = match inherited()? {
+        let (listener, _file) = match inherited {
             Some(listener) => (listener, None),
             None => {
                 let (listener, file) = socket::listen(place, 0o660).await.map_err(|error| match Exit::of(&error) {
@@ -82,6 +89,17 @@ impl ServeOptions {
         info!("serving applications at {}", place.display());
         daemon::tell_ready().await;
         serve.run(Place::Socket(listener), shutdown).await
+    }
+
+    /// Answers those who come by a socket that is there already, once they would have to wait for longer than they may.
+    async fn turn_away(&self, inherited: Option<&UnixListener>) -> Infallible {
+        match inherited {
+            Some(listener) => {
+                sleep(self.ack_timeout).await;
+                turn_away(listener).await
+            }
+            None => pending().await,
+        }
     }
 
     async fn writer(&self, kafka: &KafkaOptions, delay: Duration, delayers: &DelayerOptions) -> Result<Writer> {
@@ -106,12 +124,12 @@ impl ServeOptions {
 }
 
 /// The socket that systemd has passed on, where it has.
-fn inherited() -> Result<Option<tokio::net::UnixListener>> {
+fn inherited() -> Result<Option<UnixListener>> {
     let mut passed = sd_notify::listen_fds().context("cannot take the socket that systemd passes on")?;
     let Some(socket) = passed.next() else { return Ok(None) };
     if passed.next().is_some() {
         return Err(Exit::Misconfigured.because(anyhow!("systemd passes on several sockets; one is wanted")));
     }
-    let socket = sys::take_socket(socket).and_then(tokio::net::UnixListener::from_std);
+    let socket = sys::take_socket(socket).and_then(UnixListener::from_std);
     socket.map(Some).context("cannot take the socket that systemd passes on")
 }

@@ -17,14 +17,14 @@ const MOST_KEYS: usize = 1000;
 pub struct Found {
     /// What the scan reads of the rows that there are.
     pub changes: Vec<Change>,
-    /// The record keys that the database takes for none, a word where a UUID should be, an integer that is too large, and why.
-    pub refused: Vec<(String, Error)>,
+    /// The record keys that can be none of the table, a word where a UUID should be, an integer that is too large, and why.
+    pub unfit: Vec<(String, Error)>,
 }
 
 impl Database {
     /// Looks for the rows that have these keys. How far the scan has read is all the same.
     pub async fn look_up(&mut self, scan: &Scan, named: &Chunk) -> Result<Found, Trouble> {
-        let mut found = Found { changes: Vec::with_capacity(named.changes.len()), refused: vec![] };
+        let mut found = Found { changes: Vec::with_capacity(named.changes.len()), unfit: vec![] };
         let (all, mut scan) = (named.changes.len(), scan.clone());
         scan.is_queried = true;
         let mut parts: Vec<_> = (0..all).step_by(MOST_KEYS).map(|from| from..all.min(from + MOST_KEYS)).collect();
@@ -32,13 +32,13 @@ impl Database {
             match self.look_up_part(&scan, named, part.clone()).await {
                 Ok(changes) => found.changes.extend(changes),
                 // Of one of them.
-                Err(Trouble::Refused(_)) if part.len() > 1 => {
+                Err(Trouble::Unfit(_)) if part.len() > 1 => {
                     let middle = part.start + part.len() / 2;
                     parts.extend([part.start..middle, middle..part.end]);
                 }
-                Err(Trouble::Refused(error)) => {
+                Err(Trouble::Unfit(error)) => {
                     let key = named.changes[part.start].key.as_deref().unwrap_or_default();
-                    found.refused.push((String::from_utf8_lossy(key).into_owned(), error));
+                    found.unfit.push((String::from_utf8_lossy(key).into_owned(), error));
                 }
                 Err(trouble) => return Err(trouble),
             }

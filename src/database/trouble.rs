@@ -16,6 +16,8 @@ pub enum Trouble {
     Away(Error),
     /// The database refused, or did what it must not: the same will fail again.
     Refused(Error),
+    /// The same, for a value that can be none of the type that it is compared with.
+    Unfit(Error),
     /// Another process is at the same work.
     Busy(Error),
 }
@@ -27,15 +29,18 @@ impl Trouble {
             Trouble::Misconfigured(error) => Trouble::Misconfigured(error.context(text)),
             Trouble::Away(error) => Trouble::Away(error.context(text)),
             Trouble::Refused(error) => Trouble::Refused(error.context(text)),
+            Trouble::Unfit(error) => Trouble::Unfit(error.context(text)),
             Trouble::Busy(error) => Trouble::Busy(error.context(text)),
         }
     }
 
     fn error(&self) -> &Error {
         match self {
-            Trouble::Misconfigured(error) | Trouble::Away(error) | Trouble::Refused(error) | Trouble::Busy(error) => {
-                error
-            }
+            Trouble::Misconfigured(error)
+            | Trouble::Away(error)
+            | Trouble::Refused(error)
+            | Trouble::Unfit(error)
+            | Trouble::Busy(error) => error,
         }
     }
 }
@@ -118,6 +123,8 @@ fn answer(error: &dyn DatabaseError) -> Trouble {
             1040 | 1053 | 1203 | 1205 | 1213 | 1927 | 4031 => Trouble::Away(cause),
             // No right to the server, database, command, table, column; no such database, column, table; a name twice.
             1044 | 1045 | 1049 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1698 => Trouble::Misconfigured(cause),
+            // Wrong values, that of a text that another character set cannot hold too.
+            1267 | 1292 | 1366 | 1411 | 1525 | 3854 | 3988 => Trouble::Unfit(cause),
             _ => Trouble::Refused(cause),
         };
     }
@@ -152,6 +159,8 @@ fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
         code if code.starts_with("08") || code.starts_with("53") => Trouble::Away(cause),
         // Refused logins.
         code if code.starts_with("28") => Trouble::Misconfigured(cause),
+        // Data exceptions.
+        code if code.starts_with("22") => Trouble::Unfit(cause),
         _ => Trouble::Refused(cause),
     }
 }

@@ -6,7 +6,8 @@ use anyhow::{Result, anyhow};
 use log::{error, info, warn};
 use tokio::time::{Instant, sleep_until};
 
-use super::{End, Held, Leading, Post, RETRY, Waiting, Work, topic_id};
+use super::held::topic_id;
+use super::{End, Held, Leading, Post, RETRY, Waiting, Work};
 use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
 use crate::fit::{self, Standing};

@@ -13,21 +13,21 @@ use tokio::time::timeout;
 use super::Shared;
 use super::request::{Asked, Op, Request, answer};
 use super::transaction::{Transaction, cover_once, send};
-use crate::announce::UNANNOUNCED;
 use crate::shutdown::Shutdown;
 
 /// How long a request may be, in bytes.
 const LONGEST: u64 = 16 << 20;
 /// A request that is no longer than this is read without asking for room.
-const SHORT: usize = 64 << 10;
+pub(super) const SHORT: usize = 64 << 10;
 /// How many requests of an application may wait for their answer; then no more are read.
 const UNANSWERED: usize = 1000;
 /// How long an application may take to read its answers, and to end a long request.
 const READING: Duration = Duration::from_secs(30);
-/// Of how many transactions of an application that are under way nothing may be kept.
-const UNKEPT: usize = 10_000;
-/// What a part of a transaction takes in memory besides its changes, about.
-const BESIDE: usize = 4 << 10;
+/// How many transactions of an application may be under way.
+const UNDER_WAY: usize = 10_000;
+/// What it means that messages do not arrive of a transaction of which nothing is known here.
+const UNKNOWN: &str =
+    "cannot send the instant messages; only delay messages that were acknowledged before cover the change";
 
 /// Where the answer to a request goes: there is one, whatever becomes of the request. What it holds until then is room for the
 /// request itself.
@@ -166,13 +166,14 @@ impl Transactions {
         let tx = tx.unwrap_or_default();
         match op {
             Op::Delay => {
-                let weight = u32::try_from(BESIDE + changes.weight()).unwrap_or(u32::MAX);
-                let room = shared.kept.clone().try_acquire_many_owned(weight).ok();
-                let is_new = !self.open.contains_key(&tx);
-                if self.unkept.contains(&tx) || (room.is_none() && is_new) {
-                    if self.unkept.len() >= UNKEPT && !self.unkept.contains(&tx) {
-                        return reply.give(Err(anyhow!("too many transactions are under way; nothing was sent")));
-                    }
+                let room = shared.room_for(&changes);
+                let (is_open, is_unkept) = (self.open.contains_key(&tx), self.unkept.contains(&tx));
+                if !is_open && !is_unkept && self.open.len() + self.unkept.len() >= UNDER_WAY {
+                    return reply.give(Err(anyhow!(
+                        "{UNDER_WAY} transactions are under way on this connection, as if their ends were not told; nothing was sent"
+                    )));
+                }
+                if is_unkept || (room.is_none() && !is_open) {
                     self.unkept.insert(tx);
                     cover_once(shared, changes, reply);
                 } else {
@@ -185,8 +186,10 @@ impl Transactions {
                     reply.give(Err(anyhow!("tx {tx} is not known here, or not any more; send its messages along")));
                 }
                 None => {
-                    let shared = shared.clone();
-                    tokio::spawn(async move { send(&shared, changes, UNANNOUNCED, reply).await });
+                    let (shared, room) = (shared.clone(), shared.room_for(&changes));
+                    tokio::spawn(
+                        async move { send(&shared, changes, room.map(|room| vec![room]), UNKNOWN, reply).await },
+                    );
                 }
             },
             Op::Forget => {

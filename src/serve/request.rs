@@ -11,6 +11,8 @@ use crate::message::{Change, key_of};
 
 /// How long an id and a tx may be, in bytes.
 const LONGEST_NAME: usize = 1024;
+/// How much is told of an error, in bytes: it may repeat a part of the request, of whatever length.
+const LONGEST_ERROR: usize = 1024;
 /// What a change takes in memory besides its own bytes, about.
 const BESIDE: usize = 100;
 
@@ -127,9 +129,7 @@ impl Request {
         let line = match serde_json::from_slice::<Line>(line) {
             Ok(line) => line,
             Err(error) => {
-                let id = serde_json::from_slice::<HashMap<String, &RawValue>>(line).unwrap_or_default();
-                let id = id.get("id").map_or("null", |id| id.get()).to_owned();
-                return Request { id, asked: Err(anyhow!("this is not a request: {error}")) };
+                return Request { id: id_of(line), asked: Err(anyhow!("this is not a request: {error}")) };
             }
         };
         if line.id.get().len() > LONGEST_NAME || line.tx.is_some_and(|tx| tx.get().len() > LONGEST_NAME) {
@@ -139,6 +139,13 @@ impl Request {
         let asked = asked(line.op, line.tx, &line.messages, topics);
         Request { id: line.id.get().to_owned(), asked }
     }
+}
+
+/// As it is written in what may be no request otherwise; `null` where there is none.
+pub(super) fn id_of(line: &[u8]) -> String {
+    let members = serde_json::from_slice::<HashMap<String, &RawValue>>(line).unwrap_or_default();
+    let id = members.get("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_NAME);
+    id.unwrap_or("null").to_owned()
 }
 
 #[derive(Deserialize)]
@@ -177,7 +184,9 @@ pub(super) fn answer(id: &str, result: &Result<()>) -> String {
     match result {
         Ok(()) => format!("{{\"id\":{id},\"ok\":true}}\n"),
         Err(error) => {
-            let error = serde_json::Value::from(format!("{error:#}"));
+            let mut error = format!("{error:#}");
+            error.truncate(error.floor_char_boundary(LONGEST_ERROR));
+            let error = serde_json::Value::from(error);
             format!("{{\"id\":{id},\"ok\":false,\"error\":{error}}}\n")
         }
     }

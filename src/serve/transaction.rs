@@ -25,6 +25,8 @@ const KEPT: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(1);
 /// How many delay requests are served at once.
 const AT_ONCE: usize = 250;
+/// What a part of a transaction takes in memory besides its changes, about.
+const BESIDE: usize = 4 << 10;
 /// What it means for a transaction of which some delay messages were not acknowledged.
 const UNTOLD: &str =
     "cannot send the instant messages, and not all delay messages were sent; announce the change once more";
@@ -157,12 +159,12 @@ async fn serve(shared: &Arc<Shared>, mut asking: UnboundedReceiver<Asked>) {
         }
     };
     let Some((changes, reply)) = committed else {
-        drop((kept, asking));
-        // What was asked is answered yet.
+        drop(asking);
+        // What was asked is answered yet. Until then it takes its room.
         while coverings.next().await.is_some() {}
         return;
     };
-    let mut announcing = pin!(announce(shared, &kept, changes, reply));
+    let mut announcing = pin!(announce(shared, kept, changes, reply));
     loop {
         select! {
             () = &mut announcing => break,
@@ -213,33 +215,55 @@ async fn covering(shared: &Arc<Shared>, parts: Vec<Arc<Changes>>, replies: Vec<R
 }
 
 /// Sends the instant messages of a transaction that was committed, each record's once.
-async fn announce(shared: &Arc<Shared>, kept: &Kept, changes: Changes, reply: Reply) {
+async fn announce(shared: &Arc<Shared>, kept: Kept, changes: Changes, reply: Reply) {
     if kept.is_partial && changes.is_empty() {
         return reply.give(Err(anyhow!("the transaction is not known as a whole; send its messages along")));
     }
     let all = Changes::last_of_each(kept.parts.iter().map(|part| &**part).chain([&changes]));
     let what = if kept.is_uncovered { UNTOLD } else { UNANNOUNCED };
-    send(shared, all, what, reply).await;
+    let mut rooms = Some(kept.rooms);
+    if !changes.is_empty() {
+        rooms = rooms.zip(shared.room_for(&changes)).map(|(rooms, room)| rooms.into_iter().chain([room]).collect());
+    }
+    send(shared, all, rooms, what, reply).await;
 }
 
-/// Sends instant messages, and answers in time: to their end, whether that is in time or not. None are sent while Kafka is known to
-/// be away.
-pub(super) async fn send(shared: &Arc<Shared>, changes: Changes, what: &'static str, reply: Reply) {
+/// Sends instant messages, and answers in time. Where there is room in memory for them they are sent to their end, whether that is
+/// in time or not; else no longer than that. None are sent while Kafka is known to be away.
+pub(super) async fn send(
+    shared: &Arc<Shared>,
+    changes: Changes,
+    rooms: Option<Vec<OwnedSemaphorePermit>>,
+    what: &'static str,
+    reply: Reply,
+) {
     if let Err(away) = shared.health.may_try() {
         return reply.give(Err(away.context(what)));
     }
+    let has_room = rooms.is_some();
     let sending = tokio::spawn({
         let shared = shared.clone();
         async move {
+            let _rooms = rooms;
             let mut announcer = Announcer::new(&shared.writer, shared.delay);
             announcer.instant_messages(&changes.to(&shared.topics)).await.context(what)?;
             announcer.settled().await.context(what)
         }
     });
+    let abort = sending.abort_handle();
     reply.give(shared.in_time(what, async { sending.await? }).await);
+    if !has_room {
+        abort.abort();
+    }
 }
 
 impl Shared {
+    /// Room in memory for changes, where there is any.
+    pub fn room_for(&self, changes: &Changes) -> Option<OwnedSemaphorePermit> {
+        let weight = u32::try_from(BESIDE + changes.weight()).unwrap_or(u32::MAX);
+        self.kept.clone().try_acquire_many_owned(weight).ok()
+    }
+
     /// What Kafka says in time, or that it has not; notes whether it is there.
     async fn in_time<T>(&self, what: &'static str, asking: impl Future<Output = Result<T>>) -> Result<T> {
         let begun = Instant::now();

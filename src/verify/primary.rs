@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::value::RawValue;
 
 use super::version::Version;
-use crate::database::{Database, Limit, Scan};
+use crate::database::{Database, Found, Limit, Scan, Trouble};
 use crate::message::Change;
 use crate::stream::failure;
 
@@ -50,7 +50,7 @@ impl Primary {
     /// What is under these keys now.
     pub(super) async fn rows(&mut self, keys: Vec<String>) -> Result<Rows> {
         let (named, _) = self.keys.key().named(keys);
-        let found = self.database.look_up(&self.versions, &named).await.map_err(failure)?.changes;
+        let found = found(self.database.look_up(&self.versions, &named).await)?;
         let found = found.into_iter().map(|change| Ok((self.version(&change)?, change.key)));
         let mut found: HashMap<_, _> =
             found.map(|pair| pair.map(|(version, key)| (key, version))).collect::<Result<_>>()?;
@@ -62,7 +62,7 @@ impl Primary {
     pub(super) async fn absent(&mut self, keys: Vec<String>) -> Result<(Vec<String>, Vec<(String, anyhow::Error)>)> {
         let (named, mut unfit) = self.keys.key().named(keys);
         let found = self.database.look_up(&self.keys, &named).await.map_err(failure)?;
-        unfit.extend(found.refused);
+        unfit.extend(found.unfit);
         let others: HashSet<_> =
             found.changes.iter().map(key).chain(unfit.iter().map(|(key, _)| key.as_str())).collect();
         let absent = named.changes.iter().map(key).filter(|key| !others.contains(key)).map(str::to_owned).collect();
@@ -72,7 +72,7 @@ impl Primary {
     /// What is announced of the rows under these keys; of those that are gone it is their key columns.
     pub(super) async fn changes(&mut self, keys: Vec<String>) -> Result<Vec<Change>> {
         let (named, _) = self.keys.key().named(keys);
-        let mut changes = self.database.look_up(&self.announced, &named).await.map_err(failure)?.changes;
+        let mut changes = found(self.database.look_up(&self.announced, &named).await)?;
         let found: HashSet<_> = changes.iter().map(|change| change.key.clone()).collect();
         changes.extend(named.changes.into_iter().filter(|change| !found.contains(&change.key)));
         Ok(changes)
@@ -85,6 +85,15 @@ impl Primary {
         }
         let members: HashMap<String, &RawValue> = serde_json::from_str(row.get())?;
         Version::of(members.into_values().next().context("a row has no version")?)
+    }
+}
+
+/// What was found under keys that are known to be fit: that one is refused now is no sign that its row is gone.
+fn found(looked: Result<Found, Trouble>) -> Result<Vec<Change>> {
+    let Found { changes, unfit } = looked.map_err(failure)?;
+    match unfit.into_iter().next() {
+        Some((key, why)) => Err(failure(Trouble::Unfit(why.context(format!("cannot look up the key '{key}'"))))),
+        None => Ok(changes),
     }
 }
 

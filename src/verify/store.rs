@@ -13,6 +13,7 @@ use super::primary::Rows;
 use super::version::Version;
 use crate::exit::Exit;
 use crate::handler::{Command, Environment, Input, Terms};
+use crate::message::key_of_parts;
 use crate::record::write_without_breaks;
 use crate::stream::ended;
 
@@ -124,18 +125,8 @@ fn parse_line(line: &[u8]) -> Result<Told> {
     let key = match key.get() {
         text if text.starts_with('"') => serde_json::from_str(text)?,
         "null" => return Err(anyhow!("the key is null")),
-        parts if parts.starts_with('[') => compact(serde_json::from_str(parts)?)?,
+        parts if parts.starts_with('[') => key_of_parts(&serde_json::from_str::<Vec<_>>(parts)?)?,
         other => other.to_owned(),
     };
     Ok((key, version.map(Version::of).transpose()?))
-}
-
-/// The parts of a key as ksync writes them, whatever blanks and escapes they came with.
-fn compact(parts: Vec<&RawValue>) -> Result<String> {
-    let part = |part: &RawValue| match part.get() {
-        text if text.starts_with('"') => serde_json::to_string(&serde_json::from_str::<String>(text)?),
-        other => Ok(other.to_owned()),
-    };
-    let parts: Vec<_> = parts.into_iter().map(part).collect::<Result<_, _>>()?;
-    Ok(format!("[{}]", parts.join(",")))
 }

@@ -83,7 +83,8 @@ fn number(json: &str) -> Result<String> {
     if short.is_empty() {
         return Ok("0".to_owned());
     }
-    power += i64::try_from(digits.len() - digits.trim_end_matches('0').len())?;
+    let zeros = i64::try_from(digits.len() - digits.trim_end_matches('0').len())?;
+    power = power.checked_add(zeros).context("out of range")?;
     let size = usize::try_from(power.unsigned_abs())?;
     Ok(match power {
         _ if size > LARGEST_POWER => format!("{sign}{short}e{power}"),

@@ -679,7 +679,7 @@ fn text(trouble: &Trouble) -> String {
     let kind = match trouble {
         Trouble::Misconfigured(_) => "misconfigured",
         Trouble::Away(_) => "away",
-        Trouble::Refused(_) => "refused",
+        Trouble::Refused(_) | Trouble::Unfit(_) => "refused",
         Trouble::Busy(_) => "busy",
     };
     format!("{kind}: {trouble:#}")

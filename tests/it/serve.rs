@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::stream::delayed;
-use crate::support::{Client, End, Process, World};
+use crate::support::{Client, End, Passage, Process, Way, World};
 
 const OK: &str = r#""ok":true}"#;
 
@@ -134,6 +134,12 @@ fn what_is_no_request_is_told_and_the_next_one_is_served() {
         let answer = client.ask(line);
         assert!(answer.starts_with(told), "{line}: {answer}");
     }
+    // What is repeated has an end.
+    let long = "é".repeat(1_000_000);
+    for line in [format!(r#"{{"id":7,"op":"{long}"}}"#), format!(r#"{{"id":"{long}","op":1}}"#)] {
+        let answer = client.ask(&line);
+        assert!(answer.len() < 2000 && answer.contains(r#","ok":false,"error":""#), "{answer}");
+    }
     assert_eq!(client.ask(&request(8, "delay", &[1])), ok(8));
     let (_two, two) = serving(&world, &format!("{topic} -t {}", world.topic_with_delay("orders", 1)), "");
     let answer = Client::to(&world, &two).ask(&request(9, "delay", &[1]));
@@ -219,6 +225,24 @@ fn requests_may_be_many_at_once() {
         assert!(answers.iter().copied().eq(0..count));
         assert_eq!(world.kafka.count(&sent), i64::from(count));
     }
+}
+
+#[test]
+fn transactions_whose_ends_are_not_told_are_too_many_some_day() {
+    let world = World::new("serve-leak");
+    let topic = world.topic_with_delay("products", 1);
+    let (_stream, path) = serving(&world, &topic, "");
+    let mut client = Client::to(&world, &path);
+    let ask = |id: u32| request(id, "delay", &[id]).replace("t1", &id.to_string()) + "\n";
+    for first in (0..10_000).step_by(500) {
+        client.say((first..first + 500).map(ask).collect::<String>().as_bytes());
+        assert!((0..500).all(|_| client.answer().ends_with(OK)));
+    }
+    let refused = client.ask(ask(10_000).trim_end());
+    assert!(refused.contains("10000 transactions are under way on this connection"), "{refused}");
+    assert_eq!(client.ask(ask(7).trim_end()), ok(7), "it is known");
+    assert_eq!(client.ask(&request(8, "forget", &[]).replace("t1", "8")), ok(8));
+    assert_eq!(client.ask(ask(10_000).trim_end()), ok(10_000));
 }
 
 #[test]
@@ -344,7 +368,7 @@ fn one_application_may_talk_over_stdin_and_stdout() {
 fn the_socket_may_be_one_that_systemd_has_made() {
     let world = World::new("serve-systemd");
     let topic = world.topic_with_delay("products", 1);
-    let path = world.file("activated");
+    let (path, way) = (world.file("activated"), Way::to(world.services.get("KSYNC_BOOTSTRAP_SERVER")));
     let activate = world.script_of(
         "#!/usr/bin/env python3\n\
          import os, socket, sys\n\
@@ -357,7 +381,20 @@ fn the_socket_may_be_one_that_systemd_has_made() {
          os.execv(sys.argv[2], sys.argv[2:])\n",
     );
     let stream = env!("CARGO_BIN_EXE_ksync-stream");
-    let mut stream = world.start(&activate, &format!("{} {stream} -t {topic} --serve /not/used", path.display()), &[]);
+    let command = format!("{} {stream} -t {topic} --serve /not/used --ack-timeout 1s", path.display());
+    // Requests that come earlier wait in the socket, but not for a Kafka that is away.
+    way.set(1, Passage::Frozen);
+    let mut stream = world.start(&activate, &command, &[("KSYNC_BOOTSTRAP_SERVER", &way.bootstrap)]);
+    let mut client = Client::to(&world, &path);
+    let asked = Instant::now();
+    let answer = client.ask(&request(1, "delay", &[1]));
+    assert_eq!(
+        answer,
+        r#"{"id":1,"ok":false,"error":"ksync-stream was started and waits for Kafka; nothing was sent"}"#
+    );
+    assert!((900..3000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    way.set(1, Passage::Open);
+    assert!(client.is_closed(), "it is not to believe that it is turned away for ever");
     let mut client = Client::to(&world, &path);
     assert_eq!(client.ask(&request(1, "delay", &[1])), ok(1));
     stream.signal(Signal::TERM);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use crate::support::{End, Primary, Process, World, block_on, primaries};
 
@@ -179,14 +180,53 @@ fn keys_of_every_kind_are_looked_up_in_the_primary() {
         assert_eq!(differences(&world), expected, "{primary:?}");
         if primary.dialect != ksync::database::Dialect::Sqlite {
             assert!(run.says(&["keys of the store cannot be keys of the table"]), "{primary:?}");
-        }
-        if primary.dialect != ksync::database::Dialect::Sqlite {
             assert!(world.kafka.records(&topic).is_empty(), "{primary:?}");
         }
     }
 }
 
-/// A store that says something else each time that it is asked.
+#[test]
+fn a_database_that_refuses_to_answer_says_not_that_a_row_is_gone() {
+    let world = World::new("verify-refused");
+    let [primary, ..] = block_on(primaries("verify_refused"));
+    products_of(&primary);
+    let topic = world.topic("products", 1);
+    let mut held = equal();
+    held.remove("7");
+    held.insert("0".to_owned(), json!(1));
+    keep(&world, held);
+    let source = format!("-t {topic} --database '{}' --table products", primary.url);
+    let store = world.script_of(STORE);
+    let mut run = verify(&world, &format!("{source} --delay 3s --statement-timeout 500ms -- {store}"));
+    world.eventually("it has seen differences", || run.says(&["2 keys differ; looking again"]));
+    block_on(async {
+        let mut connection = PgConnection::connect(&primary.url).await.unwrap();
+        sqlx::raw_sql("BEGIN; LOCK TABLE products").execute(&mut connection).await.unwrap();
+        world.eventually("it has ended", || !run.is_running());
+    });
+    assert_eq!((run.wait(), differences(&world)), (End::Status(1), vec![]));
+    assert!(run.says(&["error: ", "canceling statement due to statement timeout"]), "{:?}", run.log());
+}
+
+#[test]
+fn later_looks_take_no_more_memory_than_a_chunk_may() {
+    let world = World::new("verify-wide");
+    let [.., primary] = block_on(primaries("verify_wide"));
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, text VARCHAR(100000))"));
+    for id in 1..=100 {
+        block_on(primary.execute(&format!("INSERT INTO products VALUES ({id}, '{}')", "x".repeat(100_000))));
+    }
+    let topic = world.topic("products", 1);
+    let store = world.script("test \"$1\" = --list || wc -l >>asked");
+    let source = format!("-t {topic} --database '{}' --table products --chunk-bytes 1MiB", primary.url);
+    assert_eq!(verify(&world, &format!("{source} -- {store}")).wait(), End::Status(1));
+    assert_eq!(differences(&world).len(), 100);
+    let asked = fs::read_to_string(world.dir.join("asked")).unwrap();
+    let asked: Vec<u32> = asked.lines().map(|count| count.trim().parse().unwrap()).collect();
+    assert_eq!(asked.iter().sum::<u32>(), 200, "each is looked at twice");
+    assert!(asked.iter().all(|count| *count <= 11), "{asked:?}");
+}
+
 #[test]
 fn what_is_on_its_way_is_no_difference() {
     let world = World::new("verify-late");
@@ -194,6 +234,7 @@ fn what_is_on_its_way_is_no_difference() {
     products_of(&primary);
     let topic = world.topic("products", 1);
     let source = format!("-t {topic} --database '{}' --table products --version-column price", primary.url);
+    // Of the product 1 it says something else each time that it is asked.
     let store = |answers: &str| {
         world.script_of(&format!(
             r#"#!/usr/bin/env python3
