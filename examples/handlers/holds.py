@@ -24,16 +24,29 @@ def version(row):
     return {name: row.get(name) for name in COLUMNS}
 
 
+def form(version):
+    """The same for all that say the same, as nearly as is needed: a number and its text do."""
+    return json.dumps(version, sort_keys=True).replace('"', "")
+
+
 def answer(rows_of, all_keys):
-    """`rows_of` gives for keys (text) the rows that the store holds of them, `all_keys` all that it holds."""
+    """`rows_of` gives for keys (text) the rows that the store holds of them, `all_keys` all that it holds.
+
+    A row that a store has in several places may differ in one of them only: that one is told.
+    """
     try:
         if sys.argv[1:] == ["--list"]:
             for key in all_keys():
                 print(json.dumps({"key": key}))
             return
-        keys = [json.loads(line)["key"] for line in sys.stdin]
-        for key, row in rows_of(keys).items():
-            print(json.dumps({"key": key, "version": version(row)}))
+        asked = {line["key"]: line.get("version") for line in map(parse, sys.stdin)}
+        told = {}
+        for key, row in rows_of(list(asked)):
+            held = version(row)
+            if key not in told or form(held) != form(asked.get(key)):
+                told[key] = held
+        for key, held in told.items():
+            print(json.dumps({"key": key, "version": held}))
     except OSError as error:
         print(f"the store is away: {error!r}", file=sys.stderr)
         sys.exit(75)

@@ -13,11 +13,14 @@ it was given before it read, all of that on one connection, as the numbers begin
     cas products:7 0 3600 LENGTH NUMBER  EXISTS, NOT_FOUND: it went with a deletion; use the row, but do not keep it
 
 That holds however late anybody is, and whatever memcached evicts.
+
+The application has to write KEY as it is done here: as in the record's key, but %, blanks and control characters, of which
+memcached takes none, as in a URL: products:a@b%20é for a@b é, products:50%25 for 50%.
 """
 
 import os
+import re
 import socket
-from urllib.parse import quote
 
 from batch import TABLE, handle
 
@@ -31,8 +34,8 @@ def connect(server):
 
 
 def key_of(id):
-    # As in a URL: a space or a line break in a key would be another command.
-    return f"{TABLE}:{quote(id, safe='')}"
+    # A space or a line break in a key would be another command.
+    return re.sub(r"[\0- \x7f%]", lambda found: f"%{ord(found[0]):02X}", f"{TABLE}:{id}")
 
 
 def delete(server, keys):
@@ -49,7 +52,7 @@ def write(batch):
     keys = []
     for id, (_, offset) in batch.items():
         key = key_of(id)
-        if len(key) <= LONGEST:
+        if len(key.encode()) <= LONGEST:
             keys.append(key)
         else:
             yield offset, "memcached takes no such long key"

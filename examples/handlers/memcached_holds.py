@@ -10,7 +10,7 @@ from memcached import LONGEST, SERVERS, connect, key_of
 
 
 def rows_of(keys):
-    keys, found = [key for key in keys if len(key_of(key)) <= LONGEST], {}
+    keys = [key for key in keys if len(key_of(key).encode()) <= LONGEST]
     for server in SERVERS:
         with connect(server) as memcached:
             memcached.sendall("".join(f"get {key_of(key)}\r\n" for key in keys).encode())
@@ -21,8 +21,7 @@ def rows_of(keys):
                         raise OSError(head or "memcached has closed the connection")
                     value = answers.read(int(head.split()[3]) + 2)[:-2]
                     if value:  # an empty one is not filled yet
-                        found[key] = parse(value)
-    return found
+                        yield key, parse(value)
 
 
 def all_keys():
@@ -34,10 +33,10 @@ def all_keys():
                     break
                 if not line.startswith(b"key="):
                     raise OSError(line)
-                # key=products%253A7 exp=.., quoted once more
-                key = unquote(line.split()[0].decode().removeprefix("key="))
+                # key=products%3A7 exp=..: what memcached quotes, and in that what its handler has quoted
+                key = unquote(unquote(line.split()[0].decode().removeprefix("key=")))
                 if key.startswith(f"{TABLE}:"):
-                    yield unquote(key.removeprefix(f"{TABLE}:"))
+                    yield key.removeprefix(f"{TABLE}:")
             else:
                 raise OSError("memcached has closed the connection")
 

@@ -21,7 +21,7 @@ def rows_of(keys):
     for document in documents:
         if "error" in document:
             raise OSError(document["error"])
-    return {document["_id"]: document["_source"] for document in documents if document["found"]}
+    return ((document["_id"], document["_source"]) for document in documents if document["found"])
 
 
 def all_keys():

@@ -11,17 +11,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from subprocess import PIPE
 
-from batch import TABLE, give_up, handle, literal, look_up, psql
+from batch import TABLE, handle, look_up
+from postgres import LIMIT_SECS, give_up, literal, psql
 
-# Locks the row of this partition, and notes the term, unless a later leader was here. Who sleeps with the lock loses it.
+# Locks the row of this partition, and notes the term, unless a later leader was here; 0 is that of --replay, and notes nothing.
+# Then all of the table, as another partition may have the same row. Always in this order, so that nobody waits in a circle. Who
+# sleeps with the locks loses them.
 FENCE = """SET idle_in_transaction_session_timeout = '1min'; BEGIN; WITH fence AS (
     INSERT INTO ksync_terms AS last VALUES
         ('{KSYNC_BATCH_TOPIC}', {KSYNC_BATCH_PARTITION}, '{KSYNC_BATCH_NAME}', {KSYNC_BATCH_TERM})
-    ON CONFLICT (topic, "partition", name) DO UPDATE SET term = excluded.term WHERE last.term <= excluded.term
+    ON CONFLICT (topic, "partition", name) DO UPDATE SET term = greatest(last.term, excluded.term)
+        WHERE last.term <= excluded.term OR excluded.term = 0
     RETURNING term
 ) SELECT count(*) FROM fence;
+SELECT pg_advisory_xact_lock(hashtext({table}));
 """
 WRITE = """
 INSERT INTO {table} (id, name, price) SELECT id, name, price FROM json_populate_recordset(NULL::{table}, {rows})
@@ -39,15 +45,18 @@ def changes(batch):
 
 
 def write(batch):
-    command, environment = psql(os.environ["COPY_URL"])
+    command, environment = psql("COPY_URL")
     with subprocess.Popen(command, env=environment, encoding="utf-8", stdin=PIPE, stdout=PIPE, stderr=PIPE) as copy:
+        watch = threading.Timer(LIMIT_SECS, copy.kill)
+        watch.daemon = True
+        watch.start()
         with contextlib.suppress(BrokenPipeError):  # it has ended already, and says below why
-            print(FENCE.format_map(os.environ), file=copy.stdin, flush=True)
-        fence = copy.stdout.readline()
+            print(FENCE.format_map({**os.environ, "table": literal(TABLE)}), file=copy.stdin, flush=True)
+        fence, locked = copy.stdout.readline(), copy.stdout.readline()
         # Locked first, looked up second: whoever writes later has read later, so nothing old overwrites what is newer.
-        _, errors = copy.communicate(changes(batch) if fence == "1\n" else "")
+        _, errors = copy.communicate(changes(batch) if fence == "1\n" and locked else "")
     if copy.returncode != 0:
-        give_up(errors)
+        give_up(errors or "the copy does not answer")
     if fence == "0\n":
         print("a later leader has written; if ZooKeeper was made anew, delete this partition from ksync_terms", file=sys.stderr)
         sys.exit(75)

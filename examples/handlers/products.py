@@ -21,8 +21,13 @@ def look_up(ids):
     return sqlite3.connect(url, uri=True, timeout=30).execute(LOOK_UP, [json.dumps(ids)]).fetchall()
 
 
+def id_of(record):
+    # A tombstone has no payload; its key says what was deleted.
+    return int(record["key"] if record["payload"] is None else record["payload"]["id"])
+
+
 def update(look_up):
-    ids = sorted({int(json.loads(line)["payload"]["id"]) for line in sys.stdin})
+    ids = sorted({id_of(json.loads(line)) for line in sys.stdin})
     secondary = sqlite3.connect(os.environ["SECONDARY_DB"], timeout=30, isolation_level=None)
     secondary.execute("PRAGMA journal_mode = WAL")
     # Locked first, looked up second: whoever writes later has read later, so nothing old overwrites what is newer.

@@ -9,21 +9,19 @@ import os
 import subprocess
 from urllib.parse import unquote, urlsplit
 
+import postgres
 from products import update
 
 
 def client(url):
     """The command that runs SQL from stdin, and its environment: there the password is not seen by everybody."""
+    if url.startswith("postgres"):
+        return postgres.client(url)
     at = urlsplit(url)
     user, password, database = (unquote(part or "") for part in (at.username, at.password, at.path[1:]))
-    if at.scheme.startswith("postgres"):
-        command = ["psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", "-p", str(at.port or 5432), "-U", user, "-d", database]
-        secrets = {"PGPASSWORD": password, "PGCLIENTENCODING": "UTF8"}
-    else:
-        options = ["--no-defaults", "--raw", "-NB", "--default-character-set=utf8mb4"]
-        command = ["mariadb", *options, "-P", str(at.port or 3306), "-u", user, "-D", database]
-        secrets = {"MYSQL_PWD": password}
-    return [*command, "-h", at.hostname], {**os.environ, **secrets}
+    options = ["--no-defaults", "--raw", "-NB", "--default-character-set=utf8mb4"]
+    command = ["mariadb", *options, "-P", str(at.port or 3306), "-u", user, "-D", database, "-h", at.hostname or "localhost"]
+    return command, {**os.environ, "MYSQL_PWD": password}
 
 
 def look_up(ids):

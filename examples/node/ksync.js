@@ -60,10 +60,12 @@ function json(id) {
   throw new TypeError(`an id is a string, a BigInt, a number up to 2^53 or a list of these, not ${String(id)}`);
 }
 
+/** What the record is called, and the message of it. */
 function message([topic, id, payload]) {
   const key = JSON.stringify(typeof id === 'string' ? id : json(id));
   const body = payload === undefined ? `{"id":${json(id)}}` : JSON.stringify(payload);
-  return `{"topic":${JSON.stringify(String(topic))},"key":${key},"payload":${body}}`;
+  const record = `"topic":${JSON.stringify(String(topic))},"key":${key}`;
+  return [record, `{${record},"payload":${body}}`];
 }
 
 function slices(messages) { // of 250 or fewer: a request may have 16 MiB
@@ -74,7 +76,7 @@ function slices(messages) { // of 250 or fewer: a request may have 16 MiB
 
 class Transaction {
   #tx = randomBytes(8).toString('hex');
-  #messages = new Set();
+  #messages = new Map(); // of each record the last
   #coverings = [];
   #known = new Set(); // the connections that know of its changes; undefined where some are known to none
   isOver = false;
@@ -85,8 +87,9 @@ class Transaction {
   cover(changes) {
     if (setting('DISABLED') === '1' || changes.length === 0) return;
     if (this.isOver) throw new KsyncError('a change came after the end of its transaction; is all that belongs to it awaited?');
-    for (const messages of slices(changes.map(message))) {
-      messages.forEach((text) => this.#messages.add(text));
+    const named = changes.map(message);
+    named.forEach(([record, text]) => this.#messages.set(record, text));
+    for (const messages of slices(named.map(([, text]) => text))) {
       const covering = ask({ tx: this.#tx, op: 'delay', messages });
       covering.then((connection) => this.#known.add(connection), () => this.#known.add(undefined));
       this.#coverings.push(covering);
@@ -104,7 +107,7 @@ class Transaction {
   async committed() {
     if (this.#messages.size === 0) return;
     const instant = { tx: this.#tx, op: 'instant' };
-    const all = () => Promise.all(slices([...this.#messages]).map((messages) => ask({ ...instant, messages })));
+    const all = () => Promise.all(slices([...this.#messages.values()]).map((messages) => ask({ ...instant, messages })));
     const rest = (error) => (error.message.includes('not known') ? all() : Promise.reject(error));
     const isKnown = this.#known.size === 1 && this.#known.has(shared);
     const note = (error) => log(`the database has committed, but changes are not announced at once: ${error.message}`);
@@ -118,9 +121,14 @@ class Transaction {
   }
 }
 
+function fail(error, committed) {
+  if (Object(error) === error) Reflect.set(error, 'committed', committed);
+  throw error;
+}
+
 /** Commits what `body` does and resolves to what it returns. `begin` may set the isolation level. */
 async function transaction(pool, body, begin = 'BEGIN') {
-  const client = await (pool.getConnection ? pool.getConnection() : pool.connect());
+  const client = await (pool.getConnection ? pool.getConnection() : pool.connect()).catch((error) => fail(error, false));
   const ignore = () => {}; // pg: unheard it would end the process, and the next query fails anyway
   client.on('error', ignore);
   const query = async (...sql) => (tx.isOver ? Promise.reject(new KsyncError('the transaction is over')) : client.query(...sql));
@@ -138,8 +146,7 @@ async function transaction(pool, body, begin = 'BEGIN') {
     tx.isOver = true; // Postgres says ERROR where it has refused; all else, such as a lost connection, may come after the commit
     if (error?.severity === 'ERROR' && !/^(08|40003|XX)/.test(error.code)) committed = false;
     if (committed === false) isClean = await client.query('ROLLBACK').then(() => true, () => false);
-    if (Object(error) === error) Reflect.set(error, 'committed', committed);
-    throw error;
+    fail(error, committed);
   } finally {
     await (isClean || !client.destroy ? client.release(!isClean) : client.destroy()); // pg closes it where that is true
     client.off('error', ignore);
@@ -158,10 +165,12 @@ async function bulk(topic, ids, action) {
 }
 
 function eachLine(stream, take) {
-  let rest = ''; // not readline: since Node 24 it cuts at U+2028, too
+  let parts = []; // not readline: since Node 24 it cuts at U+2028, too
   stream.setEncoding('utf8').on('data', (text) => {
-    const lines = (rest + text).split('\n');
-    rest = lines.pop();
+    parts.push(text);
+    if (!text.includes('\n')) return; // a line may be long: it is joined once
+    const lines = parts.join('').split('\n');
+    parts = [lines.pop()];
     try { lines.forEach((line) => take(JSON.parse(line))); } catch (error) { stream.destroy(error); }
   });
 }

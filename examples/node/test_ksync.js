@@ -12,6 +12,23 @@ const { setTimeout: pause } = require('node:timers/promises');
 const { describe, test } = require('node:test');
 const ksync = require('./ksync.js');
 
+/** The connections that ksync.js has made. */
+const connected = [];
+const { connect } = net;
+net.connect = (...to) => connected[connected.push(connect(...to)) - 1];
+
+/** Breaks the connections of a server. Returns once ksync.js has noticed it. */
+async function cut(server) {
+  const noticed = new Promise((resolve) => { connected.at(-1).once('close', resolve); });
+  server.cut();
+  await noticed;
+}
+
+/** Returns once ksync.js has read all that was answered before this. */
+async function answersAreRead() {
+  await ksync.bulk('probes', [0], () => {});
+}
+
 const SETTINGS = ['KSYNC_SOCKET', 'KSYNC_TIMEOUT', 'KSYNC_ON_ERROR', 'KSYNC_DISABLED'];
 const OK = { ok: true };
 
@@ -171,24 +188,29 @@ describe('a transaction', () => {
     const answers = [];
     const reply = ({ op }) => (op === 'delay' ? new Promise((resolve) => answers.push(() => resolve(OK))) : OK);
     const server = await serve(t, { journal, reply });
-    const sent = () => eventually('all three were sent, though the body has not ended', () => answers.length === 3);
+    let hasEnded = false;
     const committing = ksync.transaction(pgPool(journal), async (tx) => {
       tx.saved('products', 7);
       tx.touched('products', 8);
       tx.destroyed('orders', 'a', { id: 'a', shop: 1 });
-      await sent();
+      await eventually('all three were sent, though the body has not ended', () => answers.length === 3);
+      hasEnded = true;
     });
-    await sent();
+    await eventually('the body has ended', () => hasEnded);
     // In any order.
     answers[2]();
     answers[0]();
-    await pause(50);
+    const other = ksync.begin();
+    other.saved('products', 9);
+    await eventually('the other one was sent', () => answers.length === 4);
+    answers[3]();
+    await other.covered(); // so those before it are read, too
     assert.ok(!journal.includes('COMMIT'), journal.join());
     answers[1]();
     await committing;
-    assert.deepEqual(asked(server), [['delay', '7'], ['delay', '8'], ['delay', 'a'], ['instant']]);
+    assert.deepEqual(asked(server), [['delay', '7'], ['delay', '8'], ['delay', 'a'], ['delay', '9'], ['instant']]);
     assert.deepEqual(server.requests[2].messages[0], { topic: 'orders', key: 'a', payload: { id: 'a', shop: 1 } });
-    assert.equal(new Set(server.requests.map(({ tx }) => tx)).size, 1);
+    assert.deepEqual(server.requests.map(({ tx }) => tx === server.requests[0].tx), [true, true, true, false, true]);
   });
 
   check('without changes asks nothing', async (t) => {
@@ -312,6 +334,14 @@ describe('a transaction', () => {
     await assert.rejects(broken, { message: 'Connection terminated unexpectedly', committed: false });
   });
 
+  for (const [name, method] of [['pg', 'connect'], ['mysql2', 'getConnection']]) {
+    check(`that gets no connection of ${name} is not committed`, async () => {
+      const error = new Error('timeout exceeded when trying to connect');
+      await assert.rejects(ksync.transaction({ [method]: () => Promise.reject(error) }, one), (thrown) => thrown === error);
+      assert.equal(error.committed, false);
+    });
+  }
+
   check('refuses what comes after its end', async (t) => {
     const journal = [];
     const server = await serve(t, { journal });
@@ -364,8 +394,7 @@ describe('the connection', () => {
     const tx = ksync.begin();
     tx.saved('products', 7);
     await tx.covered();
-    server.cut();
-    await pause(100);
+    await cut(server);
     await tx.committed();
     assert.deepEqual(asked(server), [['delay', '7'], ['instant', '7']]);
     assert.equal(server.requests[1].connection, 2);
@@ -375,15 +404,26 @@ describe('the connection', () => {
     const server = await serve(t);
     const tx = ksync.begin();
     tx.saved('products', 7);
-    await eventually('the first is there', () => server.requests.length === 1);
-    await pause(100);
-    server.cut();
-    await pause(100);
+    await answersAreRead();
+    await cut(server);
     tx.saved('products', 8);
     tx.saved('products', 8);
     await tx.covered();
     await tx.committed();
-    assert.deepEqual(asked(server), [['delay', '7'], ['delay', '8'], ['delay', '8'], ['instant', '7', '8']]);
+    const own = server.requests.filter((request) => request.tx === server.requests[0].tx);
+    assert.deepEqual(asked({ requests: own }), [['delay', '7'], ['delay', '8'], ['delay', '8'], ['instant', '7', '8']]);
+  });
+
+  check('that broke gets only the last payload of each record', async (t) => {
+    const server = await serve(t);
+    const tx = ksync.begin();
+    for (const price of [1, 2, 1]) tx.saved('products', 7, { price });
+    tx.saved('orders', 7);
+    await tx.covered();
+    await cut(server);
+    await tx.committed();
+    const [{ messages }] = server.requests.filter(({ op }) => op === 'instant');
+    assert.deepEqual(messages.map(({ topic, payload }) => [topic, payload]), [['products', { price: 1 }], ['orders', { id: 7 }]]);
   });
 
   check('to a server that does not know the transaction is asked again, with all messages', async (t) => {
@@ -735,12 +775,13 @@ describe('with Postgres', { skip: pg ? false : 'needs DATABASE_URL=postgres://..
     await serve(t);
     const ended = ksync.transaction(pool, async (tx) => {
       await change(tx);
+      // Heard of between two queries.
+      const end = new Promise((resolve) => { tx.client.once('end', resolve); });
       await pool.query('SELECT pg_terminate_backend($1)', [tx.client.processID]);
-      // Long enough for the end to be heard of between two queries.
-      await pause(200);
+      await end;
       await tx.query('SELECT 1');
     });
     await assert.rejects(ended, { committed: false });
     assert.equal(await price(), 1);
-  });
+  }, { timeout: 20_000 });
 });

@@ -226,6 +226,38 @@ class ProtocolTest(Case):
         with self.assertRaisesRegex(ksync.Error, "timed out"):
             self.change(1).settle()
 
+    def test_what_does_not_answer_is_waited_for_once(self):
+        os.environ["KSYNC_TIMEOUT"] = "0.3"
+        self.server.answer = lambda request: SILENT
+        changes = self.change(1)
+        with self.assertRaises(ksync.Error):
+            changes.settle()
+        self.assertEqual(len(self.server.connections), 1)
+        os.environ["KSYNC_ON_ERROR"] = "log"
+        changes = self.change(2)
+        with self.assertLogs("ksync", "ERROR") as logs:
+            changes.settle()
+            for id in 3, 4:
+                changes.add([ksync.message("products", id)])
+                changes.settle()
+        self.assertEqual((len(logs.output), len(self.server.connections)), (1, 2))
+        self.server.answer = lambda request: None
+        changes.end("instant")
+        self.assertEqual(self.server.told(3)[-1], "instant products/2 products/3 products/4")
+        changes.add([ksync.message("products", 5)])
+        changes.settle()
+        self.assertEqual(self.server.told(4)[-1], "delay products/5")
+
+    def test_what_takes_no_request_is_waited_for_once(self):
+        os.environ["KSYNC_TIMEOUT"] = "0.3"
+        self.server.answer = lambda request: SILENT
+        changes = ksync.Changes()
+        for id in range(102):  # with 100 answers missing it reads one
+            changes.add([ksync.message("products", id)])
+        with self.assertRaisesRegex(ksync.Error, "timed out"):
+            changes.settle()
+        self.assertEqual(len(self.server.connections), 1)
+
     def test_it_goes_on_with_a_log_line_where_that_is_wanted(self):
         os.environ["KSYNC_ON_ERROR"] = "log"
         refused = {"ok": False, "error": "Kafka is away"}
@@ -607,6 +639,16 @@ if django:
         class Meta:
             app_label = "shop"
 
+    class Draft(Article):
+        class Meta:
+            app_label, proxy = "shop", True
+
+    class Book(Article):
+        pages = models.IntegerField(default=0)
+
+        class Meta:
+            app_label = "shop"
+
     class Note(models.Model):
         __ksync_topic__ = "notes"
         article = models.ForeignKey(Article, models.CASCADE)
@@ -621,19 +663,23 @@ if django:
 
     ksync.announce(Tag, Article, Note)
 
+    class Essay(Draft):  # defined when its model has been announced already
+        class Meta:
+            app_label, proxy = "shop", True
+
 
 @unittest.skipUnless(django, "Django is not installed")
 class DjangoTest(Case):
     def setUp(self):
         super().setUp()
         with connection.schema_editor() as editor:
-            for model in Tag, Article, Note:
+            for model in Tag, Article, Note, Book:
                 editor.create_model(model)
         self.addCleanup(self.drop)
 
     def drop(self):
         with connection.schema_editor() as editor:
-            for model in Note, Article, Tag:
+            for model in Book, Note, Article, Tag:
                 editor.delete_model(model)
 
     def given(self, *records):
@@ -706,6 +752,33 @@ class DjangoTest(Case):
         Article.objects.create(id=4)
         self.assert_told("delay articles/4", "instant")
 
+    def test_what_is_rolled_back_after_a_second_try_is_forgotten_at_once(self):
+        answers = [HANG_UP]
+        self.server.answer = lambda request: answers.pop() if answers else None
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            Article.objects.create(id=1)
+            1 / 0
+        self.assert_told("delay articles/1", "delay articles/1", "forget")
+        self.server.asked.clear()
+        Article.objects.create(id=2)
+        self.assert_told("delay articles/2", "instant")
+
+    def test_what_is_committed_around_a_savepoint_that_failed_is_announced(self):
+        refused = {"ok": False, "error": "Kafka is away"}
+        with transaction.atomic():
+            Article.objects.create(id=1)
+            self.server.answer = lambda request: refused if request["op"] == "delay" else None
+            with contextlib.suppress(ksync.Error), transaction.atomic():
+                Article.objects.create(id=2)
+            self.server.answer = lambda request: None
+            Article.objects.create(id=3)
+            self.server.asked.clear()
+        self.assertEqual(list(Article.objects.order_by("id").values_list("id", flat=True)), [1, 3])
+        self.assert_told("instant articles/1 articles/2", "instant")
+        self.server.asked.clear()
+        Article.objects.create(id=4)
+        self.assert_told("delay articles/4", "instant")
+
     def test_an_update_announces_the_records_that_it_changes(self):
         self.given(Article(id=1, name="a"), Article(id=2, name="b"), Article(id=3, name="a"))
         self.assertEqual(Article.objects.filter(name="a").order_by("id").update(name="c"), 2)
@@ -713,6 +786,26 @@ class DjangoTest(Case):
         self.assertEqual(Article.objects.filter(name="nothing").update(name="c"), 0)
         self.assertEqual(list(Article.objects.order_by("id").values_list("name", flat=True)), ["c", "b", "c"])
         self.assert_told("delay articles/1 articles/3", "instant")
+
+    def test_what_is_changed_through_a_model_of_a_model_is_announced(self):
+        self.given(Article(id=1), Article(id=2), Book(id=3))
+        for count, (model, id) in enumerate([(Draft, 1), (Essay, 2), (Book, 3)]):
+            seen = self.watch(self.count)
+            self.server.asked.clear()
+            record = model.objects.get(pk=id)
+            record.save()
+            record.delete()
+            deleted = [f"delay articles/{id}"] * (2 if model is Book else 1)  # which is a record of each model
+            self.assert_told(f"delay articles/{id}", "instant", *deleted, "instant")
+            self.assertEqual([number for _, number in seen], [3 - count] * (2 + len(deleted)) + [2 - count])
+
+    def test_an_update_of_a_primary_key_is_refused(self):
+        self.given(Article(id=1, name="a"), Book(id=2, name="b"))
+        for model in Article, Draft, Book:
+            with self.assertRaisesRegex(ksync.Error, r"ksync\.bulk\(\)"):
+                model.objects.filter(name="a").update(name="c", id=6)
+        self.assertEqual(list(Article.objects.order_by("id").values_list("id", "name")), [(1, "a"), (2, "b")])
+        self.assert_told()
 
     def test_an_update_tells_payloads_as_they_are_after_it(self):
         self.given(Article(id=1), Note(id=1, article_id=1, text="a"))

@@ -8,6 +8,8 @@
 #   Ksync.work { |records| ... } # all that a program for ksync-consume --worker has to do
 # KSYNC_SOCKET (/run/ksync/stream.sock), KSYNC_TIMEOUT (5, in seconds); KSYNC_ON_ERROR=log: what cannot be announced is
 # committed all the same; KSYNC_DISABLED=1: nothing is sent. For tests: Ksync.sent = [] collects, Ksync.sent.clear.
+# What calls no callbacks is not seen and belongs into bulk: update_column(s), update_all, update_counters, increment!,
+# counter caches, touch_all, delete, delete_all, insert_all, upsert_all, dependent: :delete_all or :nullify, and SQL.
 %w[json logger securerandom socket active_record].each { |library| require library }
 
 module Ksync
@@ -23,7 +25,10 @@ module Ksync
   module Model
     extend ActiveSupport::Concern
     included do
-      %i[after_save after_touch after_destroy].each { |change| public_send(change) { Ksync.announce(self) } }
+      %i[after_save after_touch after_destroy].each do |change|
+        # What was never saved can be destroyed all the same: nothing has changed.
+        public_send(change) { Ksync.announce(self) unless new_record? }
+      end
       # belongs_to touch: true touches as late as here, perhaps after the announcement was asked.
       before_commit { Announcement.of(self.class)&.before_committed! unless Ksync.disabled? }
     end
@@ -40,21 +45,22 @@ module Ksync
     def self.of(model)
       connection = model.connection_pool.active_connection?
       return unless connection && connection.current_transaction.joinable?
-      manager = connection.transaction_manager # made anew with the connection
-      open = manager.instance_variable_get(:@ksync) # a WeakMap forgets it when one before it is collected
-      manager.instance_variable_set(:@ksync, open = new(connection)) if open.nil? || open.ended
+      # Kept with the transaction that runs the callbacks: an after_commit may begin another one before we are told.
+      stack = connection.transaction_manager.instance_variable_get(:@stack)
+      root = stack.reverse.find { |transaction| transaction.instance_variable_get(:@run_commit_callbacks) }
+      open = root.instance_variable_get(:@ksync) || root.instance_variable_set(:@ksync, new(connection))
       open.tap { connection.add_transaction_record(open) }
     end
 
     def initialize(connection = nil)
-      @connection, @tx, @messages, @requests = connection, SecureRandom.hex, Set.new, []
+      @connection, @tx, @messages, @requests = connection, SecureRandom.hex, {}, []
     end
 
-    # Sends delay messages at once; whether Kafka has them is seen before the commit.
+    # Sends delay messages, by their topic and key, at once; whether Kafka has them is seen before the commit.
     def add(messages, wait: @committing)
-      @messages.merge(messages)
+      @messages.merge!(messages) # of each record the last counts
       raise @failure if @failure # the commit is to fail even if the exception of a save was rescued
-      tell("delay", messages, wait: wait)
+      tell("delay", messages.values, wait: wait)
     rescue Error => error
       Ksync.log("a change is not announced: #{error.message}; going on") if Ksync.lenient? && !@failure
       @failure = error
@@ -63,13 +69,13 @@ module Ksync
 
     # ActiveRecord calls these. An exception of before_committed! rolls back.
     def trigger_transactional_callbacks? = true
-    def before_committed!(*) = add([], wait: @committing = true)
+    def before_committed!(*) = add({}, wait: @committing = true)
 
     def committed!(*)
       return if @ended.tap { @ended = true } # ActiveRecord 6.1 tells it for each savepoint that it was in
-      tell("instant", @failure || Ksync.sent ? @messages : []) # after a failure the server may not know all
+      tell("instant", @failure || Ksync.sent ? @messages.values : []) # after a failure the server may not know all
     rescue StandardError => error # it is committed, whatever happens here
-      rest = @failure ? "nothing will bring up #{@messages.to_a.join(" ")}" : "the delay messages will bring it up"
+      rest = @failure ? "nothing will bring up #{@messages.values.join(" ")}" : "the delay messages will bring it up"
       Ksync.log("a commit is not announced: #{error.message}; #{rest}")
     end
 
@@ -88,7 +94,7 @@ module Ksync
     private def tell(op, messages, wait: true, again: false)
       return if @messages.empty?
       return Ksync.sent.concat(messages.map { |text| JSON.parse(text).merge("op" => op) }) if Ksync.sent
-      @link, @requests, messages = Link.current, [], @messages unless @link&.open?
+      @link, @requests, messages = Link.current, [], @messages.values unless @link&.open?
       @requests.concat(@link.ask(op, @tx, messages)) unless op == "delay" && messages.empty?
       @link.wait(@requests.slice!(0..)) if wait
     rescue SystemCallError, IOError, JSON::ParserError => error
@@ -116,7 +122,8 @@ module Ksync
     def close = @socket.close
 
     def ask(op, tx, messages) # in requests of 250 or fewer: one may have 16 MiB
-      (messages.empty? ? [[]] : messages.each_slice(8_000_000.fdiv([32_000, *messages.map(&:bytesize)].max).ceil)).map do |slice|
+      count = 8_000_000.fdiv([32_000, *messages.map(&:bytesize)].max).ceil
+      (messages.empty? ? [[]] : messages.each_slice(count)).map do |slice|
         request = @requests[@last += 1] = {}
         @line = %({"id":#{@last},"tx":"#{tx}","op":"#{op}","messages":[#{slice.join(",")}]}\n)
         @line = @line.byteslice(ready(:wait_writable).write_nonblock(@line)..) until @line.empty?
@@ -151,7 +158,11 @@ module Ksync
     def disabled? = ENV["KSYNC_DISABLED"] == "1"
     def lenient? = ENV["KSYNC_ON_ERROR"] == "log"
     def log(text) = (ActiveRecord::Base.logger || Logger.new($stderr)).error("ksync: #{text}")
-    def announce(record) = disabled? || Announcement.of(record.class).add([message(record)])
+
+    def announce(record)
+      return if disabled?
+      Announcement.of(record.class).add(messages([record, before_new_key(record)].compact))
+    end
 
     # Delay messages for all records, acknowledged; the block; instant messages, within a transaction after its commit.
     def bulk(records)
@@ -159,10 +170,13 @@ module Ksync
       return yield(records) if disabled? || records.empty?
       around = Announcement.of(records.first.class)
       announcement = around || Announcement.new
-      announcement.add(records.map { |record| message(record) }, wait: true)
-      yield(records).tap { announcement.committed! unless around }
-    ensure
-      announcement.forget if announcement && !around && !announcement.ended
+      announcement.add(messages(records), wait: true)
+      yield(records)
+    rescue Exception
+      announcement.forget if announcement && !around
+      raise
+    ensure # the block may also be left by return or break: what it did is done
+      announcement.committed! if announcement && !around && !announcement.ended
     end
 
     # Ksync::Error from the block: the store is away. Others, but Failed, end the program. The batch comes again.
@@ -184,9 +198,22 @@ module Ksync
       end
     end
 
-    private def message(record)
-      key = record.id.is_a?(Array) ? JSON.generate(record.id) : record.id&.to_s
-      JSON.generate(topic: record.class.kafka_topic, key: key, payload: record.kafka_payload)
+    # Their texts, by topic and key.
+    private def messages(records)
+      records.to_h do |record|
+        key = record.id.is_a?(Array) ? JSON.generate(record.id) : record.id&.to_s
+        topic = record.class.kafka_topic
+        [[topic, key], JSON.generate(topic: topic, key: key, payload: record.kafka_payload)]
+      end
+    end
+
+    # What the record was where the save has changed its primary key: under the old one it is gone.
+    private def before_new_key(record)
+      names = Array(record.class.primary_key)
+      return unless names.any? { |name| record.saved_change_to_attribute?(name) }
+      key = names.to_h { |name| [name, record.attribute_before_last_save(name)] }
+      return if key.value?(nil) # it is new
+      record.dup.tap { |old| record.attributes.merge(key).each { |name, value| old[name] = value } }
     end
 
     private def outcome(records)

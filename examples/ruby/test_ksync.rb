@@ -19,7 +19,10 @@ ActiveRecord::Base.connection.instance_exec do
     t.bigint :category_id
     t.timestamps
   end
-  create_table(:ksync_test_vouchers, id: :string, force: true) { |t| t.timestamps }
+  create_table(:ksync_test_vouchers, id: :string, force: true) do |t|
+    t.integer :price
+    t.timestamps
+  end
 end
 Minitest.after_run do
   %i[categories products vouchers].each { |name| ActiveRecord::Base.connection.drop_table("ksync_test_#{name}") }
@@ -34,7 +37,9 @@ class Product < ActiveRecord::Base
   self.table_name = "ksync_test_products"
   include Ksync::Model
   belongs_to :category, touch: true, optional: true
+  attr_accessor :afterwards
   after_commit { raise name if name == "bad after_commit" }
+  after_commit { afterwards&.call }
   validates :name, exclusion: ["invalid"]
 end
 
@@ -49,7 +54,7 @@ class Voucher < ActiveRecord::Base
   include Ksync::Model
 
   def self.kafka_topic = "coupons"
-  def kafka_payload = { code: id, at: Time.utc(2020, 9, 13, 12, 26, 40) }
+  def kafka_payload = { code: id, price: price, at: Time.utc(2020, 9, 13, 12, 26, 40) }
 end
 
 # As a model with a composite primary key has it, which ActiveRecord knows from 7.1 on.
@@ -309,6 +314,60 @@ class KsyncTest < Minitest::Test
     assert_equal 1, server.requests("instant").size
   end
 
+  def test_what_an_after_commit_changes_is_a_transaction_of_its_own
+    server
+    [true, false].each do |fails|
+      Product.delete_all
+      server.events.clear
+      afterwards = lambda do
+        Product.transaction do
+          Product.create!(id: 2)
+          raise ActiveRecord::Rollback if fails
+        end
+      end
+      Product.create!(id: 1, afterwards: afterwards)
+      server.wait_for(4)
+      ops, txs = server.requests.map { |request| request.values_at("op", "tx") }.transpose
+      assert_equal ["delay", "delay", fails ? "forget" : "instant", "instant"], ops
+      assert_equal txs.values_at(0, 1), txs.values_at(3, 2)
+      refute_equal txs[0], txs[1]
+    end
+    assert_equal "", @log.string
+  end
+
+  def test_a_key_that_changes_is_announced_as_both
+    server
+    product = Product.create!(id: 1, name: "a")
+    voucher = Voucher.create!(id: "x")
+    server.events.clear
+    product.update!(id: 9)
+    voucher.update!(id: "y")
+    assert_equal [%w[9 1], %w[y x]], server.keys("delay")
+    payloads = server.requests("delay").first["messages"].map { |message| message["payload"] }
+    assert_equal [{ "id" => 9 }, { "id" => 1 }], payloads
+    assert_equal [9, "a"], [product.id, product.reload.name]
+  end
+
+  def test_of_a_record_only_the_last_payload_is_sent_along
+    ENV["KSYNC_ON_ERROR"] = "log"
+    Product.transaction do
+      voucher = Voucher.create!(id: "x", price: 1) # nobody listens
+      [2, 1].each { |price| voucher.update!(price: price) }
+      server
+    end
+    assert_equal [1], server.requests("instant").first["messages"].map { |message| message["payload"]["price"] }
+  end
+
+  def test_what_was_never_saved_is_not_announced_as_destroyed
+    server
+    Product.new.destroy
+    Product.new(id: 1).destroy
+    assert_equal [], server.requests
+    Product.transaction { Product.create!(id: 2).destroy }
+    assert_equal [%w[2], %w[2]], server.keys("delay")
+    assert_equal 1, server.requests("instant").size
+  end
+
   def test_what_is_refused_is_not_committed
     server.answer = ->(request) { request["op"] == "delay" ? { ok: false, error: "Kafka is away" } : { ok: true } }
     error = assert_raises(Ksync::Error) { Product.create! }
@@ -414,7 +473,7 @@ class KsyncTest < Minitest::Test
     assert_equal %w[gem_products gemns-things coupons], [GemProduct, Gemns::Thing, Voucher].map(&:kafka_topic)
     server
     Voucher.create!(id: 'a "b"')
-    payload = { "code" => 'a "b"', "at" => "2020-09-13 12:26:40 UTC" }
+    payload = { "code" => 'a "b"', "price" => nil, "at" => "2020-09-13 12:26:40 UTC" }
     message = { "topic" => "coupons", "key" => 'a "b"', "payload" => payload }
     assert_equal [message], server.requests("delay").last["messages"]
     Ksync.bulk([Pair.new]) {}
@@ -455,6 +514,14 @@ class KsyncTest < Minitest::Test
     assert_equal %w[delay forget], server.requests.map { |request| request["op"] }
   end
 
+  def test_bulk_whose_block_is_left_early_has_acted_and_announces
+    server
+    leave = -> { Ksync.bulk(products(1)) { return :returned } }
+    assert_equal :returned, leave.call
+    assert_equal :broken, (Ksync.bulk(products(2)) { break :broken })
+    assert_equal %w[delay instant] * 2, server.requests.map { |request| request["op"] }
+  end
+
   def test_bulk_that_is_refused_does_not_act
     server.answer = ->(_request) { { ok: false, error: "no" } }
     assert_raises(Ksync::Error) { Ksync.bulk(products(1)) { flunk } }
@@ -479,7 +546,8 @@ class KsyncTest < Minitest::Test
   def test_no_request_is_longer_than_the_16_mib_that_ksync_stream_takes
     server
     announcement = Ksync::Announcement.new
-    announcement.add((1..30).map { |n| %({"topic":"products","key":"#{n}","payload":"#{"é" * 300_000}"}) }, wait: true)
+    long = ->(n) { %({"topic":"products","key":"#{n}","payload":"#{"é" * 300_000}"}) }
+    announcement.add((1..30).to_h { |n| [n, long[n]] }, wait: true)
     assert_equal (1..30).map(&:to_s), server.keys("delay").flatten
     assert_operator server.keys("delay").map(&:size).max, :<, (16 << 20) / 600_000
   end
@@ -487,7 +555,7 @@ class KsyncTest < Minitest::Test
   def test_thousands_of_changes_do_not_fill_the_socket_with_answers
     server
     announcement = Ksync::Announcement.new
-    5000.times { |n| announcement.add([%({"topic":"products","key":"#{n}","payload":{"id":#{n}}})]) }
+    5000.times { |n| announcement.add({ n => %({"topic":"products","key":"#{n}","payload":{"id":#{n}}}) }) }
     announcement.before_committed!
     announcement.committed!
     assert_equal [5000, 1], [server.requests("delay").size, server.requests("instant").size]

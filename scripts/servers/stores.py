@@ -22,11 +22,10 @@ class OpenSearch(Server):
 
     def prepare(self, nodes, homes, account):
         # A copy of its own: it writes into its folder, and its account may not be able to reach that of the project.
-        program, new = homes[0] / "program", homes[0] / "new"
+        program, new = self.program(homes[0]), homes[0] / "new"
         if not program.exists():
             shutil.rmtree(new, ignore_errors=True)
-            [archive] = (JARS / "opensearch").glob("opensearch-*.zip")
-            with zipfile.ZipFile(archive) as file:
+            with zipfile.ZipFile(archive()) as file:
                 file.extractall(new)
             # In the zip all is in a folder opensearch-VERSION. Python does not restore that a script is executable.
             [unpacked] = new.iterdir()
@@ -46,6 +45,10 @@ class OpenSearch(Server):
             owner = f"{account.pw_uid}:{account.pw_gid}"
             run("cannot give opensearch its folder", ["chown", "-R", owner, homes[0]])
 
+    def program(self, home):
+        # Named for its version, so that another one is unpacked in its turn.
+        return home / archive().stem
+
     def command(self, node, nodes, home):
         # It ends by exec, so that the process is the server itself. The first compiler and the plain collector make it start
         # in 3 s of CPU time in place of 8, and in a quarter of the memory.
@@ -53,10 +56,10 @@ class OpenSearch(Server):
         variables = {
             "OPENSEARCH_JAVA_HOME": java_home(),
             "OPENSEARCH_JAVA_OPTS": f"-Xms64m -Xmx384m {fast}",
-            "OPENSEARCH_PATH_CONF": home / "program" / "config",
+            "OPENSEARCH_PATH_CONF": self.program(home) / "config",
             "OPENSEARCH_TMPDIR": home / "tmp",
         }
-        return ["env", *(f"{key}={value}" for key, value in variables.items()), home / "program" / "bin" / "opensearch"]
+        return ["env", *(f"{key}={value}" for key, value in variables.items()), self.program(home) / "bin" / "opensearch"]
 
     def is_ready(self, nodes):
         connection = http.client.HTTPConnection("127.0.0.1", nodes[0].ports["client"], timeout=10)
@@ -97,6 +100,11 @@ class Memcached(Server):
 
     def env(self, nodes, homes):
         return {"KSYNC_TEST_MEMCACHED": nodes[0].address}
+
+
+def archive():
+    [zip] = (JARS / "opensearch").glob("opensearch-*.zip")
+    return zip
 
 
 def answer(node, request):

@@ -6,9 +6,6 @@ import http.client
 import json
 import os
 import random
-import shlex
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +14,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from stage import BINARIES
+from stage import HANDLERS
+from stage import PROJECT
+from stage import Failure
+from stage import Stage
+from stage import build
+from stage import expect
+from stage import perform
+from stage import run
+from stage import tell
+
 HERE = Path(__file__).resolve().parent
 DIR = PROJECT / "target" / "shop"
-SERVICES_DIR = PROJECT / "target" / "services-shop"
-RELEASE = PROJECT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
-HANDLERS = PROJECT / "examples" / "handlers"
 LIBRARIES = PROJECT / "target" / "servers"
 
 ROWS = 2000
@@ -33,39 +37,21 @@ LIMIT_SECS = 60
 TABLE = "CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT NOT NULL, price INTEGER NOT NULL)"
 
 
-class Failure(Exception):
-    """Ends the demo with exit status 1 and this text on stderr."""
-
-
-class Shop:
-    """One run; left as a context, it ends all that it has started."""
-
+class Shop(Stage):
     def __init__(self):
-        self.processes, self.commands, self.changes, self.killed = {}, {}, Counter(), Counter()
+        super().__init__(DIR, LIMIT_SECS)
+        self.commands, self.changes, self.killed = {}, Counter(), Counter()
         self.is_over = threading.Event()
 
-    def __enter__(self):
-        shutil.rmtree(DIR, ignore_errors=True)
-        DIR.mkdir(parents=True)
-        return self
-
-    def __exit__(self, kind, failure, _):
+    def __exit__(self, *failure):
         self.is_over.set()
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-        if isinstance(failure, Failure):
-            for log in sorted(DIR.glob("*.log")):
-                print(f"the end of {log.name}:", *log.read_text(errors="replace").splitlines()[-15:], sep="\n  ", file=sys.stderr)
-        subprocess.run(services("down", "--purge"))
-        shutil.rmtree(DIR)
+        super().__exit__(*failure)
 
     def start_servers(self):
         tell("starts Kafka, ZooKeeper, Postgres, OpenSearch and Redis")
-        run(services("up", "kafka", "zookeeper", "postgres", "opensearch", "redis"))
-        run(services("install", "frameworks"))
-        lines = run(services("env"), stdout=subprocess.PIPE).splitlines()
-        servers = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+        run(self.services("up", "kafka", "zookeeper", "postgres", "opensearch", "redis"))
+        run(self.services("install", "frameworks"))
+        servers = self.servers()
         for name in [name for name in os.environ if name.startswith("KSYNC_")]:
             del os.environ[name]
         os.environ.update({
@@ -89,15 +75,15 @@ class Shop:
 
     def start_processes(self):
         """Two of each that may be killed: the one goes on while the other is gone."""
-        self.start("delayer-1", RELEASE / "ksync-delayer", f"--create-topics={PARTITIONS}")
+        self.start("delayer-1", BINARIES / "ksync-delayer", f"--create-topics={PARTITIONS}")
         self.wait("the delayer leads", lambda: self.log("delayer-1").count("leading from") == PARTITIONS)
-        self.start("delayer-2", RELEASE / "ksync-delayer")
+        self.start("delayer-2", BINARIES / "ksync-delayer")
         for number in (1, 2):
-            self.start(f"indexer-{number}", RELEASE / "ksync-consume", "-n", "indexer", "--", HANDLERS / "opensearch.py")
-            self.start(f"cacher-{number}", RELEASE / "ksync-consume", "-n", "cacher", "--", HANDLERS / "redis.py")
-        self.start("ksync-stream", RELEASE / "ksync-stream", "--serve", os.environ["KSYNC_SOCKET"])
+            self.start(f"indexer-{number}", BINARIES / "ksync-consume", "-n", "indexer", "--", HANDLERS / "opensearch.py")
+            self.start(f"cacher-{number}", BINARIES / "ksync-consume", "-n", "cacher", "--", HANDLERS / "redis.py")
+        self.start("ksync-stream", BINARIES / "ksync-stream", "--serve", os.environ["KSYNC_SOCKET"])
         self.wait("ksync-stream serves", lambda: "serving" in self.log("ksync-stream"))
-        run([RELEASE / "ksync-stream", "--table", "products", "-q"])
+        run([BINARIES / "ksync-stream", "--table", "products", "-q"])
         self.wait("index and cache are filled", lambda: not self.differences())
         tell(f"{ROWS} products, all of them in the index and in the cache")
 
@@ -106,7 +92,7 @@ class Shop:
         self.start("sqlalchemy", sys.executable, HERE / "alchemy.py")
         with socket.create_server(("127.0.0.1", 0)) as free:
             os.environ["SHOP_LISTEN"] = "{}:{}".format(*free.getsockname())
-        self.start("axum", RELEASE / "examples" / "rust-shop")
+        self.start("axum", BINARIES / "examples" / "rust-shop")
         threading.Thread(target=self.visit, daemon=True).start()
 
     def visit(self):
@@ -131,8 +117,7 @@ class Shop:
             time.sleep(random.uniform(0.2, 2))
             name = random.choice(list(self.processes))
             process = self.processes[name]
-            if process.poll() is not None:
-                raise Failure(f"{name} has ended by itself, with status {process.returncode}")
+            expect(process.poll() is None, f"{name} has ended by itself, with status {process.returncode}")
             process.kill()
             process.wait()
             self.killed[name] += 1
@@ -148,8 +133,7 @@ class Shop:
             process.wait()
             self.changes[name] += self.log(name).count("changed\n")
         tell(f"{self.changes.total()} changes: " + ", ".join(f"{name} {count}" for name, count in sorted(self.changes.items())))
-        if min(self.changes.values()) == 0:
-            raise Failure("an application has changed nothing")
+        expect(min(self.changes.values()) > 0, "an application has changed nothing")
         behind = self.differences()
         closed = time.monotonic()
         self.wait("index and cache equal the table", lambda: not self.differences())
@@ -157,7 +141,7 @@ class Shop:
              f"{len(rows())} products")
 
     def verify(self):
-        verify = [RELEASE / "ksync-stream", "--table", "products", "--verify", "-q"]
+        verify = [BINARIES / "ksync-stream", "--table", "products", "--verify", "-q"]
         run([*verify, "--", HANDLERS / "opensearch_holds.py"])
         run([*verify, "--", HANDLERS / "redis_holds.py"])
         tell("ksync-stream --verify finds no difference either")
@@ -169,19 +153,7 @@ class Shop:
 
     def start(self, name, *command):
         self.commands[name] = command
-        with open(DIR / f"{name}.log", "ab") as log:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-            self.processes[name] = subprocess.Popen(command, **streams)
-
-    def log(self, name):
-        return (DIR / f"{name}.log").read_text(errors="replace")
-
-    def wait(self, what, is_true):
-        begun = time.monotonic()
-        while not is_true():
-            if time.monotonic() - begun > LIMIT_SECS:
-                raise Failure(f"{what}: not so after {LIMIT_SECS} s")
-            time.sleep(0.2)
+        super().start(name, *command)
 
 
 def rows():
@@ -196,12 +168,12 @@ def indexed():
 
 
 def cached():
-    at = os.environ["REDIS_URL"].removeprefix("redis://").rsplit(":", 1)
-    with socket.create_connection((at[0], int(at[1])), timeout=10) as redis:
-        redis.sendall(b"".join(b"HGET products:%d row\r\n" % id for id in range(1, ROWS + 1)))
-        answers = redis.makefile("rb")
-        found = (answers.read(int(head[1:]) + 2).strip() for head in map(lambda _: answers.readline(), range(ROWS)) if head != b"$-1\r\n")
-        return {row["id"]: row for row in map(json.loads, filter(None, found))}
+    # The handler's own client; it looks for REDIS_URL when it is imported.
+    sys.path.insert(0, str(HANDLERS))
+    from redis import ask
+
+    found = ask([("HGET", f"products:{id}", "row") for id in range(1, ROWS + 1)])
+    return {row["id"]: row for row in map(json.loads, filter(None, found))}
 
 
 def ask_opensearch(method, path, body=None):
@@ -228,26 +200,8 @@ def psql(sql):
     return run(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", os.environ["DATABASE_URL"]], input=sql, stdout=subprocess.PIPE)
 
 
-def tell(text):
-    print(f"demo: {text}", flush=True)
-
-
-def services(*arguments):
-    return [PROJECT / "scripts" / "services", *arguments, "--dir", SERVICES_DIR]
-
-
-def run(command, **streams):
-    done = subprocess.run(command, text=True, **streams)
-    if done.returncode != 0:
-        raise Failure(f"{Path(command[0]).name} ended with status {done.returncode}")
-    return done.stdout
-
-
 def main():
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    tell("builds ksync and the application in Rust")
-    run(["cargo", "build", "--release", "--bins", "--example", "rust-shop"], cwd=PROJECT)
+    build("--example", "rust-shop")
     with Shop() as shop:
         shop.start_servers()
         shop.start_processes()
@@ -258,10 +212,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (Failure, OSError) as failure:
-        print(f"demo: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    perform(main)

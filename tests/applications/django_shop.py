@@ -50,6 +50,10 @@ def perform(command, id, price=None, *more):
         with transaction.atomic():
             for price in range(2):
                 save(id, price)
+    elif command == "both":
+        with transaction.atomic():
+            for each in id, price:
+                save(each, 3)
     elif command == "rollback":
         with transaction.atomic():
             save(id, price)

@@ -22,6 +22,12 @@ async function perform(command, id, price, ...more) {
     case 'touch': return change('touched', `UPDATE products SET updated_at = now() WHERE id = ${id}`);
     case 'destroy': return change('destroyed', `DELETE FROM products WHERE id = ${id}`);
     case 'twice': return change('saved', update(0), update(1));
+    case 'both': return ksync.transaction(pool, async (tx) => {
+      for (const each of [id, price]) {
+        await tx.query(`UPDATE products SET price = 3 WHERE id = ${each}`);
+        tx.saved(topic, each);
+      }
+    });
     case 'rollback': return change('saved', update(price)).catch((error) => error.message === 'rolled back' || Promise.reject(error));
     case 'bulk': {
       const ids = [id, price, ...more];

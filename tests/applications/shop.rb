@@ -27,6 +27,7 @@ def perform(command, ids)
   when "touch" then Product.find(id).touch
   when "destroy" then Product.find(id).destroy!
   when "twice" then Product.transaction { 2.times { |price| Product.find(id).update!(price: price) } }
+  when "both" then Product.transaction { ids.each { |each| Product.find(each).update!(price: 3) } }
   when "rollback"
     Product.transaction do
       Product.find(id).update!(price: price)

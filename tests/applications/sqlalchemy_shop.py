@@ -37,6 +37,10 @@ def perform(command, id, price=None, *more):
             for price in range(2):
                 session.get(Product, id).price = price
                 session.flush()
+        elif command == "both":
+            for each in id, price:
+                session.get(Product, each).price = 3
+                session.flush()  # one after the other
         elif command == "rollback":
             session.get(Product, id).price = price
             session.flush()

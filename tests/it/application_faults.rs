@@ -98,7 +98,8 @@ impl Change {
 
 #[test]
 fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps_of_a_change() {
-    let rounds = if is_full() { 100 } else { 5 };
+    // Each case at least once.
+    let rounds = if is_full() { 100 } else { BEREFT.len().max(KILLED.len()) as u32 };
     let world = World::new("shops-killed");
     let [postgres, _, secondary] = block_on(primaries("application_faults"));
     let topics = Language::ALL.map(|language| world.topic_with_delay(&language.name(), 1));
@@ -160,11 +161,8 @@ fn are_announced<'a>(world: &World, topic: &str, changes: impl Iterator<Item = &
 fn copying(world: &World, topics: &[String], (primary, secondary): (&Primary, &Primary)) -> [Process; 2] {
     let topics = topics.join(" -t ");
     let handler = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/handlers/products_of_server.py");
-    let environment = [
-        ("DATABASE_URL", primary.url.as_str()),
-        ("PGOPTIONS", "-csearch_path=ksync_application_faults"),
-        ("SECONDARY_DB", secondary.url.strip_prefix("sqlite:").unwrap()),
-    ];
+    let environment =
+        [("DATABASE_URL", primary.url.as_str()), ("SECONDARY_DB", secondary.url.strip_prefix("sqlite:").unwrap())];
     let consume = format!("-t {topics} -n copy -- {handler}");
     [
         world.delayer(&format!("-t {topics} --delay {}s", DELAY.as_secs())),
@@ -202,7 +200,7 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(world: &'a World, topics: &'a [String], primary: &Primary) -> Stage<'a> {
-        let url = Application::url(primary);
+        let url = primary.url.clone();
         let server = url.strip_prefix("postgres://ksync@").unwrap().split_once('/').unwrap().0.to_owned();
         let holds = topics.iter().map(|_| Hold::before(&server)).collect();
         let socket = world.file("serve");

@@ -25,6 +25,18 @@ const UNCHANGED: Case = ("save 2", &[2], &[2]);
 /// `update_column` of ActiveRecord calls nobody.
 const UNTOLD: Case = ("column 2 5", &[], &[]);
 
+/// Two records in one transaction. In Rust this is tested with its models.
+const BOTH: Case = ("both 9 10", &[9, 10], &[9, 10]);
+
+/// What is there in the end of the products that have a price.
+fn rows(language: Language) -> Vec<&'static str> {
+    match language {
+        Language::Ruby => vec!["1 5", "2 5", "4 1", "6 7", "7 7", "8 7", "9 3", "10 3"],
+        Language::Rust => vec!["1 5", "4 0", "6 7", "7 7", "8 7"],
+        _ => vec!["1 5", "4 1", "6 7", "7 7", "8 7", "9 3", "10 3"],
+    }
+}
+
 #[test]
 fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
     let world = World::new("wire-shops");
@@ -40,19 +52,22 @@ fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
     }
     // They take long to start.
     let start = |((language, primary), topic): (&(Language, &Primary), &String)| {
-        Application::start(&world, *language, &Application::url(primary), topic, &socket)
+        Application::start(&world, *language, &primary.url, topic, &socket)
     };
     let started: Vec<Application> = shops.iter().zip(&topics).map(start).collect();
     for ((mut shop, topic), (language, primary)) in started.into_iter().zip(&topics).zip(shops) {
         shop.wait_for_start(&world);
         block_on(primary.execute("DELETE FROM products"));
-        block_on(primary.execute("INSERT INTO products (id) VALUES (2), (3), (4), (5), (6), (7), (8)"));
+        block_on(primary.execute("INSERT INTO products (id) VALUES (2), (3), (4), (5), (6), (7), (8), (9), (10)"));
         let in_rust = |case: Case| IN_RUST.into_iter().find(|other| language == Language::Rust && other.0 == case.0);
         let mut cases: Vec<Case> = OF_THE_GEM.iter().map(|case| in_rust(*case).unwrap_or(*case)).collect();
         match language {
             Language::Ruby => cases.splice(1..1, [UNCHANGED, UNTOLD]).for_each(drop),
             Language::Django => cases.insert(1, UNCHANGED),
             _ => {}
+        }
+        if language != Language::Rust {
+            cases.push(BOTH);
         }
         let mut wire = Wire { world: &world, topic, seen: (0, 0) };
         for (command, delayed, instant) in cases {
@@ -68,6 +83,8 @@ fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
             let told = vec![("2".to_owned(), payload.to_owned())];
             assert_eq!(wire.said(), [told.clone(), told]);
         }
+        let found = "SELECT CONCAT(id, ' ', price) FROM products WHERE price IS NOT NULL ORDER BY id";
+        assert_eq!(block_on(primary.texts(found)), rows(language), "{language:?} {primary:?}");
     }
 }
 

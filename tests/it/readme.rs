@@ -63,7 +63,7 @@ fn the_applications_of_five_minutes_announce_what_they_change() {
     block_on(postgres.execute("CREATE DATABASE ksync_readme_shop"));
     let (server, _) = postgres.url.rsplit_once('/').unwrap();
     let shop = Primary { url: format!("{server}/ksync_readme_shop"), ..postgres };
-    block_on(shop.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)"));
+    block_on(shop.execute(&sql_of("In five minutes")));
     built();
     let path = format!("{}:{}", Path::new(STREAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
     let dir = world.dir.display().to_string();

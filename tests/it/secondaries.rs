@@ -278,8 +278,120 @@ fn a_key_of_several_columns_names_its_row_as_ksync_writes_it() {
 }
 
 #[test]
+fn two_keys_of_one_row_in_a_batch_do_not_block_its_partition() {
+    let shop = Shop::open("secondaries-twice");
+    shop.change("INSERT INTO $ VALUES (7, 'a', 1)");
+    shop.world.kafka.produce(&shop.topic, [r#"{"id":7}"#, r#"{"id":"07"}"#].map(value));
+    assert_eq!(shop.consume("postgres_copy", "-e --give-up 5s").wait(), End::Status(0));
+    assert_eq!(shop.stored("postgres_copy", 7), shop.rows(&shop.primary));
+}
+
+#[test]
+fn memcached_deletes_a_key_of_any_characters_as_its_head_says_that_applications_write_it() {
+    let shop = Shop::open("secondaries-characters");
+    let keys = [("a@b é", "a@b%20é"), ("a/b", "a/b"), ("x:y", "x:y"), ("50%", "50%25"), ("\n", "%0A")];
+    let mut memcached = shop.connect("memcached");
+    for (_, written) in keys {
+        assert_eq!(memcached.ask(&format!("set {}:{written} 0 0 3\r\nold", shop.table)), "STORED");
+    }
+    shop.world.kafka.produce(&shop.topic, keys.map(|(key, _)| value(json!({"id": key}).to_string())));
+    assert_eq!(shop.consume("memcached", "-e").wait(), End::Status(0));
+    for (_, written) in keys {
+        assert_eq!(memcached.ask(&format!("get {}:{written}", shop.table)), "END", "{written}");
+    }
+}
+
+#[test]
+fn redis_gets_its_rows_into_the_database_of_its_url() {
+    let shop = Shop::open("secondaries-database");
+    shop.change("INSERT INTO $ VALUES (7, 'a', 1)");
+    shop.announce([7]);
+    let (url, handler) = (format!("{}/1", shop.place("redis").1), handler("redis"));
+    let command = format!("-t {} -n redis -e -- {}", shop.topic, handler.display());
+    assert_eq!(shop.start(CONSUME, &command, &[("REDIS_URL", &url)]).wait(), End::Status(0));
+    let (mut redis, key) = (shop.connect("redis"), format!("{}:7", shop.table));
+    assert_eq!(redis.field(&key, "row"), None);
+    assert_eq!(redis.ask("SELECT 1"), "+OK");
+    assert_eq!(redis.field(&key, "row").as_deref(), Some(r#"{"id": 7, "name": "a", "price": 1}"#));
+}
+
+#[test]
+fn a_key_may_have_capitals_in_its_name_and_be_a_decimal() {
+    let shop = Shop::open("secondaries-decimal");
+    shop.change("ALTER TABLE $ ADD \"productId\" NUMERIC(6, 2)");
+    shop.change("INSERT INTO $ VALUES (7, 'a', 1, 7.5)");
+    let records = [r#"{"productId":7.50}"#, r#"{"productId":true}"#, r#"{"id":7}"#].map(value);
+    shop.world.kafka.produce(&shop.topic, records);
+    let dead = shop.world.topic("dead", 1);
+    let command = format!("-t {} -n redis -e --dead-letter={dead} -- {}", shop.topic, handler("redis").display());
+    assert_eq!(shop.start(CONSUME, &command, &[("KEY", "productId")]).wait(), End::Status(3));
+    let row = shop.connect("redis").field(&format!("{}:7.50", shop.table), "row");
+    assert_eq!(row.as_deref(), Some(r#"{"id": 7, "name": "a", "price": 1, "productId": 7.50}"#));
+    let letters = shop.world.kafka.records(&dead);
+    let errors = letters.iter().flat_map(|letter| &letter.headers).filter(|(name, _)| name == "ksync.error");
+    let mut errors: Vec<_> = errors.map(|(_, error)| error.as_str()).collect();
+    errors.sort_unstable();
+    assert_eq!(errors, ["a key (productId) that is neither number nor text", "no key (productId)"]);
+}
+
+#[test]
+fn what_is_misconfigured_ends_the_consumer_and_is_said() {
+    let shop = Shop::open("secondaries-misconfigured");
+    shop.announce([7]);
+    let (primary, redis) = (shop.primary.url.as_str(), shop.place("redis").1);
+    for (store, variable, place, told) in [
+        ("redis", "DATABASE_URL", "", "DATABASE_URL is not set"),
+        ("postgres_copy", "COPY_URL", "", "COPY_URL is not set"),
+        ("redis", "DATABASE_URL", format!("{primary}_none").as_str(), "does not exist"),
+        ("redis", "DATABASE_URL", format!("{primary}?sslmode=require").as_str(), "does not support SSL"),
+        ("redis", "REDIS_URL", redis.replace("redis:", "rediss:").as_str(), "REDIS_URL is to be redis://"),
+        ("redis", "REDIS_URL", format!("{redis}/99").as_str(), "DB index is out of range"),
+    ] {
+        let command = format!("-t {} -n {store} -e -- {}", shop.topic, handler(store).display());
+        let mut consumer = shop.start(CONSUME, &command, &[(variable, place)]);
+        assert_eq!(consumer.wait(), End::Status(78), "{told}");
+        assert!(consumer.says(&[told]), "{told}");
+    }
+}
+
+#[test]
+fn a_copy_can_be_replayed_beside_its_leader() {
+    let shop = Shop::open("secondaries-replayed");
+    shop.change("INSERT INTO $ VALUES (7, 'old', 7)");
+    shop.announce([7]);
+    assert_eq!(shop.consume("postgres_copy", "-e").wait(), End::Status(0));
+    shop.change("UPDATE $ SET name = 'new'");
+    let file = shop.world.file("some.jsonl");
+    let record = json!({
+        "topic": shop.topic, "partition": 0, "offset": 0, "ts": 0, "key": "7", "headers": [], "payload": {"id": 7}
+    });
+    fs::write(&file, format!("{record}\n")).unwrap();
+    let command = format!("--replay {} -n postgres_copy -- {}", file.display(), handler("postgres_copy").display());
+    assert_eq!(shop.start(CONSUME, &command, &[]).wait(), End::Status(0));
+    assert_eq!(shop.stored("postgres_copy", 7), shop.rows(&shop.primary));
+    let terms = block_on(shop.copy.texts("SELECT (term > 0)::text FROM ksync_terms"));
+    assert_eq!(terms, ["true"]);
+}
+
+#[test]
+fn a_tombstone_is_a_deletion_to_products_py() {
+    let shop = Shop::open("secondaries-tombstone");
+    let table = "CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)";
+    let file = shop.world.file("secondary.db");
+    let copy = Primary { dialect: Dialect::Sqlite, url: format!("sqlite:{}?mode=rwc", file.display()) };
+    block_on(shop.primary.execute(table));
+    block_on(copy.execute(table));
+    block_on(copy.execute("INSERT INTO products VALUES (7, 'a', 1), (8, 'b', 2)"));
+    shop.world.kafka.produce(&shop.topic, [Message { key: Some(b"7".to_vec()), ..Message::default() }]);
+    let command = format!("-t {} -n copy -e -- {}", shop.topic, handler("products_of_server").display());
+    let secondary = file.display().to_string();
+    assert_eq!(shop.start(CONSUME, &command, &[("SECONDARY_DB", &secondary)]).wait(), End::Status(0));
+    assert_eq!(block_on(copy.texts("SELECT CAST(id AS TEXT) FROM products")), ["8"]);
+}
+
+#[test]
 fn the_handlers_for_real_stores_have_at_most_80_lines() {
-    for file in [&STORES[..], &["batch"]].concat() {
+    for file in [&STORES[..], &["batch", "postgres"]].concat() {
         let lines = fs::read_to_string(handler(file)).unwrap().lines().count();
         assert!(lines <= 80, "{file}.py has {lines} lines");
     }

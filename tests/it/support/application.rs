@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Primary, Process, World};
+use super::{Process, World};
 
 /// How long a start may take: frameworks have much to read.
 const STARTED: Duration = Duration::from_secs(60);
@@ -62,11 +62,6 @@ impl Application {
             ],
         );
         Application { language, process }
-    }
-
-    /// A URL as the drivers of all languages take it.
-    pub fn url(primary: &Primary) -> String {
-        primary.url.replace("options[search_path]=", "options=-csearch_path%3D")
     }
 
     pub fn wait_for_start(&self, world: &World) {

@@ -41,7 +41,8 @@ pub async fn primaries(test: &str) -> [Primary; 3] {
     SqliteConnection::connect(&format!("{sqlite}?mode=rwc")).await.unwrap().close().await.unwrap();
 
     [
-        Primary { dialect: Dialect::Postgres, url: format!("{postgres}?options[search_path]={test}") },
+        // As libpq and the drivers of all languages take it, too.
+        Primary { dialect: Dialect::Postgres, url: format!("{postgres}?options=-csearch_path%3D{test}") },
         Primary { dialect: Dialect::MySql, url: format!("{server}/{test}") },
         Primary { dialect: Dialect::Sqlite, url: sqlite },
     ]
