@@ -58,8 +58,6 @@ use crate::topic::Topic;
 
 /// How long the start waits for a broker.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After this time a message that could not be delivered is given up.
-const DELIVERY: Duration = Duration::from_secs(60);
 
 /// A record whose changes are announced.
 pub trait Model {
@@ -139,7 +137,7 @@ impl Announcer {
             Some(bytes) => cluster.with_batches_of(bytes),
             None => cluster,
         };
-        let writer = Writer::open(&cluster, DELIVERY)?;
+        let writer = Writer::open(&cluster, Writer::AWAITED)?;
         Ok(Announcer(Arc::new(Shared { writer, destinations, delay, ack_timeout })))
     }
 

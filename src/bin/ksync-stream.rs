@@ -18,9 +18,6 @@ use ksync::kafka::{Admin, Pair, Writer};
 use ksync::shutdown::Shutdown;
 use ksync::stream::{self, Action, ChunkLimits, Console, Plan, Rate, Source, Stream};
 
-/// After this time a message that could not be delivered ends the run.
-const DELIVERY: Duration = Duration::from_secs(60);
-
 /// Announces rows of a database or lines of stdin, and runs an action on them chunk by chunk
 ///
 /// With an action, for each chunk: delay messages acknowledged, action, instant messages. Without one: instant messages.
@@ -147,7 +144,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         }
         // It connects while the settings are read.
         let written = cluster.clone().with_short_linger();
-        let mut writer = Writer::open(&written, DELIVERY)?;
+        let mut writer = Writer::open(&written, Writer::AWAITED)?;
         let delay = if phases == Phases::InstantOnly { None } else { Some((topic.delay()?, cli.delay.delay)) };
         let pair = Pair { topic: topic.clone(), delay: delay.clone() };
         let delayers = async {
@@ -159,7 +156,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let throttle = cli.throttles.open(console, (topic, &cluster), &cli.source, zookeeper);
         let (check, (), throttle) = tokio::try_join!(cli.kafka.check.start(&admin, [pair]), delayers, throttle)?;
         if let Some(bytes) = check.small_batches() {
-            writer = Writer::open(&written.with_batches_of(bytes), DELIVERY)?;
+            writer = Writer::open(&written.with_batches_of(bytes), Writer::AWAITED)?;
         }
         let session = cli.source.session(topic, &cli.action);
         let (mut source, total) = cli.source.open(&session, chunk.rows, cli.plan.count).await?;

@@ -21,9 +21,6 @@ use crate::shutdown::Shutdown;
 use crate::socket;
 use crate::sys;
 
-/// After this time a message that could not be delivered is given up.
-const DELIVERY: Duration = Duration::from_secs(60);
-
 /// Serving applications.
 #[derive(Args, Clone, Debug)]
 pub struct ServeOptions {
@@ -119,7 +116,7 @@ impl ServeOptions {
             Some(bytes) => cluster.with_batches_of(bytes),
             None => cluster,
         };
-        Writer::open(&cluster, DELIVERY)
+        Writer::open(&cluster, Writer::AWAITED)
     }
 }
 

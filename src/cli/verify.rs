@@ -1,7 +1,5 @@
 //! How ksync-stream compares a table with what a store holds.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::Args;
 
@@ -15,9 +13,6 @@ use crate::kafka::{Admin, Pair, Writer};
 use crate::shutdown::Shutdown;
 use crate::stream::Console;
 use crate::verify::{Store, Verify};
-
-/// After this time a message that could not be delivered ends the run.
-const DELIVERY: Duration = Duration::from_secs(60);
 
 /// Comparing.
 #[derive(Args, Clone, Debug)]
@@ -88,7 +83,7 @@ impl VerifyOptions {
         let create = kafka.create_topics.filter(|_| self.repair);
         let count = admin.need(topic, create, kafka.patience(true)).await?;
         kafka.chosen(topic, count)?;
-        let writer = Writer::open(&cluster, DELIVERY)?;
+        let writer = Writer::open(&cluster, Writer::AWAITED)?;
         kafka.check.start(&admin, [Pair { topic: topic.clone(), delay: None }]).await?;
         let throttle = throttles.open(console, (topic, &cluster), source, zookeeper).await?;
         let opened = source.primary(&self.version_column, &comparison.session, chunk.rows, comparison.is_counted);

@@ -33,6 +33,9 @@ struct Shared {
 }
 
 impl Writer {
+    /// How long a record may be on its way where somebody waits for it.
+    pub const AWAITED: Duration = Duration::from_secs(60);
+
     /// A record that could not be delivered for `give_up` is reported as failed. Connects later.
     pub fn open(cluster: &Cluster, give_up: Duration) -> Result<Writer> {
         let producer = producer(cluster, give_up)
