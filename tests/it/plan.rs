@@ -30,7 +30,7 @@ fn place(primary: &Primary) -> String {
     let (server, rest) = primary.url.rsplit_once('/').unwrap();
     let (_, server) = server.rsplit_once('@').unwrap_or_default();
     match primary.dialect {
-        Dialect::Postgres => format!("postgres at {server}, ksync, schema {}", rest.rsplit_once('=').unwrap().1),
+        Dialect::Postgres => format!("postgres at {server}, ksync, schema {}", rest.rsplit_once("%3D").unwrap().1),
         Dialect::MySql => format!("mysql at {server}, {rest}"),
         Dialect::Sqlite => fs::canonicalize(primary.url.replace("sqlite:", "")).unwrap().display().to_string(),
     }
