@@ -17,7 +17,9 @@ use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::topic::{Epoch, Offset, Topic, TopicPartition};
 
+/// How long a question may take as a whole, and how long it may take to hear anew where the leaders are.
 const TIMEOUT: Duration = Duration::from_secs(5);
+const HEARING: Duration = Duration::from_secs(1);
 
 type Client = BaseConsumer<ClientLog>;
 
@@ -126,8 +128,8 @@ impl Reader {
         }
     }
 
-    /// Asks the leader of a partition; a second time, if it can still be answered within 5 s, once librdkafka has heard anew
-    /// where the leaders are. It would go on believing what it heard last, that a partition has none for example, until
+    /// Asks the leader of a partition; a second time, if it did not answer, once librdkafka has heard anew where the leaders
+    /// are. It would go on believing what it heard last, that a partition has none or one that is gone, until
     /// topic.metadata.refresh.interval.ms are over: for a partition that is not read it looks no sooner.
     async fn ask_leader<A: Send + 'static>(
         &self,
@@ -137,8 +139,8 @@ impl Reader {
         let (consumer, topic) = (self.source.consumer.clone(), topic.clone());
         let ask = move || {
             let begun = Instant::now();
-            let answer = ask(&consumer, TIMEOUT);
-            if answer.is_ok() || consumer.fetch_metadata(Some(topic.as_str()), TIMEOUT).is_err() {
+            let answer = ask(&consumer, TIMEOUT - HEARING);
+            if answer.is_ok() || consumer.fetch_metadata(Some(topic.as_str()), HEARING).is_err() {
                 return answer;
             }
             match TIMEOUT.checked_sub(begun.elapsed()) {
