@@ -171,6 +171,7 @@ fn write(primary: &Primary, kafka: &Kafka, (table, topic): (&str, &str), rows: u
         };
         block_on(primary.execute(&change));
         kafka.produce(topic, [value(json!({"id": id}).to_string()).key(id.to_string())]);
+        // Nothing is waited for: it is the pace of the application.
         thread::sleep(Duration::from_millis(20));
     }
 }
