@@ -233,12 +233,13 @@ impl Verify {
             pause = (2 * pause).min(self.delay / 10);
             let (mut left, mut looked) = (Suspects::new()?, announced.read()?);
             while let Some(looks) = self.look(&mut looked).await? {
-                for Look { key, before, verdict, .. } in looks {
+                for Look { key, held, verdict, .. } in looks {
                     match verdict {
                         Verdict::Equal => {}
                         // It follows.
                         Verdict::Changing if is_last => {}
-                        _ => left.add(&Suspect { key, held: before })?,
+                        // By the look before this one: what stands still, and differs, follows nothing.
+                        _ => left.add(&Suspect { key, held: Held::of(held.as_ref()) })?,
                     }
                 }
             }
@@ -267,7 +268,7 @@ impl Verify {
         let looks = rows.keys().zip(&rows.versions).zip(held).map(|((key, row), held)| {
             let before = suspected.get(key).copied().unwrap_or(Held::Nothing);
             let verdict = Verdict::of(before, held.as_ref(), row.as_ref(), is_cache);
-            Look { key: key.to_owned(), before, held, row: row.clone(), verdict }
+            Look { key: key.to_owned(), held, row: row.clone(), verdict }
         });
         Ok(Some(looks.collect()))
     }
@@ -287,7 +288,6 @@ impl Verify {
 /// A key that was looked at again.
 struct Look {
     key: String,
-    before: Held,
     held: Option<Version>,
     row: Option<Version>,
     verdict: Verdict,

@@ -268,6 +268,10 @@ for row in rows:
         assert!(run.says(&[told]), "{answers}");
         fs::remove_file(world.dir.join("asked")).unwrap();
     }
+    // A repair that writes something wrong repairs nothing.
+    let mut run = verify(&world, &format!("{source} --repair -- {}", store("([None, None] + [5] * 99)")));
+    assert_eq!(run.wait(), End::Status(1), "{:?}", run.log());
+    assert!(run.says(&["1 of them are left"]), "{:?}", run.log());
 }
 
 /// The store is a copy in another SQLite file, kept by a handler of examples/.
