@@ -1,16 +1,22 @@
 //! A Unix socket that others find at a path.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use log::{debug, warn};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep};
 
 use crate::exit::Exit;
+
+/// A process like this one holds the lock of a folder for moments. Another one may hold it as long as it likes.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The file of a socket; gone with the value.
 #[derive(Debug)]
@@ -27,10 +33,7 @@ pub async fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile)
     let context = || format!("cannot listen at {}", path.display());
     // Whoever is to connect to it could not if it were too long.
     SocketAddr::from_pathname(path).with_context(context)?;
-    // Of two processes that start together one finds the other's socket. Held for moments.
-    let folder = File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")));
-    let folder = folder.and_then(|folder| folder.lock().map(|()| folder));
-    let _locked = folder.with_context(context)?;
+    let _locked = lock_folder_of(path).await.with_context(context)?;
     make_way(path).await.with_context(context)?;
     // Under its own name only when its mode is set.
     let made = path.with_file_name(format!(".{:08x}", rand::random::<u32>()));
@@ -43,6 +46,26 @@ pub async fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile)
     }
     let file = placed.with_context(context)?;
     Ok((listener, SocketFile { path: path.to_owned(), file: (file.dev(), file.ino()) }))
+}
+
+/// Of two processes that start together one finds the other's socket.
+async fn lock_folder_of(path: &Path) -> Result<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let opened = File::open(folder)?;
+    let until = Instant::now() + LOCK_LIMIT;
+    loop {
+        match opened.try_lock() {
+            Ok(()) => return Ok(opened),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOCK_PAUSE).await,
+            Err(TryLockError::WouldBlock) => {
+                return Err(Exit::Busy.because(anyhow!(
+                    "another process has had a lock of {} for {LOCK_LIMIT:?}; a folder of its own for the socket mends that",
+                    folder.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock its folder"),
+        }
+    }
 }
 
 impl Drop for SocketFile {

@@ -28,7 +28,7 @@ pub use primary::Primary;
 use primary::Rows;
 pub use store::Store;
 use store::parse;
-use suspects::{Held, Suspect, Suspects};
+use suspects::{Held, Reading, Suspect, Suspects};
 use version::Version;
 
 /// How many keys are looked at together where they are not those of a chunk.
@@ -181,8 +181,8 @@ impl Verify {
             let (mut looked, mut changing) = (suspects.read()?, Suspects::new()?);
             while let Some(looks) = self.look(&mut looked).await? {
                 let mut keys = vec![];
-                for Look { key, held, row, verdict, .. } in looks {
-                    let suspect = Suspect { held: Held::of(held.as_ref()), key };
+                for Look { key, held, row, verdict } in looks {
+                    let suspect = Suspect::new(key, row.as_ref(), held.as_ref());
                     let difference = match verdict {
                         Verdict::Equal => continue,
                         Verdict::Changing => {
@@ -233,13 +233,13 @@ impl Verify {
             pause = (2 * pause).min(self.delay / 10);
             let (mut left, mut looked) = (Suspects::new()?, announced.read()?);
             while let Some(looks) = self.look(&mut looked).await? {
-                for Look { key, held, verdict, .. } in looks {
+                for Look { key, held, row, verdict } in looks {
                     match verdict {
                         Verdict::Equal => {}
                         // It follows.
                         Verdict::Changing if is_last => {}
                         // By the look before this one: what stands still, and differs, follows nothing.
-                        _ => left.add(&Suspect { key, held: Held::of(held.as_ref()) })?,
+                        _ => left.add(&Suspect::new(key, row.as_ref(), held.as_ref()))?,
                     }
                 }
             }
@@ -252,13 +252,9 @@ impl Verify {
     }
 
     /// Looks at the next of the suspects; `None` behind the last.
-    async fn look(&mut self, suspects: &mut impl Iterator<Item = Result<Suspect>>) -> Result<Option<Vec<Look>>> {
-        let most = self.primary.versions.fitting_rows(Limit { rows: KEYS.min(self.chunk.rows), ..self.chunk });
-        let mut suspected = HashMap::new();
-        for suspect in suspects.take(most) {
-            let Suspect { key, held } = suspect?;
-            suspected.insert(key, held);
-        }
+    async fn look(&mut self, suspects: &mut Reading) -> Result<Option<Vec<Look>>> {
+        let next = suspects.next(Limit { rows: KEYS.min(self.chunk.rows), ..self.chunk })?;
+        let suspected: HashMap<_, _> = next.into_iter().map(|suspect| (suspect.key, suspect.held)).collect();
         if suspected.is_empty() {
             return Ok(None);
         }

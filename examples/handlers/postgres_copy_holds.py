@@ -18,8 +18,8 @@ def select(sql):
     command += ["-v", "FETCH_COUNT=5000", "-F", "\t"]
     with Popen(command, env=environment, encoding="utf-8", stdin=PIPE, stdout=PIPE, stderr=PIPE) as copy:
         with contextlib.suppress(BrokenPipeError):  # it has ended already, and says below why
-            copy.stdin.write(sql + ";")
-            copy.stdin.close()
+            with copy.stdin:
+                copy.stdin.write(sql + ";")
         yield from (line.rstrip("\n").split("\t", 1) for line in copy.stdout)
         errors = copy.stderr.read()
     if copy.returncode != 0:

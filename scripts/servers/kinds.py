@@ -68,12 +68,15 @@ class Kafka(Server):
         return all(self.sees_all(node, len(nodes)) for node in nodes) and self.can_produce(nodes[0])
 
     def sees_all(self, node, brokers):
-        listing = kcat(node, "-L", "-J", "-m", "2", "-t", self.topic)
+        """All brokers, the topic, and that all partitions have all of their replicas: before that one may take nothing."""
+        listing = kcat(node, "-L", "-J", "-m", "2")
         if listing.returncode != 0:
             return False
         seen = json.loads(listing.stdout)
-        in_sync = [len(p["isrs"]) for topic in seen["topics"] for p in topic["partitions"]]
-        return len(seen["brokers"]) == brokers and in_sync == [brokers]
+        partitions = [partition for topic in seen["topics"] for partition in topic["partitions"]]
+        are_whole = all(p["leader"] >= 0 and len(p["isrs"]) == len(p["replicas"]) for p in partitions)
+        has_topic = any(topic["topic"] == self.topic and topic["partitions"] for topic in seen["topics"])
+        return len(seen["brokers"]) == brokers and has_topic and are_whole
 
     def can_produce(self, node):
         options = ["-X", "acks=all", "-X", "enable.idempotence=true", "-X", "message.timeout.ms=3000"]

@@ -88,8 +88,6 @@ pub struct Scan {
     pub(super) is_queried: bool,
     /// How many rows of the last chunk were all that its bytes allowed.
     last_fitting: Option<usize>,
-    /// The fewest of any chunk so far.
-    fewest_fitting: Option<usize>,
     last: Option<Vec<Value>>,
     ahead: Option<Vec<Value>>,
     pub(super) is_done: bool,
@@ -122,7 +120,6 @@ impl Scan {
             members,
             is_queried: false,
             last_fitting: None,
-            fewest_fitting: None,
             last: None,
             ahead: None,
             is_done: false,
@@ -139,15 +136,9 @@ impl Scan {
         &self.relation.label
     }
 
-    /// How many rows fit that limit wherever they stand, by the chunks that were read.
-    pub fn fitting_rows(&self, limit: Limit) -> usize {
-        self.fewest_fitting.map_or(limit.rows, |rows| limit.rows.min(rows))
-    }
-
     /// Of a chunk that was read how many rows were all that its bytes allowed; `None` where these are not what ended it.
     pub(super) fn note_fitting(&mut self, rows: Option<usize>) {
         self.last_fitting = rows;
-        self.fewest_fitting = self.fewest_fitting.into_iter().chain(rows).min();
     }
 
     /// Whether the last row was read; false may mean that this is not known yet.

@@ -11,15 +11,19 @@ from pathlib import Path
 from members import KINDS
 from world import node_signal
 
-# A server that has not come back by then is left to the end, where all are healed.
+# A server that does not listen again by then is left to the end, where all are healed.
 RETURN_LIMIT_SECS = 20
+# What then does not work together, though all listen, counts as whole.
+WHOLE_LIMIT_SECS = 30
+# By the word in the kinds of their faults.
+SERVERS = {"zookeeper": "zookeeper", "broker": "kafka"}
 
 
 class Nemesis:
     def __init__(self, world, members, writers):
         self.world, self.members, self.writers = world, members, writers
         # Of the servers of a kind, one fault after the other; else a majority would be away all the time.
-        self.of_zookeeper, self.of_kafka = threading.Lock(), threading.Lock()
+        self.locks = {servers: threading.Lock() for servers in SERVERS.values()}
         self.threads = []
         self.is_over = False
 
@@ -43,10 +47,8 @@ class Nemesis:
 
     def carry_out_one(self, number, planned):
         fault = getattr(self, planned.kind.replace(" ", "_"))
-        with contextlib.ExitStack() as locks:
-            for word, lock in (("zookeeper", self.of_zookeeper), ("broker", self.of_kafka)):
-                if word in planned.kind:
-                    locks.enter_context(lock)
+        servers = next((name for word, name in SERVERS.items() if word in planned.kind), None)
+        with self.locks.get(servers, contextlib.nullcontext()):
             if self.is_over:
                 return
             note = {"number": number, "kind": planned.kind}
@@ -55,7 +57,16 @@ class Nemesis:
                 note["victims"] = fault(planned.victim, planned.secs)
             except (OSError, ValueError) as error:
                 note["missed"] = str(error)
-            self.world.journal.add("healed", **note)
+        # The next one of the kind does not wait for that.
+        if servers:
+            self.see_whole(servers)
+        self.world.journal.add("healed", **note)
+
+    def see_whole(self, servers):
+        """Returns once they work together: of brokers that all listen a partition may have no leader for seconds."""
+        deadline = time.monotonic() + WHOLE_LIMIT_SECS
+        while not self.world.works(servers) and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     def member(self, victim):
         return self.members.all[victim % len(self.members.all)]

@@ -146,6 +146,10 @@ class World:
             with services.locked(self.servers_folder / "lock"):
                 services.start(self.state, KINDS[name], node)
 
+    def works(self, name):
+        """Whether all servers of a kind work together; one that listens may have much to do before it does."""
+        return services.is_ready(KINDS[name], self.state.servers[name])
+
     def zookeeper_leader(self):
         """None while there is none."""
         for node in self.zookeepers:
