@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// What a transaction takes that is held, from the last delay message to its commit, is far less than half of it.
-pub const DELAY: Duration = Duration::from_secs(4);
+pub const DELAY: Duration = Duration::from_secs(8);
 /// The changes are always the same.
 const SEED: u64 = 13;
 

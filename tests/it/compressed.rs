@@ -24,7 +24,7 @@ fn records_compressed_with_each_codec_arrive_byte_for_byte() {
                 format!("{{ \"id\":{size}, \"text\":\"ä\u{2028}{}\", \"random\":{random:?} }}", "x".repeat(size * 50))
             })
             .collect();
-        let kafka = world.kafka.with("compression.type", codec).with("linger.ms", "100");
+        let kafka = world.kafka.with("compression.type", codec).with("linger.ms", "500");
         kafka.produce(&products, values.iter().map(value));
         let log = world.services.dir.join(format!("kafka-1/data/{products}-0/00000000000000000000.log"));
         // The attributes of the first batch.

@@ -109,9 +109,9 @@ fn a_bounded_run_ends_when_what_was_there_is_done_and_beside_another_leader_with
     world.eventually("another process leads both", || {
         (0..2).all(|p| leader.says(&[&format!("{products}/{p} as indexer: leading")]))
     });
-    let mut second = world.consume(&format!("-t {products} -n indexer -e --wait 1s -- {handler}"));
+    let mut second = world.consume(&format!("-t {products} -n indexer -e --wait 3s -- {handler}"));
     assert_eq!(second.wait(), End::Status(4));
-    let text = |p| format!("{products}/{p} as indexer: another process leads and has not ended within 1s (--wait)");
+    let text = |p| format!("{products}/{p} as indexer: another process leads and has not ended within 3s (--wait)");
     assert_eq!(BTreeSet::from_iter(second.log_of("error")), BTreeSet::from([text(0), text(1)]));
 }
 

@@ -254,7 +254,7 @@ fn exit_65_isolates_at_once_and_the_record_needs_no_other_to_succeed() {
     let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
     world.kafka.produce(&products, ids(1..=1));
     let (handler, _) = fails_at(&world, [0], 65);
-    let options = format!("--retry-pause 60s --dead-letter={dead}");
+    let options = format!("--retry-pause 1h --dead-letter={dead}");
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
     assert_eq!(consumer.wait(), End::Status(3));
     assert_eq!((letters(&world, &dead), handler.runs().len()), (vec![0], 1));

@@ -44,6 +44,11 @@ fn instant(world: &World, topic: &str) -> Vec<String> {
     world.kafka.records(topic).iter().map(|record| record.line()).collect()
 }
 
+/// A busy machine may take long for the first message of a topic.
+fn patient() -> Settings {
+    Settings { ack_timeout: Duration::from_secs(15), ..Settings::default() }
+}
+
 async fn announcer(world: &World, topics: &[&str], settings: Settings) -> Announcer {
     Announcer::open(world.services.get("KSYNC_BOOTSTRAP_SERVER"), topics, settings).await.unwrap()
 }
@@ -80,7 +85,7 @@ fn a_commit_announces_each_changed_record_once_in_each_phase() {
     block_on(async {
         on_each_database!("models", |primary, pool| {
             let [products, orders] = &topics[primary.dialect as usize];
-            let announcer = announcer(&world, &[products, orders], Settings::default()).await;
+            let announcer = announcer(&world, &[products, orders], patient()).await;
             let mut tx = announcer.begin(&pool).await.unwrap();
             sqlx::query("INSERT INTO products VALUES (7, 1)").execute(&mut *tx).await.unwrap();
             tx.saved(&Product { price: Some(1), ..product(products, 7) });
@@ -122,7 +127,7 @@ fn what_cannot_be_announced_is_not_committed() {
     let topic = world.topic_with_delay("products", 1);
     block_on(async {
         on_each_database!("models_refused", |primary, pool| {
-            let announcer = announcer(&world, &[&topic], Settings::default()).await;
+            let announcer = announcer(&world, &[&topic], patient()).await;
             let mut tx = announcer.begin(&pool).await.unwrap();
             sqlx::query("INSERT INTO products VALUES (7, 1)").execute(&mut *tx).await.unwrap();
             tx.saved(&product("others", 7));
@@ -147,7 +152,7 @@ fn a_commit_that_the_database_refuses_is_told_so_and_not_announced() {
         let [primary, ..] = primaries("models_deferred").await;
         primary.execute("CREATE TABLE products (id INT UNIQUE DEFERRABLE INITIALLY DEFERRED)").await;
         let pool = PgPool::connect(&primary.url).await.unwrap();
-        let announcer = announcer(&world, &[&topic], Settings::default()).await;
+        let announcer = announcer(&world, &[&topic], patient()).await;
         let mut tx = announcer.begin(&pool).await.unwrap();
         sqlx::query("INSERT INTO products VALUES (7), (7)").execute(&mut *tx).await.unwrap();
         tx.saved(&product(&topic, 7));
@@ -182,7 +187,7 @@ fn a_commit_that_takes_half_the_delay_has_its_delay_messages_sent_again() {
             )
             .await;
         let pool = PgPool::connect(&primary.url).await.unwrap();
-        let settings = Settings { delay: Duration::from_secs(2), ..Settings::default() };
+        let settings = Settings { delay: Duration::from_secs(2), ..patient() };
         let announcer = announcer(&world, &[&topic], settings).await;
         let mut tx = announcer.begin(&pool).await.unwrap();
         sqlx::query("INSERT INTO products VALUES (7)").execute(&mut *tx).await.unwrap();

@@ -81,7 +81,7 @@ impl Killed {
 /// From where those lead that come after them, and how many records were done.
 fn followed(world: &World, topic: &str, killed: &[Killed]) -> Vec<(usize, usize)> {
     let next = killed.iter().map(|Killed { name, handler, .. }| {
-        world.consume(&format!("-t {topic} -n {name} -e --session-timeout 1s -- {handler}"))
+        world.consume(&format!("-t {topic} -n {name} -e --session-timeout 30s -- {handler}"))
     });
     let next: Vec<_> = next.collect();
     killed.iter().zip(next).map(|(killed, next)| killed.is_followed_by(world, topic, next)).collect()

@@ -113,8 +113,11 @@ fn descendants_that_left_the_group_die_with_the_lease_and_with_an_impatient_end(
     assert!(!exists(first[0]), "it is gone before the next handler is there");
     consumer.signal(Signal::TERM);
     world.eventually("it is asked to end", || consumer.says(&["asked to end"]));
+    // One that comes sooner belongs to the first.
+    world.for_a_while(Duration::from_millis(300), "it waits for the handler", || consumer.is_running());
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::By(Signal::TERM));
+    assert_eq!(consumer.log_of("error"), Vec::<String>::new(), "not by the end of its grace");
     world.within(SOON, "the other is gone, too", || !runs(both[1]));
 }
 

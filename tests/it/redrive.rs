@@ -158,9 +158,9 @@ fn while_another_one_sends_letters_back_it_waits_and_then_says_so() {
     let candidate = seat.path(&format!("leader/{:032x}_", 1));
     block_on(seat.client.create(&candidate, b"elsewhere", &EPHEMERAL_SEQUENTIAL)).unwrap();
     let command = format!("--redrive -t {products} -n indexer --dead-letter={dead}");
-    let mut busy = world.consume(&format!("{command} --wait 1s"));
+    let mut busy = world.consume(&format!("{command} --wait 3s"));
     assert_eq!(busy.wait(), End::Status(4));
-    assert!(busy.says(&["error: ", "another process leads and has not ended within 1s (--wait)"]), "{:?}", busy.log());
+    assert!(busy.says(&["error: ", "another process leads and has not ended within 3s (--wait)"]), "{:?}", busy.log());
     let mut waits = world.consume(&command);
     world.eventually("it queues", || seat.candidates().len() == 2);
     waits.signal(Signal::TERM);

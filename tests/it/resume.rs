@@ -148,7 +148,7 @@ fn streams_killed_at_random_change_all_rows_each_covered_and_with_a_table_each_o
     let _delayer = world.delayer(&format!("-t {list} --delay 1s"));
     let _consumer = world.consume(&format!("-t {list} -n indexer -- {handler}"));
     let all: BTreeSet<_> = payloads(1..=ROWS).into_iter().collect();
-    let limit = Duration::from_secs(if is_full() { 300 } else { 20 });
+    let limit = Duration::from_secs(if is_full() { 300 } else { 120 });
     world.within(limit, "the handler gets each row of each topic", || {
         let runs = handler.runs();
         topics.iter().all(|topic| {
@@ -448,9 +448,9 @@ fn a_run_ends_with_its_time_and_the_next_one_goes_on() {
     assert_eq!(stream.wait(), End::Status(75));
     assert!(over(&stream, "--until 2020-01-01T00:00:00Z") && !begun.exists());
 
-    let mut stream = run("--max-time 1s");
+    let mut stream = run("--max-time 4s");
     world.eventually("a chunk is under way", || begun.exists());
-    world.eventually("its time is over", || over(&stream, "--max-time 1s"));
+    world.eventually("its time is over", || over(&stream, "--max-time 4s"));
     assert!(stream.is_running());
     first.open();
     assert_eq!(stream.wait(), End::Status(75));

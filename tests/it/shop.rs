@@ -1,6 +1,7 @@
 //! An application in Rust that other tests start: as tests/applications/shop.rb.
 
 use std::io::BufRead;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use ksync::model::{Announcer, Model, Settings};
@@ -29,7 +30,7 @@ impl Model for Product {
 async fn shop_in_rust() {
     let variable = |name| std::env::var(name).unwrap();
     let (topic, pool) = (variable("TOPIC"), PgPool::connect(&variable("DATABASE_URL")).await.unwrap());
-    let settings = Settings { delay: DELAY, ..Settings::default() };
+    let settings = Settings { delay: DELAY, ack_timeout: Duration::from_secs(15), ..Settings::default() };
     let announcer = Announcer::open(&variable("KSYNC_BOOTSTRAP_SERVER"), &[&topic], settings).await.unwrap();
     eprintln!("ready");
     for line in std::io::stdin().lock().lines() {

@@ -154,7 +154,7 @@ fn a_command_works_on_each_chunk_of_rows() {
         let got = world.file("got");
         let action = world.script(&format!("cat >> {}; echo $KSYNC_BATCH_COUNT >> {}", got.display(), got.display()));
         let source = format!("--database {} --table products", primary.url);
-        let mut stream = world.stream(&format!("-t {topic} {source} --chunk-size 10 -- {action}"));
+        let mut stream = world.stream(&format!("-t {topic} {source} --chunk-size 10 --chunk-time 1h -- {action}"));
         assert_eq!(stream.wait(), End::Status(0), "{primary:?}");
         let chunk = |ids: std::ops::RangeInclusive<u32>| {
             let count = ids.clone().count();
@@ -233,11 +233,11 @@ fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
     let gate = world.gate();
     let action = world.script(&format!("cat > /dev/null; await {gate}"));
     let lines = "{\"id\":1}\n{\"id\":2}\n";
-    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 1s -- {action}"), lines);
+    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 4s -- {action}"), lines);
     world.eventually("they were sent three times", || world.kafka.count(&format!("{topic}-delay")) >= 6);
     let made = world.kafka.records(&format!("{topic}-delay"));
-    let apart = made[2].timestamp_ms - made[0].timestamp_ms;
-    assert!((450..900).contains(&apart), "sent again after {apart} ms");
+    let apart = made[4].timestamp_ms - made[2].timestamp_ms;
+    assert!((1800..3600).contains(&apart), "sent again after {apart} ms");
     gate.open();
     assert_eq!(stream.wait(), End::Status(0));
     assert!(stream.says(&["info: ", "the action is still at work: sending its 2 delay messages again"]));
@@ -258,8 +258,8 @@ fn an_action_whose_delay_messages_cannot_be_sent_again_is_ended_and_its_statemen
     for action in [format!("{source} --sql '{statement}'"), format!("{source} -- {command}")] {
         let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
         let delay_topic = format!("{topic}-delay");
-        let mut stream = world.stream(&format!("-t {topic} --delay 4s {action}"));
-        world.eventually("the delay messages are there", || world.kafka.count(&delay_topic) == 25);
+        let mut stream = world.stream(&format!("-t {topic} --delay 6s {action}"));
+        world.eventually("the delay messages are there", || world.kafka.count(&delay_topic) >= 25);
         world.kafka.set(&delay_topic, &[("max.message.bytes", "20")]);
         assert_eq!(stream.wait(), End::Status(1), "{action}");
         let text = "cannot send delay messages again; the action was ended";
@@ -287,7 +287,7 @@ fn an_action_longer_than_the_delay_is_told_at_the_end_with_both_times() {
         for line in told {
             let times = line.strip_prefix("the longest action took ").unwrap().split_once(" s, the delay is 200ms: ");
             let seconds: f64 = times.expect("both times are told").0.parse().unwrap();
-            assert!((0.3..3.0).contains(&seconds), "{line}");
+            assert!((0.3..20.0).contains(&seconds), "{line}");
         }
     }
 }
@@ -380,5 +380,6 @@ fn what_a_killed_stream_has_changed_reaches_the_handler_by_its_delay_messages() 
     let handler = world.handler("");
     let _delayer = world.delayer(&format!("-t {topic} --delay 2s"));
     let _consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
-    world.eventually("the handler gets both", || handler.payloads() == [r#"{"id":1}"#, r#"{"id":2}"#]);
+    let both = BTreeSet::from([r#"{"id":1}"#.to_owned(), r#"{"id":2}"#.to_owned()]);
+    world.eventually("the handler gets both", || BTreeSet::from_iter(handler.payloads()) == both);
 }

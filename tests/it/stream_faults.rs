@@ -159,10 +159,13 @@ fn a_replica_that_is_behind_is_healed_by_the_delay_message() {
         fs::write(file, "old").unwrap();
     }
     let handler = world.handler(&format!("cp {} {}", replica.display(), copy.display()));
-    let _delayer = world.delayer(&format!("-t {topic} --delay 2s"));
-    let _consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
+    let delayer = world.delayer(&format!("-t {topic} --delay 4s"));
+    let consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
+    for process in [&delayer, &consumer] {
+        world.eventually("it leads", || process.says(&["leading from offset 0"]));
+    }
     let action = world.script(&format!("cat > /dev/null; printf new > {}", primary.display()));
-    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 2s -- {action}"), "{\"id\":1}\n");
+    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 4s -- {action}"), "{\"id\":1}\n");
     assert_eq!(stream.wait(), End::Status(0));
     world.eventually("the instant message is handled", || fs::read_to_string(&copy).is_ok_and(|text| text == "old"));
     fs::copy(&primary, &replica).unwrap();

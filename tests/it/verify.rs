@@ -104,6 +104,12 @@ fn what_is_missing_stale_or_surplus_in_a_store_is_found_and_nothing_else() {
             assert_eq!(differences(&world), expected, "{primary:?}");
         }
 
+        let query = "--query 'SELECT name, id, price FROM products WHERE id <> 2500' --key id";
+        let query = format!("-t {topic} --database '{}' {query} -- {store}", primary.url);
+        assert_eq!(verify(&world, &query).wait(), End::Status(1), "{primary:?}");
+        let expected = ["-5 surplus", "1200 stale", "2500 surplus", "7 missing", "9999 surplus"];
+        assert_eq!(differences(&world), expected, "{primary:?}");
+
         // Only the version counts: as a value where it is one column.
         block_on(primary.execute("UPDATE products SET price = NULL WHERE id = 3"));
         let mut held = equal();

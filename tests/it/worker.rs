@@ -156,10 +156,10 @@ fn a_word_of_progress_renews_the_timeout() {
     let worker = world.worker(&format!(
         "while kind == 'end' and not is_open('{gate}'): say(type='progress', id=batch['id']); pause(0.2)"
     ));
-    let options = "--worker --timeout 1s --batch-size 2";
+    let options = "--worker --timeout 2s --batch-size 2";
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("it is at work", || worker.given() == 1);
-    let limit = Duration::from_millis(2500);
+    let limit = Duration::from_millis(4500);
     world.for_a_while(limit, "it works on", || consumer.log_of("warn").is_empty() && worker.noted("hello").len() == 1);
     gate.open();
     assert_eq!(consumer.wait(), End::Status(0));
@@ -253,7 +253,8 @@ fn workers_are_replaced_after_so_many_batches_or_by_sighup_and_never_in_the_midd
     gate.open();
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("all is done", || seat.offset() == Some(5));
-    assert_eq!(worker.stories(), [format!("{first} done {end}"), format!("hello {batch} {batch}")]);
+    let expected = [format!("{first} done {end}"), format!("hello {batch} {batch}")];
+    world.eventually("the first one has ended", || worker.stories() == expected);
     consumer.signal(Signal::HUP);
     world.eventually("one that waits is replaced, too", || worker.noted("ended").len() == 2);
     world.kafka.produce(&products, ids(6..=6));

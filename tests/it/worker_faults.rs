@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::consume::ids;
 use crate::election::{Mode, Proxy};
-use crate::processes::{SOON, runs};
+use crate::processes::runs;
 use crate::support::{End, Process, Worker, World, block_on, value};
 use crate::worker::SOON_AGAIN;
 
@@ -32,7 +32,7 @@ fn a_worker_that_says_nothing_for_its_timeout_is_killed_with_its_descendants_and
          if kind == 'end' and not is_open('{mended}'): wait('/nowhere')\n\
          if kind == 'end': wait('{gate}')"
     ));
-    let options = format!("--worker --timeout 1s {SOON_AGAIN} --isolate-after 1000 --batch-size 2");
+    let options = format!("--worker --timeout 3s {SOON_AGAIN} --isolate-after 1000 --batch-size 2");
     let consumer = world.consume(&format!("-t {products} -n indexer {options} -- {worker}"));
     world.eventually("it is asked to end", || worker.noted("TERM").len() == 1);
     let [first] = worker.pids()[..] else { panic!("one, not {:?}", worker.pids()) };
@@ -43,7 +43,7 @@ fn a_worker_that_says_nothing_for_its_timeout_is_killed_with_its_descendants_and
     assert_eq!([first, child].map(runs), [false, false]);
     let seat = world.seat(&products, 0, "indexer");
     assert_eq!((seat.offset(), worker.batches()[1].attempt()), (Some(0), 2));
-    let told = "attempt 1: no answer within 1s (--timeout); does the worker flush its stdout after each line?; trying";
+    let told = "attempt 1: no answer within 3s (--timeout); does the worker flush its stdout after each line?; trying";
     assert!(consumer.says(&["warn: ", told]), "{:?}", consumer.log());
 
     gate.open();
@@ -329,6 +329,6 @@ fn a_sigkill_of_ksync_leaves_no_worker_and_no_descendant() {
     let all = [worker.pids(), children(&worker)].concat();
     assert_eq!((all.len(), all.iter().all(|pid| runs(*pid))), (4, true));
     consumer.kill();
-    world.within(SOON, "all of them are gone", || !all.iter().any(|pid| runs(*pid)));
+    world.within(Duration::from_secs(1), "all of them are gone", || !all.iter().any(|pid| runs(*pid)));
     world.eventually("nothing is left", || world.processes() == 0);
 }

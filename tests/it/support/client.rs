@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::World;
 
 /// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(60);
 
 pub struct Client(BufReader<UnixStream>);
 

@@ -53,7 +53,7 @@ pub use self::zookeeper::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Seat, remove};
 use self::process::Lines;
 
 /// How long [`World::eventually`] waits.
-const EVENTUALLY: Duration = Duration::from_secs(20);
+const EVENTUALLY: Duration = Duration::from_secs(60);
 
 /// What ends the handlers of a test that their ksync left behind: each has this variable in its environment.
 const MARK: &str = "WORLD";
@@ -147,6 +147,8 @@ impl World {
             command.env("KSYNC_ZOOKEEPER", self.zookeeper());
         }
         command.env("KSYNC_SESSION_TIMEOUT", "4s");
+        // On a busy machine the first message of a topic is not acknowledged at once.
+        command.env("KSYNC_ACK_TIMEOUT", "15s");
         command.envs(environment.iter().copied());
         let lines = Lines::default();
         let name = Path::new(program).file_name().unwrap().to_string_lossy();

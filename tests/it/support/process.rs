@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::pause;
 
 /// How long an end may take that a test waits for.
-const END: Duration = Duration::from_secs(40);
+const END: Duration = Duration::from_secs(120);
 
 /// The lines of a process's stderr, as they come.
 pub type Lines = Arc<Mutex<Vec<String>>>;
