@@ -10,8 +10,8 @@ use ksync::election::Lost;
 use rustix::process::{Signal, kill_process};
 
 use crate::consume::ids;
-use crate::election::{self, Mode, Proxy, SOON, T, assert_between, at, seat, within};
-use crate::support::{End, Seat, Services, World, block_on, is_full, pass};
+use crate::support::election::{self, SOON, T, assert_between, at, seat, within};
+use crate::support::{End, Mode, Proxy, Seat, Services, World, block_on, is_full, pass};
 
 /// What a server says of itself in answer to a command of four letters.
 fn told(server: &str, command: &str) -> String {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::consume::ids;
-use crate::election::{Mode, Proxy};
-use crate::support::{End, Handler, Process, World, block_on, is_full};
+use crate::support::{End, Handler, Mode, Process, Proxy, World, block_on, is_full};
 
 const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
 const RECORDS: u32 = 6;

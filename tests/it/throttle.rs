@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::election::{Mode, Proxy};
-use crate::support::{End, Primary, World, block_on, primaries};
+use crate::support::{End, Mode, Primary, Proxy, World, block_on, primaries};
 
 pub fn lines(ids: std::ops::RangeInclusive<u32>) -> String {
     ids.map(|id| format!("{{\"id\":{id}}}\n")).collect()

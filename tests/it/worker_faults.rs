@@ -6,9 +6,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::consume::ids;
-use crate::election::{Mode, Proxy};
 use crate::processes::runs;
-use crate::support::{End, Process, Worker, World, block_on, value};
+use crate::support::{End, Mode, Process, Proxy, Worker, World, block_on, value};
 use crate::worker::SOON_AGAIN;
 
 /// The numbers of the descendants that it has noted.

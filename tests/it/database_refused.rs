@@ -1,0 +1,139 @@
+//! Databases, sources and keys that do not fit: refused, and how that is told.
+
+use std::path::PathBuf;
+
+use ksync::database::{Database, Dialect, Limit, Payload, Rows, Source};
+
+use crate::database::{keys, table, text};
+use crate::support::{Primary, primaries};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_does_not_fit_is_refused_before_a_row_is_read() {
+    for primary in primaries("unfit").await {
+        primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name VARCHAR(9))").await;
+        primary.execute("CREATE TABLE bare (id INTEGER, name VARCHAR(9))").await;
+        primary.execute("INSERT INTO bare VALUES (1, 'a'), (NULL, 'b')").await;
+        let key = |name: &str| vec![name.to_owned()];
+        let query = |sql: &str, key| Source { rows: Rows::Query(sql.to_owned()), key, payload: Payload::Key };
+        let twice = "SELECT a.id, b.id FROM products a JOIN products b ON a.id = b.id";
+        let missing = match primary.dialect {
+            Dialect::Postgres => "relation \"nothing\" does not exist",
+            Dialect::MySql => "1146 (42S02): Table 'ksync_unfit.nothing' doesn't exist",
+            Dialect::Sqlite => "no such table: nothing",
+        };
+        let cases = [
+            (
+                Source { key: key("nr"), ..table("products") },
+                "table products has no column 'nr'; its columns are id, name",
+            ),
+            (query("SELECT name FROM products", key("id")), "the query has no column 'id'; its columns are name"),
+            (
+                query("SELECT 1 AS id", Vec::new()),
+                "the query has no primary key of its own; name its key columns with --key",
+            ),
+            (table("bare"), "table bare has no primary key; name the columns of a unique key with --key"),
+            (
+                Source { key: key("id"), ..table("bare") },
+                "table bare has rows whose id is NULL; leave them out with a condition (IS NOT NULL), or name another --key",
+            ),
+            (query(twice, key("id")), "the query has several columns 'id'; give them different names"),
+            (table("a.b.c"), "'a.b.c' is not a table name; write TABLE or SCHEMA.TABLE"),
+            (table("nothing"), &format!("cannot read table nothing: {missing}")),
+        ];
+        let mut database = primary.open().await;
+        for (source, expected) in cases {
+            let trouble = database.prepare(&source).await.err().unwrap();
+            assert_eq!(text(&trouble), format!("misconfigured: {expected}"), "{primary:?}");
+        }
+        let second = Rows::Table { table: "products".to_owned(), filter: Some("id = 1; DROP TABLE bare".to_owned()) };
+        let trouble =
+            database.prepare(&Source { rows: second, key: Vec::new(), payload: Payload::Key }).await.err().unwrap();
+        let expected = "refused: cannot use the condition: it goes on after the ';'; one statement is all that is run";
+        assert_eq!(text(&trouble), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_keys_that_sort_otherwise_than_they_compare_are_refused() {
+    let [_, mariadb, _] = primaries("enums").await;
+    mariadb.execute("CREATE TABLE t (id INT PRIMARY KEY, e ENUM('b', 'a') NOT NULL, s SET('b', 'a') NOT NULL)").await;
+    let mut database = mariadb.open().await;
+    for name in ["e", "s"] {
+        let trouble = database.prepare(&Source { key: vec![name.to_owned()], ..table("t") }).await.err().unwrap();
+        let why = "an ENUM or SET is sorted one way and compared another";
+        assert_eq!(text(&trouble), format!("misconfigured: column {name} of table t cannot be a key: {why}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_only_the_database_takes_for_equal_are_refused_where_one_would_be_lost() {
+    for primary in primaries("collation").await {
+        let kind = match primary.dialect {
+            Dialect::Postgres => "NUMERIC",
+            Dialect::MySql => "VARCHAR(9) COLLATE utf8mb4_general_ci",
+            Dialect::Sqlite => "TEXT COLLATE NOCASE",
+        };
+        let (rows, values) = match primary.dialect {
+            Dialect::Postgres => ("(1, 1.0), (2, 1.00), (3, 2)", ["1.0", "1.00"]),
+            _ => ("(1, 'a'), (2, 'A'), (3, 'b')", ["a", "A"]),
+        };
+        primary.execute(&format!("CREATE TABLE t (id INTEGER PRIMARY KEY, k {kind} NOT NULL)")).await;
+        primary.execute(&format!("INSERT INTO t VALUES {rows}")).await;
+        let source = Source { key: vec!["k".to_owned()], ..table("t") };
+        assert_eq!(keys(&primary.chunks(&source, Limit { rows: 2, bytes: 1 << 20 }).await).len(), 3, "{primary:?}");
+
+        let mut database = primary.open().await;
+        let mut scan = database.prepare(&source).await.unwrap();
+        let one = Limit { rows: 1, bytes: 1 << 20 };
+        let first = database.next_chunk(&mut scan, one).await.unwrap().unwrap();
+        let end = first.end().unwrap();
+        let mut troubles = vec![database.next_chunk(&mut scan, one).await.err().unwrap()];
+        let first = &keys(&[first])[0];
+        assert!(values.contains(&first.as_str()));
+        // The same where another process goes on.
+        let mut scan = database.prepare(&source).await.unwrap();
+        scan.go_on_behind(&end).unwrap();
+        troubles.extend(database.next_chunk(&mut scan, one).await.err());
+        let told = format!(
+            "misconfigured: table t has several rows whose k is '{first}' for the database although they are written \
+             differently (upper and lower case, perhaps); name a --key that tells them apart"
+        );
+        assert_eq!(troubles.iter().map(text).collect::<Vec<_>>(), [told.as_str(), &told], "{primary:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_told_when_the_database_cannot_be_opened() {
+    let [postgres, mariadb, sqlite] = primaries("passwords").await;
+    let wrong = |primary: &Primary| {
+        let (scheme, rest) = primary.url.split_once("://").unwrap();
+        let (_, host) = rest.rsplit_once('@').unwrap();
+        format!("{scheme}://nobody:Canary@{host}")
+    };
+    let missing = sqlite.url.replace(".db", "-missing.db");
+    let cases = [
+        (wrong(&postgres), "misconfigured: cannot connect to Postgres at "),
+        (wrong(&mariadb), "misconfigured: cannot connect to MySQL or MariaDB at "),
+        (
+            "postgres://me:Canary@127.0.0.1:1/shop".to_owned(),
+            "away: cannot connect to Postgres at 127.0.0.1:1: Connection refused",
+        ),
+        (
+            "mariadb://me:Canary@127.0.0.1:1/shop".to_owned(),
+            "away: cannot connect to MySQL or MariaDB at 127.0.0.1:1: ",
+        ),
+        (
+            "postgres://me:Canary@127.0.0.1:port/shop".to_owned(),
+            "misconfigured: cannot use the database URL: invalid port number",
+        ),
+        ("oracle://me:Canary@127.0.0.1/shop".to_owned(), "misconfigured: a database URL begins with postgres://, "),
+        ("me:Canary@127.0.0.1/shop".to_owned(), "misconfigured: a database URL begins with postgres://, "),
+        (missing.clone(), "misconfigured: cannot open the SQLite database "),
+    ];
+    for (url, expected) in cases {
+        let told = text(&Database::open(&url).await.err().unwrap());
+        assert!(told.starts_with(expected), "{told}");
+        assert!(!told.contains("Canary"), "{told}");
+    }
+    assert!(!PathBuf::from(missing.trim_start_matches("sqlite:")).exists());
+}

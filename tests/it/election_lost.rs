@@ -1,0 +1,237 @@
+//! How a lease is lost and what follows: leaders killed or stopped, candidates deleted, connections and replies lost.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use ksync::election::{Lost, StoredOffset, Term};
+use ksync::topic::Offset;
+use rustix::process::Signal;
+use tokio::time::timeout;
+
+use crate::support::election::{Leader, SOON, T, World, assert_between, at, seat, within};
+use crate::support::{Mode, Proxy, pass};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_leads_after_the_session_timeout_when_the_leader_is_killed() {
+    let world = World::new("kill").await;
+    let leader = Leader::start(&world).await;
+    let election = world.election();
+    let killed = Instant::now();
+    leader.signal(Signal::KILL);
+    let lease = world.lead(&election).await;
+    assert_between(killed.elapsed(), T / 2, T + Duration::from_secs(2));
+    assert!(lease.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_stopped_and_wakes_cannot_commit() {
+    let world = World::new("stop").await;
+    let mut leader = Leader::start(&world).await;
+    leader.commit(100).await;
+    assert_eq!(leader.says().await, "held=true committed");
+    let election = world.election();
+    leader.signal(Signal::STOP);
+    let lease = world.lead(&election).await;
+    assert_eq!(lease.stored().offset, StoredOffset::At(Offset(100)));
+    within(T, lease.commit(at(200))).await.unwrap();
+
+    leader.commit(101).await;
+    leader.signal(Signal::CONT);
+
+    let said = leader.says().await;
+    assert!(said.starts_with("held=false "), "{said}");
+    assert_eq!(world.text("offset").await, "200");
+    within(T, lease.commit(at(201))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_candidate_is_deleted_stops() {
+    let world = World::new("deleted").await;
+    let election = world.election();
+    let lease = world.lead(&election).await;
+    let own = world.queue().await.remove(0);
+    let deleted = Instant::now();
+    world.zk.delete(&world.path(&format!("leader/{own}")), None).await.unwrap();
+    assert_eq!(within(T, lease.lost()).await, Lost::CandidateGone);
+    assert!(deleted.elapsed() < T / 10 + SOON);
+    assert!(!lease.is_held());
+    assert_eq!(lease.grace(), Duration::ZERO);
+    assert_eq!(lease.commit(at(1)).await, Err(Lost::CandidateGone));
+    assert_eq!(world.text("offset").await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_candidate_is_noticed_while_another_lease_of_its_session_writes_for_both() {
+    let world = World::new("deleted-beside").await;
+    let election = world.election();
+    let lease = world.lead(&election).await;
+    let other = within(T, election.candidate(seat(1)).lead(&world.shutdown)).await.unwrap().expect("no shutdown");
+    let own = world.queue().await.remove(0);
+    let commits = async {
+        for offset in 0.. {
+            other.commit(at(offset)).await.unwrap();
+            pass(T / 40).await;
+        }
+    };
+    let deleted = async {
+        pass(T).await;
+        world.zk.delete(&world.path(&format!("leader/{own}")), None).await.unwrap();
+        let deleted = Instant::now();
+        assert_eq!(within(T, lease.lost()).await, Lost::CandidateGone);
+        assert!(deleted.elapsed() < SOON);
+    };
+    tokio::select! {
+        () = commits => {}
+        () = deleted => {}
+    }
+    assert!(other.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_right_after_the_deletion_is_refused() {
+    let world = World::new("deleted-commit").await;
+    let election = world.election();
+    let lease = world.lead(&election).await;
+    let own = world.queue().await.remove(0);
+    world.zk.delete(&world.path(&format!("leader/{own}")), None).await.unwrap();
+    assert_eq!(lease.commit(at(1)).await, Err(Lost::CandidateGone));
+    assert_eq!(world.text("offset").await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_stops_at_four_tenths_of_the_timeout_when_the_server_goes_silent() {
+    let world = World::new("silent").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let mut candidacy = election.candidate(seat(0));
+    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+    proxy.set(Mode::Frozen);
+    let frozen = Instant::now();
+    let lost = within(T, lease.lost()).await;
+    let grace = lease.grace();
+    assert_between(frozen.elapsed(), T * 3 / 10 - SOON, T * 4 / 10 + SOON);
+    assert!(matches!(lost, Lost::Unanswered(_) | Lost::Disconnected), "{lost:?}");
+    assert!(grace <= T / 10, "{grace:?}");
+    assert!(!lease.is_held());
+    assert_eq!(lease.commit(at(1)).await, Err(lost));
+
+    proxy.set(Mode::Open);
+    drop(lease);
+    let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+    assert_eq!(lease.stored().offset, StoredOffset::None);
+    assert_eq!(world.queue().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_behind_an_unanswered_heartbeat_fails_with_the_lease() {
+    let world = World::new("behind").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let lease = world.lead(&election).await;
+    proxy.set(Mode::Frozen);
+    let frozen = Instant::now();
+    // By then a heartbeat is under way.
+    pass(T / 5).await;
+    let lost = within(T, lease.commit(at(1))).await.unwrap_err();
+    assert!(frozen.elapsed() < T * 4 / 10 + SOON, "{:?}", frozen.elapsed());
+    assert_eq!(lost, lease.lost().await);
+    proxy.set(Mode::Open);
+    drop(lease);
+    world.eventually("the candidate is withdrawn", async || world.queue().await.is_empty()).await;
+    // Only now it is known whether it counts: it was sent, behind the heartbeat and before the withdrawal.
+    assert_eq!(world.text("offset").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_connection_breaks_leads_again_with_a_new_term() {
+    let world = World::new("cut").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let mut candidacy = election.candidate(seat(0));
+    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+    let cut = Instant::now();
+    proxy.set(Mode::Closed);
+    assert_eq!(within(T, lease.lost()).await, Lost::Disconnected);
+    let noticed = cut.elapsed();
+    assert!(noticed < SOON, "{noticed:?}");
+    proxy.set(Mode::Open);
+    let term = lease.term();
+    drop(lease);
+    let next = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+    assert!(next.term() > term);
+    assert_eq!(world.queue().await.len(), 1);
+}
+
+/// Its handler may still be at work: then nobody else may lead, though the session lives and the candidate could be deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_lost_lets_nobody_else_lead_before_it_is_dropped() {
+    let world = World::new("lost-and-held").await;
+    let proxy = Proxy::to(&world.server).await;
+    let (election, another) = (world.election_through(&proxy.address), world.election());
+    let lease = world.lead(&election).await;
+    let mut standby = another.candidate(seat(0));
+    let mut next = pin!(standby.lead(&world.shutdown));
+    proxy.cut().await;
+    assert_eq!(within(T, lease.lost()).await, Lost::Disconnected);
+    assert!(timeout(2 * T, &mut next).await.is_err(), "a second one leads");
+    assert_eq!(lease.commit(at(5)).await, Err(Lost::Disconnected));
+    drop(lease);
+    let next = within(SOON, next).await.unwrap().unwrap();
+    assert_eq!(next.stored().offset, StoredOffset::None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_leads_again_after_an_outage_longer_than_the_session() {
+    let world = World::new("outage").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let mut candidacy = election.candidate(seat(0));
+    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+    lease.commit(at(5)).await.unwrap();
+    proxy.set(Mode::Closed);
+    assert_eq!(within(T, lease.lost()).await, Lost::Disconnected);
+    world.eventually("the session has ended", async || world.queue().await.is_empty()).await;
+    // Until the client itself has given the session up.
+    pass(T).await;
+    proxy.set(Mode::Open);
+    drop(lease);
+    let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+    assert_eq!(lease.stored().offset, StoredOffset::At(Offset(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_reply_to_the_candidates_making_leaves_one_candidate() {
+    let world = World::new("lost-create").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    world.lead(&election).await.release().await;
+    // What comes before the making has its answer.
+    proxy.set(Mode::DeafAfter("/leader/", 0));
+    let (lease, ()) = tokio::join!(world.lead(&election), async {
+        world.eventually("the candidate is made", async || world.queue().await.len() == 1).await;
+        proxy.cut().await;
+    });
+    assert_eq!(world.queue().await.len(), 1);
+    let own = world.queue().await.remove(0);
+    let stat = world.zk.check_stat(&world.path(&format!("leader/{own}"))).await.unwrap().unwrap();
+    assert_eq!(lease.term(), Term(stat.czxid));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_reply_to_a_commit_ends_the_lease_and_the_next_one_knows() {
+    let world = World::new("lost-commit").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let mut candidacy = election.candidate(seat(0));
+    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+    lease.commit(at(1)).await.unwrap();
+    proxy.set(Mode::Deaf);
+    let lost = within(T, lease.commit(at(2))).await.unwrap_err();
+    assert!(matches!(lost, Lost::Unanswered(_) | Lost::Disconnected), "{lost:?}");
+    assert_eq!(world.text("offset").await, "2");
+    proxy.cut().await;
+    drop(lease);
+    let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+    assert_eq!(lease.stored().offset, StoredOffset::At(Offset(2)));
+    assert_eq!(world.queue().await.len(), 1);
+}

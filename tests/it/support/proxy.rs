@@ -1,0 +1,158 @@
+//! A way to ZooKeeper that can be disturbed: a proxy before the server, which may hold back, lose or delay what passes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use memchr::memmem;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+
+use super::pass;
+
+/// A way to the server that can be disturbed.
+pub struct Proxy {
+    pub address: String,
+    mode: Arc<watch::Sender<Mode>>,
+    pub accepted: watch::Receiver<usize>,
+    requests: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Open,
+    /// Bytes are held back in both directions, connections stay.
+    Frozen,
+    /// Requests arrive, what the server sends is lost.
+    Deaf,
+    /// Open, until a packet with this text in it and so many after it have come: then deaf.
+    DeafAfter(&'static str, usize),
+    /// Open, until a packet with this text in it comes: then frozen, with that packet.
+    FrozenAt(&'static str),
+    /// Whatever passes takes so long, in each direction.
+    Slow(Duration),
+    /// Connections are closed, old and new.
+    Closed,
+}
+
+impl Proxy {
+    pub async fn to(server: &str) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (mode, modes) = watch::channel(Mode::Open);
+        let (counter, accepted) = watch::channel(0);
+        let (mode, server, requests) = (Arc::new(mode), server.to_owned(), Arc::<AtomicUsize>::default());
+        // With the proxy goes the mode, and with that all connections.
+        let (count, weak) = (requests.clone(), Arc::downgrade(&mode));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                counter.send_modify(|count| *count += 1);
+                let (count, weak, mut after) = (count.clone(), weak.clone(), None);
+                let noted = move |packet: &[u8]| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let Some(mode) = weak.upgrade() else { return };
+                    let (text, further, then) = match *mode.borrow() {
+                        Mode::DeafAfter(text, further) => (text, further, Mode::Deaf),
+                        Mode::FrozenAt(text) => (text, 0, Mode::Frozen),
+                        _ => return,
+                    };
+                    after = match after {
+                        None => memmem::find(packet, text.as_bytes()).map(|_| 0),
+                        Some(packets) => Some(packets + 1),
+                    };
+                    if after == Some(further) {
+                        mode.send_replace(then);
+                    }
+                };
+                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), noted));
+            }
+        });
+        Proxy { address, mode, accepted, requests }
+    }
+
+    async fn carry(
+        client: TcpStream,
+        server: String,
+        mut modes: watch::Receiver<Mode>,
+        noted: impl FnMut(&[u8]) + Send + 'static,
+    ) {
+        match modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) {
+            Ok(Mode::Closed | Mode::Frozen) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let Ok(server) = TcpStream::connect(server).await else {
+            return;
+        };
+        client.set_nodelay(true).unwrap();
+        server.set_nodelay(true).unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let mut replies = modes.clone();
+        let mut requests = modes.clone();
+        tokio::select! {
+            () = pump(&mut from_client, &mut to_server, &mut requests, (false, noted)) => {}
+            () = pump(&mut from_server, &mut to_client, &mut replies, (true, |_| ())) => {}
+            _ = modes.wait_for(|mode| *mode == Mode::Closed) => {}
+        }
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    pub fn is(&self, mode: Mode) -> bool {
+        *self.mode.borrow() == mode
+    }
+
+    /// How many packets have come from clients.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Ends all connections; new ones work.
+    pub async fn cut(&self) {
+        self.set(Mode::Closed);
+        // The one that is left is the listener's.
+        while self.mode.receiver_count() > 1 {
+            pass(Duration::from_millis(1)).await;
+        }
+        self.set(Mode::Open);
+    }
+}
+
+async fn pump(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    modes: &mut watch::Receiver<Mode>,
+    (replies, mut noted): (bool, impl FnMut(&[u8])),
+) {
+    let (arrived, mut on_its_way) = mpsc::unbounded_channel();
+    let latencies = modes.clone();
+    let read = async move {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            noted(&buffer[..length]);
+            let latency = match *latencies.borrow() {
+                Mode::Slow(latency) => latency,
+                _ => Duration::ZERO,
+            };
+            if arrived.send((tokio::time::Instant::now() + latency, buffer[..length].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    let write = async {
+        while let Some((due, bytes)) = on_its_way.recv().await {
+            sleep_until(due).await;
+            let Ok(mode) = modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) else {
+                return;
+            };
+            if !(replies && mode == Mode::Deaf) && to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(read, write);
+}
