@@ -28,7 +28,8 @@ pub struct SocketFile {
 
 /// Listens at `path`, which has these permissions from the beginning.
 ///
-/// Fails where something is there already, but for a socket that nobody listens to any more: that is replaced.
+/// Fails where something is there already, but for a socket that nobody listens to any more: that is replaced; and where
+/// another process has the lock of its folder for 5 s.
 pub async fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile)> {
     let context = || format!("cannot listen at {}", path.display());
     // Whoever is to connect to it could not if it were too long.

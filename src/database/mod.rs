@@ -148,9 +148,8 @@ impl Database {
         if filling.leaves_out() {
             return Err(scan.repeated());
         }
-        let fitting = filling.fitting_rows();
+        scan.last_fitting = filling.fitting_rows();
         let (chunk, ahead) = filling.finish(&scan.key);
-        scan.note_fitting(fitting);
         if let Some(sql) = scan.passed_over(chunk.keys().next())
             && self.exists(&sql).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?
         {

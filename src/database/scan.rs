@@ -86,8 +86,8 @@ pub struct Scan {
     pub(super) members: Arc<Members>,
     /// Whether nothing of it is read by COPY: after an error sqlx mistakes what comes next.
     pub(super) is_queried: bool,
-    /// How many rows of the last chunk were all that its bytes allowed.
-    last_fitting: Option<usize>,
+    /// How many rows of the last chunk were all that its bytes allowed; `None` where these are not what ended it.
+    pub(super) last_fitting: Option<usize>,
     last: Option<Vec<Value>>,
     ahead: Option<Vec<Value>>,
     pub(super) is_done: bool,
@@ -134,11 +134,6 @@ impl Scan {
     /// What is read: `table products`.
     pub fn label(&self) -> &str {
         &self.relation.label
-    }
-
-    /// Of a chunk that was read how many rows were all that its bytes allowed; `None` where these are not what ended it.
-    pub(super) fn note_fitting(&mut self, rows: Option<usize>) {
-        self.last_fitting = rows;
     }
 
     /// Whether the last row was read; false may mean that this is not known yet.

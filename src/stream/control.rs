@@ -37,7 +37,7 @@ pub struct Control {
 impl Control {
     /// Listens at `path`, for this user alone.
     ///
-    /// Fails where something is there already, but for a socket that nobody listens to any more: that is replaced.
+    /// Fails as [`socket::listen`] does.
     pub async fn listen(path: &Path, console: Console) -> Result<Control> {
         let (listener, file) = socket::listen(path, 0o600).await?;
         Ok(Control { _file: file, serving: tokio::spawn(serve(listener, console)) })

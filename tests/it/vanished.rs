@@ -88,7 +88,7 @@ fn a_command_ends_when_the_lock_of_its_job_is_gone_with_the_session() {
     for primary in servers("lock_gone") {
         products_of(&primary);
         let topic = new_topic(&world);
-        let action = world.script("cat > /dev/null; sleep 90");
+        let action = world.script("cat > /dev/null; sleep 600");
         let stream = world.stream(&format!("-t {topic} --database {} --table products -- {action}", primary.url));
         world.eventually("the action runs", || delayed(&world, &topic).len() == 3);
         let (sessions, ends) = match primary.dialect {
