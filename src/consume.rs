@@ -136,7 +136,7 @@ async fn commit(handled: Option<Done>, proven: Option<Proven>, held: &Held<'_>) 
 /// Why nothing can be read after this.
 fn end_by(stop: &Stop) -> End {
     match stop {
-        Stop::Invalid(why) => End::Halted(anyhow!("{why:#}")),
+        Stop::Invalid(why) | Stop::Damaged(why) => End::Halted(anyhow!("{why:#}")),
         Stop::OutOfLog => End::OutOfLog,
     }
 }

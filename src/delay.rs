@@ -66,7 +66,8 @@ impl Work for Delay {
         let lane = self.writer.lane();
         let flight = Flight { lane, sent: VecDeque::new(), most: usize::MAX, counted: 0, moved: Instant::now() };
         let waiting = Room::new(self.room);
-        let mut forwarder = Forwarder { delay: self, topic, held, shutdown, waiting, flight, clock, end_seen };
+        let mut forwarder =
+            Forwarder { delay: self, topic, held, shutdown, waiting, damaged: None, flight, clock, end_seen };
         let end = forwarder.run(records).await;
         forwarder.finish(end).await
     }
@@ -80,6 +81,8 @@ struct Forwarder<'a, 'l> {
     shutdown: &'a Shutdown,
     /// Read, and not sent yet.
     waiting: Room,
+    /// Why nothing is read behind these.
+    damaged: Option<Error>,
     flight: Flight,
     clock: Clock,
     end_seen: EndSeen,
@@ -138,10 +141,16 @@ impl Forwarder<'_, '_> {
             Some((offset, at)) => lead::Waiting::Due { offset, at },
             None => lead::Waiting::Records,
         };
-        let readable = records.readable();
+        if due.is_none()
+            && let Some(why) = self.damaged.take()
+        {
+            self.land().await?;
+            return Err(End::Halted(why));
+        }
+        let (readable, is_damaged) = (records.readable(), self.damaged.is_some());
         self.pass_time(what, async {
             tokio::select! {
-                () = readable, if !is_full => {}
+                () = readable, if !is_full && !is_damaged => {}
                 () = sleep_until(look) => {}
                 () = sleep_until(due.map_or_else(Instant::now, |(_, at)| at)), if due.is_some() => {}
             }
@@ -153,8 +162,8 @@ impl Forwarder<'_, '_> {
     /// Whether there were no more.
     fn read(&mut self, records: &mut kafka::Partition) -> Result<bool, End> {
         for _ in 0..TURN {
-            if self.waiting.is_full() {
-                return Ok(false);
+            if self.waiting.is_full() || self.damaged.is_some() {
+                return Ok(self.damaged.is_some());
             }
             match records.poll() {
                 Some(Event::Record(message)) => {
@@ -166,6 +175,10 @@ impl Forwarder<'_, '_> {
                 }
                 Some(Event::End(_)) => {}
                 Some(Event::OutOfLog) => return Err(End::OutOfLog),
+                Some(Event::Damaged(why)) => {
+                    self.damaged = Some(why);
+                    return Ok(true);
+                }
                 Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.held.seat),
                 None => return Ok(true),
             }
@@ -307,6 +320,7 @@ impl Forwarder<'_, '_> {
         self.flight.sent.clear();
         self.flight.counted = 0;
         self.waiting.clear();
+        self.damaged = None;
         let Err(undelivered) = self.flight.lane.settled().await else {
             return Ok(());
         };

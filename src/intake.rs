@@ -70,6 +70,8 @@ pub struct Load {
 pub enum Stop {
     /// The next record is not JSON.
     Invalid(Error),
+    /// What comes next is damaged.
+    Damaged(Error),
     OutOfLog,
 }
 
@@ -281,6 +283,7 @@ impl<'a> Intake<'a> {
                     self.load.batch.pass_to(self.until.map_or(offset, |until| offset.max(until)));
                 }
                 Some(Event::OutOfLog) => self.load.stop = Some(Stop::OutOfLog),
+                Some(Event::Damaged(why)) => self.load.stop = Some(Stop::Damaged(why)),
                 Some(Event::Trouble(error)) => debug!("{}: {error:#}", self.partition),
                 None => return Taken::All,
             }

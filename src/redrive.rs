@@ -209,6 +209,7 @@ impl<'l> Courier<'_, 'l> {
                 // Past control records too, which nobody is given. What `until` was measured by lies before this end.
                 Some(Event::End(offset)) => round.done = Some(at(offset.max(until))),
                 Some(Event::OutOfLog) => return Err(End::OutOfLog),
+                Some(Event::Damaged(why)) => return Err(End::Halted(why)),
                 Some(Event::Trouble(error)) => debug!("{seat}: {error:#}"),
                 None => return Ok(None),
             }

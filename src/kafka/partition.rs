@@ -43,6 +43,8 @@ pub enum Event<'a> {
     End(Offset),
     /// The offset, or its epoch, is not in the log: truncated, expired, or another topic of the same name.
     OutOfLog,
+    /// What comes next is damaged. It is read anew when [`Partition::poll`] is called again, and never passed.
+    Damaged(Error),
     /// Something that may pass by itself; librdkafka tries again.
     Trouble(Error),
 }
@@ -84,6 +86,19 @@ impl Partition {
                     Event::End(self.next)
                 }
                 RDKafkaErrorCode::AutoOffsetReset => Event::OutOfLog,
+                // librdkafka would go on behind it (rdkafka_msgset_reader.c).
+                RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::NotImplemented
+                | RDKafkaErrorCode::MessageSizeTooLarge => {
+                    ahead.assigned.end();
+                    Event::Damaged(anyhow!(
+                        "what comes at offset {} cannot be read: {}; another replica may have it as it was: make that one the \
+                         leader",
+                        self.next,
+                        failure.text
+                    ))
+                }
                 code @ RDKafkaErrorCode::TopicAuthorizationFailed => {
                     // librdkafka tells it once, and goes on when the right is there.
                     warn!("{}: cannot read: {code}; trying again", self.partition);

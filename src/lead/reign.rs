@@ -219,6 +219,12 @@ impl Reign<'_> {
                 "{}: the offset was moved from {} to {offset} by somebody else; going on from {offset}",
                 self.seat, state.position.offset
             ),
+            StoredState::Newer(v) => {
+                return Err(anyhow!(
+                    "the state beside the offset is of version {v}, which this release does not know; start the newer ksync \
+                     that has written it"
+                ));
+            }
             StoredState::Unreadable(why) => warn!("{}: the state beside the offset cannot be read: {why}", self.seat),
             StoredState::None => {}
         }

@@ -51,7 +51,9 @@ impl<C: ConsumerContext> Records<C> {
             match message.0.err {
                 rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR if message.offset() < from => {}
                 rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => return Some(Ok(message)),
-                code => return Some(Err(Failure { code: code.into(), offset: message.offset() })),
+                code => {
+                    return Some(Err(Failure { code: code.into(), offset: message.offset(), text: message.text() }));
+                }
             }
         }
     }
@@ -122,6 +124,8 @@ pub struct Failure {
     pub code: RDKafkaErrorCode,
     /// For the end of the partition: what will be read next, past records that no consumer sees.
     pub offset: i64,
+    /// What librdkafka says of it besides.
+    pub text: String,
 }
 
 /// A record as librdkafka holds it.
@@ -131,6 +135,16 @@ pub struct Message<'a>(&'a rd_kafka_message_t);
 impl<'a> Message<'a> {
     pub fn offset(self) -> i64 {
         self.0.offset
+    }
+
+    /// Of what is no record.
+    fn text(self) -> String {
+        // SAFETY: librdkafka gives a text that ends with a zero and lives as long as the message, or null.
+        let text = unsafe {
+            let text = rd_kafka_message_errstr(self.0);
+            (!text.is_null()).then(|| CStr::from_ptr(text))
+        };
+        text.unwrap_or_default().to_string_lossy().into_owned()
     }
 
     pub fn key(self) -> Option<&'a [u8]> {

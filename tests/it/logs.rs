@@ -336,3 +336,18 @@ fn what_an_unclean_election_has_cut_off_is_never_skipped_in_silence() {
         (leader, follower) = (follower, leader);
     }
 }
+
+#[test]
+fn a_topic_that_is_deleted_while_it_is_led_halts_and_its_offset_stays() {
+    let world = World::new("deleted");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, [value("1"), value("2")]);
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("both are done", || seat.offset() == Some(2));
+    world.kafka.delete(&products);
+    let told = format!("halted at offset 2: topic {products} does not exist any more");
+    world.eventually("it is told", || consumer.says(&["error: ", &told]));
+    assert_eq!((seat.offset(), handler.payloads().len()), (Some(2), 2));
+}

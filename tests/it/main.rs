@@ -17,6 +17,7 @@ mod compressed;
 mod consume;
 mod control;
 mod cut_off;
+mod damaged;
 mod delayer;
 mod drift;
 mod exam;

@@ -85,3 +85,23 @@ fn an_offset_at_the_end_of_the_log_is_idle_and_one_that_no_log_has_halts_with_a_
     write(&[0, 1, 3]);
     world.eventually("the others go on", || texts() == ["2", "1", low, "2"]);
 }
+
+#[test]
+fn what_a_later_release_has_written_beside_the_offset_halts_the_partition_and_stays() {
+    let world = World::new("newer");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, (1..=3).map(|id| value(id.to_string())));
+    let seat = world.seat(&products, 0, "indexer");
+    let newer = r#"{"v":2,"offset":{"high":1}}"#;
+    seat.write("offset", "1");
+    seat.write("state", newer);
+    let handler = world.handler("");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(consumer.wait(), End::Status(1));
+    let told =
+        "halted: the state beside the offset is of version 2, which this release does not know; start the newer ksync";
+    assert!(consumer.says(&["error: ", told]), "{:?}", consumer.log());
+    let kept = (seat.text("offset"), seat.text("state"));
+    assert_eq!(kept, (Some("1".to_owned()), Some(newer.to_owned())));
+    assert_eq!(handler.payloads(), Vec::<String>::new());
+}
