@@ -86,7 +86,7 @@ impl Partition {
                     Event::End(self.next)
                 }
                 RDKafkaErrorCode::AutoOffsetReset => Event::OutOfLog,
-                // librdkafka would go on behind it (rdkafka_msgset_reader.c).
+                // librdkafka tells it once, and means to go on behind it (rdkafka_msgset_reader.c).
                 RDKafkaErrorCode::BadMessage
                 | RDKafkaErrorCode::BadCompression
                 | RDKafkaErrorCode::NotImplemented

@@ -315,3 +315,16 @@ fn a_gigabyte_of_output_takes_neither_memory_nor_log() {
     // 16 bytes a line: 62,500,000 lines.
     assert_eq!(of_handler("62499000 more lines of stdout, 999984000 bytes, are not logged"), 1);
 }
+
+#[test]
+fn a_handler_that_is_stopped_is_killed_at_its_timeout_and_the_batch_comes_again() {
+    let (world, products) = world("stopped", 1);
+    let handler = world.handler("[ -e stopped ] || { touch stopped; kill -STOP $$; }");
+    let consumer = world.consume(&format!("-t {products} -n indexer --timeout 2s -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("it is stopped", || world.dir.join("stopped").exists());
+    let queue = seat.candidates();
+    world.eventually("another run has done it", || seat.offset().is_some_and(|offset| offset > 0));
+    assert!(consumer.says(&["warn: ", "attempt 1: no end after 2s (--timeout)"]), "{:?}", consumer.log());
+    assert_eq!((seat.candidates(), consumer.log_of("warn").len()), (queue, 1));
+}
