@@ -61,7 +61,10 @@ fn write_at(file: &Path, begin: usize, bytes: &[u8]) {
     fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(bytes, begin as u64).unwrap();
 }
 
-const DAMAGES: [(fn(&Batch), &str); 2] =
+/// What is done to a batch, and what is told of it.
+type Damage = (fn(&Batch), &'static str);
+
+const DAMAGES: [Damage; 2] =
     [(Batch::turn_a_bit, "failed CRC32C check"), (Batch::compress_unreadably, "Decompression (codec 0x7)")];
 
 #[test]

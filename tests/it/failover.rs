@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, test_kill_process};
 
 use crate::consume::ids;
-use crate::support::{End, Handler, Process, Seat, World, is_full, payload, reigns, value};
+use crate::support::{End, Handler, Process, Proxy, Seat, World, block_on, is_full, payload, reigns, value};
 
 const PARTITIONS: i32 = 4;
 /// The sequence of faults is always the same.
@@ -186,6 +186,32 @@ fn a_leader_whose_candidate_is_deleted_ends_its_handler_and_queues_again() {
     assert!(consumer.says(&["no longer leading: deposed: the own candidate is gone; queueing again"]));
     assert_ne!(seat.candidates(), [candidate]);
     world.eventually("only ksync is left", || world.processes() == 1);
+}
+
+#[test]
+fn a_session_that_is_ended_by_force_ends_the_handler_and_its_batch_comes_again() {
+    let world = World::new("forced");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(1..=2));
+    let (pid, gate) = (world.file("pid"), world.gate());
+    let handler = world.handler(&format!("echo $$ > {0}.part; mv {0}.part {0}; await {gate}", pid.display()));
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let zookeeper = format!("--zookeeper {}/{}", proxy.address, world.id);
+    let consumer = world.consume(&format!("-t {products} -n indexer {zookeeper} --session-timeout 10s -- {handler}"));
+    world.eventually("its handler runs", || pid.exists());
+    let (seat, first) = (world.seat(&products, 0, "indexer"), std::fs::read_to_string(&pid).unwrap());
+    let candidate = seat.candidates();
+    let (_, version) = seat.node("offset").unwrap();
+    block_on(proxy.end_session());
+    let first = Pid::from_raw(first.trim().parse().unwrap()).unwrap();
+    // Its beat comes each second; the session would have lasted longer.
+    world.within(Duration::from_secs(4), "its handler is gone", || test_kill_process(first).is_err());
+    assert_eq!(seat.node("offset").unwrap().1.version, version.version, "nothing of it is committed");
+    gate.open();
+    world.eventually("another run has done it", || seat.offset() == Some(2));
+    assert_ne!(seat.candidates(), candidate);
+    assert!(consumer.says(&["warn: ", "no longer leading: "]), "{:?}", consumer.log());
+    assert_eq!(handler.payloads(), [r#"{"id":1}"#, r#"{"id":2}"#]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A way to ZooKeeper that can be disturbed: a proxy before the server, which may hold back, lose or delay what passes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use memchr::memmem;
@@ -18,6 +18,9 @@ pub struct Proxy {
     mode: Arc<watch::Sender<Mode>>,
     pub accepted: watch::Receiver<usize>,
     requests: Arc<AtomicUsize>,
+    server: String,
+    /// What the server has answered to the first client.
+    first: Arc<OnceLock<Vec<u8>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap().to_string();
         let (mode, modes) = watch::channel(Mode::Open);
         let (counter, accepted) = watch::channel(0);
-        let (mode, server, requests) = (Arc::new(mode), server.to_owned(), Arc::<AtomicUsize>::default());
+        let (mode, requests, first) = (Arc::new(mode), Arc::<AtomicUsize>::default(), Arc::<OnceLock<_>>::default());
+        let (server, kept) = (server.to_owned(), (server.to_owned(), first.clone()));
         // With the proxy goes the mode, and with that all connections.
         let (count, weak) = (requests.clone(), Arc::downgrade(&mode));
         tokio::spawn(async move {
@@ -66,17 +70,20 @@ impl Proxy {
                         mode.send_replace(then);
                     }
                 };
-                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), noted));
+                let first = first.clone();
+                let answered = move |packet: &[u8]| drop(first.set(packet.to_vec()));
+                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), (noted, answered)));
             }
         });
-        Proxy { address, mode, accepted, requests }
+        let (server, first) = kept;
+        Proxy { address, mode, accepted, requests, server, first }
     }
 
     async fn carry(
         client: TcpStream,
         server: String,
         mut modes: watch::Receiver<Mode>,
-        noted: impl FnMut(&[u8]) + Send + 'static,
+        (noted, answered): (impl FnMut(&[u8]) + Send + 'static, impl FnMut(&[u8]) + Send + 'static),
     ) {
         match modes.wait_for(|mode| *mode != Mode::Frozen).await.map(|mode| *mode) {
             Ok(Mode::Closed | Mode::Frozen) | Err(_) => return,
@@ -93,7 +100,7 @@ impl Proxy {
         let mut requests = modes.clone();
         tokio::select! {
             () = pump(&mut from_client, &mut to_server, &mut requests, (false, noted)) => {}
-            () = pump(&mut from_server, &mut to_client, &mut replies, (true, |_| ())) => {}
+            () = pump(&mut from_server, &mut to_client, &mut replies, (true, answered)) => {}
             _ = modes.wait_for(|mode| *mode == Mode::Closed) => {}
         }
     }
@@ -109,6 +116,22 @@ impl Proxy {
     /// How many packets have come from clients.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Ends the session of the first client, as one who knows its password can.
+    pub async fn end_session(&self) {
+        // Behind length, version and timeout: the id, and the password with its length.
+        let answer = self.first.get().unwrap();
+        let (timeout, session) = (&answer[8..12], &answer[12..40]);
+        let connect = [&[0; 12], timeout, session, &[0]].concat();
+        let close = [1_i32, -11].map(i32::to_be_bytes).concat();
+        let mut server = TcpStream::connect(&self.server).await.unwrap();
+        for request in [connect, close] {
+            server.write_all(&(request.len() as u32).to_be_bytes()).await.unwrap();
+            server.write_all(&request).await.unwrap();
+        }
+        // The server closes the connection once it has ended the session.
+        server.read_to_end(&mut vec![]).await.unwrap();
     }
 
     /// Ends all connections; new ones work.
