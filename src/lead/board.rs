@@ -59,6 +59,8 @@ pub enum Waiting {
 #[derive(Debug, Default)]
 struct Line {
     role: Role,
+    /// Where the offset stood when this process led the partition last.
+    left: Option<Offset>,
     /// By numbers of their own: with several handlers a partition waits for several things.
     waits: BTreeMap<u64, Wait>,
     waited: u64,
@@ -171,7 +173,13 @@ impl Post {
             if let Role::Leading { offset, .. } = &mut line.role {
                 *offset = Some(to);
             }
+            line.left = Some(to);
         });
+    }
+
+    /// Where the offset stood when this process led the partition last.
+    pub fn left(&self) -> Option<Offset> {
+        self.board.lines.borrow().get(&self.seat)?.left
     }
 
     /// Awaits `something`, and shows so long that it is waited for. What need not be waited for costs nothing.

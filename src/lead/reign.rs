@@ -178,7 +178,13 @@ impl Reign<'_> {
         };
         let Some(kept) = kept else {
             let offset = self.first(log).await.map_err(End::Again)?;
-            info!("{}: no offset is stored, beginning at {offset}", self.seat);
+            match self.post.left() {
+                Some(left) if left > offset => warn!(
+                    "{}: no offset is stored any more, it was {left}; beginning at {offset}: records come again",
+                    self.seat
+                ),
+                _ => info!("{}: no offset is stored, beginning at {offset}", self.seat),
+            }
             let standing = Standing { topic_id: Some(topic_id), ..Standing::at(offset) };
             return Ok(Place { standing, topic_id, epoch: None, is_new: true });
         };
@@ -212,6 +218,9 @@ impl Reign<'_> {
         }
         match &stored.state {
             StoredState::Kept(state) if state.position.offset == offset => {
+                if let Some(left) = self.post.left().filter(|left| *left > offset) {
+                    warn!("{}: the offset went back from {left} to {offset}: records come again", self.seat);
+                }
                 let Position { topic_id, leader_epoch, last, skipped, .. } = state.position;
                 return Ok(Some(Standing { offset, topic_id: Some(topic_id), leader_epoch, last, skipped }));
             }

@@ -105,3 +105,25 @@ fn what_a_later_release_has_written_beside_the_offset_halts_the_partition_and_st
     assert_eq!(kept, (Some("1".to_owned()), Some(newer.to_owned())));
     assert_eq!(handler.payloads(), Vec::<String>::new());
 }
+
+#[test]
+fn an_offset_that_went_back_together_with_its_state_is_told() {
+    let world = World::new("went-back");
+    let products = world.topic("products", 1);
+    let write = |ids: std::ops::Range<u32>| world.kafka.produce(&products, ids.map(|id| value(id.to_string())));
+    let handler = world.handler("");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    write(0..3);
+    world.eventually("the first are done", || seat.offset() == Some(3));
+    let state = seat.text("state").unwrap();
+    write(3..7);
+    world.eventually("all are done", || seat.offset() == Some(7));
+    // As where ZooKeeper comes from a backup.
+    seat.write("state", &state);
+    seat.write("offset", "3");
+    write(7..8);
+    world.eventually("all are done again", || seat.offset() == Some(8));
+    assert!(consumer.says(&["warn: ", "the offset went back from 7 to 3: records come again"]), "{:?}", consumer.log());
+    assert!((0..8).all(|id| handler.payloads().contains(&id.to_string())), "{:?}", handler.payloads());
+}
