@@ -16,10 +16,10 @@ use super::{Batch, GRACE};
 use crate::topic::{Offset, TopicPartition};
 
 /// How long to listen for what a worker should not say.
-const SILENCE: Duration = Duration::from_millis(100);
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// How long a worker may look at a batch before its end is given, or it is taken back.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(300);
 
 /// Offset, and id, of the record that the batch with a bad one has in its middle.
 const BAD: Offset = Offset(1);

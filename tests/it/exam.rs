@@ -10,7 +10,7 @@ use crate::support::{End, World};
 
 /// A worker with one fault.
 const WORKER: &str = r#"#!/usr/bin/env python3
-import json, sys, time
+import json, os, sys, time
 
 fault = sys.argv[1]
 def answer(**message):
@@ -37,9 +37,9 @@ for line in sys.stdin:
         if fault == "forgets the id": answer(type="done")
         elif fault == "wants rest": answer(type="backoff", id=batch["id"], ms=1500)
         elif fault == "talks": print("done: 3 records", flush=True); answer(type="done", id=batch["id"])
+        elif fault == "answers twice": print(2 * (json.dumps({"type": "done", "id": batch["id"]}) + "\n"), end="", flush=True)
         else: answer(type="done", id=batch["id"], failed=failed)
-        if fault == "answers twice": answer(type="done", id=batch["id"], failed=failed)
-        if fault == "ends between batches": sys.exit(0)
+        if fault == "ends between batches": os._exit(0)
         batch = None
     elif kind == "shutdown":
         if fault == "stays": time.sleep(60)
@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 fn examine(world: &World, fault: &str) -> Tried {
     let worker = world.script_of(WORKER);
-    sh(world, &format!("ksync-consume --check-worker --timeout 1s --start-timeout 2s -- {worker} '{fault}'"), "")
+    sh(world, &format!("ksync-consume --check-worker --timeout 3s --start-timeout 6s -- {worker} '{fault}'"), "")
 }
 
 /// `ended after 0.1 s` -> `ended`
@@ -118,7 +118,7 @@ fn a_fault_in_each_batch_is_told_in_the_words_of_the_daemon() {
     let world = World::new("exam-words");
     for (fault, how) in [
         ("hasty", "the worker broke the protocol: it answered for batch b1 before it was given its end"),
-        ("silent", "no answer within 1s (--timeout); does the worker flush its stdout after each line?"),
+        ("silent", "no answer within 3s (--timeout); does the worker flush its stdout after each line?"),
         ("names a stranger", "the worker broke the protocol: it named offset 99, which is not in the batch"),
         ("names one twice", "the worker broke the protocol: it named offset 0 twice"),
         (
@@ -142,7 +142,7 @@ fn a_fault_in_each_batch_is_told_in_the_words_of_the_daemon() {
 fn a_worker_that_is_never_ready_is_asked_nothing_more() {
     let world = World::new("exam-ready");
     for (fault, how) in [
-        ("never ready", "no answer within 2s (--start-timeout); does the worker flush its stdout after each line?"),
+        ("never ready", "no answer within 6s (--start-timeout); does the worker flush its stdout after each line?"),
         ("not set up", "exit status 78"),
     ] {
         let tried = examine(&world, fault);
