@@ -141,11 +141,17 @@ impl Forwarder<'_, '_> {
             Some((offset, at)) => lead::Waiting::Due { offset, at },
             None => lead::Waiting::Records,
         };
-        if due.is_none()
-            && let Some(why) = self.damaged.take()
-        {
-            self.land().await?;
-            return Err(End::Halted(why));
+        if due.is_none() && self.damaged.is_some() {
+            let shutdown = self.shutdown;
+            tokio::select! {
+                landed = self.land() => landed?,
+                () = shutdown.requested() => return Err(End::Shutdown),
+            }
+            // The next turn goes back.
+            if self.flight.lane.has_failed() {
+                return Ok(());
+            }
+            return self.damaged.take().map_or(Ok(()), |why| Err(End::Halted(why)));
         }
         let (readable, is_damaged) = (records.readable(), self.damaged.is_some());
         self.pass_time(what, async {
@@ -176,6 +182,7 @@ impl Forwarder<'_, '_> {
                 Some(Event::End(_)) => {}
                 Some(Event::OutOfLog) => return Err(End::OutOfLog),
                 Some(Event::Damaged(why)) => {
+                    warn!("{}: {why:#}; what lies before it is sent on first", self.held.seat);
                     self.damaged = Some(why);
                     return Ok(true);
                 }

@@ -92,6 +92,7 @@ impl Partition {
                 | RDKafkaErrorCode::NotImplemented
                 | RDKafkaErrorCode::MessageSizeTooLarge => {
                     ahead.assigned.end();
+                    ahead.slot = None;
                     Event::Damaged(anyhow!(
                         "what comes at offset {} cannot be read: {}; another replica may have it as it was: make that one the \
                          leader",

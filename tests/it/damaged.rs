@@ -100,6 +100,7 @@ fn a_delayer_sends_on_what_lies_before_the_damage_and_halts() {
         let mut delayer = delay();
         let told = ["error: ", "halted", "what comes at offset 1 cannot be read: ", why];
         world.eventually("it is told", || delayer.says(&told));
+        assert!(delayer.says(&["warn: ", why, "; what lies before it is sent on first"]), "{:?}", delayer.log());
         let seat = world.seat(&delay_topic, 0, "delayer");
         let sent = || world.kafka.records(&products).into_iter().filter_map(|record| record.value).collect::<Vec<_>>();
         assert_eq!((seat.offset(), sent()), (Some(1), vec!["1".to_owned()]), "{why}");
