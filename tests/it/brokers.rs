@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::consume::ids;
 use crate::settings::guarded_broker;
-use crate::support::{End, World, is_full, value};
+use crate::support::{End, Flow, World, is_full, value};
 
 /// A delay message with this payload.
 pub fn delay_message(payload: &str) -> String {
@@ -93,7 +93,7 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
     world.leads(&orders, 0, (1, &[1]));
 
     let action = world.script("cat > /dev/null; touch acted");
-    let delayer = world.delayer(&format!("-t {orders} --delay 500ms"));
+    let delayer = world.delayer(&format!("-t {orders} --delay 500ms --session-timeout 10s"));
     world.kafka.produce(&delay_topic, (1..=3).map(|id| value(delay_message(&id.to_string()))));
     let seat = world.seat(&delay_topic, 0, "delayer");
     world.eventually("the delayer leads", || delayer.says(&["leading from offset 0"]));
@@ -236,50 +236,40 @@ fn a_right_that_is_taken_away_is_told_and_the_work_goes_on_once_it_is_back() {
 #[test]
 fn leaders_that_move_while_messages_flow_lose_none_and_send_none_twice() {
     let world = World::alone_with("moving", 3);
-    let products = format!("products-{}", world.id);
-    let delay_topic = format!("{products}-delay");
-    for topic in [&products, &delay_topic] {
-        let settings = [("min.insync.replicas", "2"), ("message.timestamp.type", "LogAppendTime")];
-        world.kafka.create_on(topic, &[&[1, 2, 3], &[2, 3, 1]], &settings);
-    }
-    let (records, handler) = (2000, world.handler(""));
-    let delayer = world.delayer(&format!("-t {products} --delay 100ms"));
-    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
-    let messages = (0..records).map(|id| value(delay_message(&id.to_string())).to(id % 2));
-    let writer = world.kafka.with("enable.idempotence", "true");
-    let flow = writer.flow(&delay_topic, messages.collect(), Duration::from_secs(8));
+    let flow = Flow::start(&world, &[&[1, 2, 3], &[2, 3, 1]]);
     let (first, second) = (world.services.pid("kafka-1"), world.services.pid("kafka-2"));
-    let offsets = || (0..2).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect::<Vec<_>>();
-    let all = i64::from(records / 2);
-    let goes_on = || {
-        let before = offsets();
-        world.within(Duration::from_secs(60), "both partitions go on, or are at their end", || {
-            offsets().iter().zip(&before).all(|(now, then)| now > then || *now == all)
-        });
-    };
-    goes_on();
+    flow.goes_on();
     // Its leaders are handed over first.
     world.end_broker(first, Signal::TERM);
-    goes_on();
+    flow.goes_on();
     let mut again = None;
     if is_full() {
         again = Some(world.start_broker("kafka-1", ""));
-        world.leads(&delay_topic, 1, (2, &[1, 2, 3]));
+        let [products, delay_topic] = &flow.topics;
+        world.leads(delay_topic, 1, (2, &[1, 2, 3]));
         // The preferred leader of the first partitions is back, and they are moved to it.
         let server = world.services.get("KSYNC_BOOTSTRAP_SERVER");
         let tool = format!("kafka-leader-election.sh --bootstrap-server {server}");
         world.shell(&format!("{tool} --election-type preferred --all-topic-partitions"));
-        world.leads(&products, 0, (1, &[1, 2, 3]));
+        world.leads(products, 0, (1, &[1, 2, 3]));
         world.end_broker(second, Signal::KILL);
+        world.leads(delay_topic, 1, (3, &[1, 3]));
+        flow.goes_on();
     }
-    flow.join().unwrap();
-    world.within(Duration::from_secs(60), "all are done", || offsets() == [all, all]);
-    for partition in 0..2 {
-        let sent = world.kafka.records(&products).into_iter().filter(|record| record.partition == partition);
-        let sent: Vec<_> = sent.filter_map(|record| record.value).collect();
-        let written: Vec<_> = (0..records).filter(|id| id % 2 == partition).map(|id| id.to_string()).collect();
-        assert_eq!(sent, written);
+    flow.end();
+    drop(again);
+}
+
+#[test]
+fn partitions_that_are_moved_to_other_brokers_while_messages_flow_lose_none_and_send_none_twice() {
+    let world = World::alone_with("reassigned", 3);
+    let flow = Flow::start(&world, &[&[1, 2], &[2, 3]]);
+    flow.goes_on();
+    let moves: [[&[i32]; 2]; 3] = [[&[2, 3], &[3, 1]], [&[3, 1], &[1, 2]], [&[1, 2], &[2, 3]]];
+    for brokers in moves.iter().take(if is_full() { 3 } else { 1 }) {
+        // Each leader is left without its partition.
+        flow.move_to(brokers);
+        flow.goes_on();
     }
-    assert_eq!(handler.payloads().len(), records as usize);
-    drop((again, delayer, consumer));
+    flow.end();
 }

@@ -112,3 +112,36 @@ fn a_delayer_sends_on_what_lies_before_the_damage_and_halts() {
         assert_eq!(sent(), ["1", "2", "3"], "{why}");
     }
 }
+
+#[test]
+fn a_delayer_begins_anew_where_a_message_before_the_damage_is_refused_and_tells_of_that_one() {
+    let world = World::new("damaged-refused");
+    let products = world.topic("products", 1);
+    let delay_topic = format!("{products}-delay");
+    // Their times lie in the future: so they are due when the delay has passed since they were read.
+    world.kafka.create(&delay_topic, 1, &[("message.timestamp.type", "CreateTime")]);
+    let message = |payload: &str| format!(r#"{{"payload": {payload}, "created_at": 9e9}}"#);
+    // Such that compression does not make it small.
+    let large = format!("{:?}", (0..500).map(|_| rand::random::<u64>()).collect::<Vec<_>>()).replace(' ', "");
+    world.kafka.produce(&delay_topic, [value(message("1"))]);
+    let batch = Batch::second_of_three(&world, &delay_topic, [large.as_str(), "3", "4"].map(message));
+    batch.turn_a_bit();
+    let delay = || world.delayer(&format!("-t {products} --delay 3s"));
+    let mut delayer = delay();
+    let met = ["warn: ", "what comes at offset 2 cannot be read: ", "; what lies before it is sent on first"];
+    world.eventually("it has met the damage", || delayer.says(&met));
+    world.kafka.set(&products, &[("max.message.bytes", "1000")]);
+    let told = format!("halted at offset 1: cannot send the message of offset 1 on to {products}");
+    world.eventually("it halts before the one that is refused", || delayer.says(&["error: ", &told]));
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    let sent = || world.kafka.records(&products).into_iter().filter_map(|record| record.value).collect::<Vec<_>>();
+    assert_eq!((seat.offset(), sent(), delayer.log_of("error").len()), (Some(1), vec!["1".to_owned()], 1));
+
+    delayer.signal(Signal::TERM);
+    assert_eq!(delayer.wait(), End::Status(0));
+    world.kafka.set(&products, &[("max.message.bytes", "1048588")]);
+    batch.mend();
+    let _mended = delay();
+    world.eventually("all are sent on", || seat.offset() == Some(4));
+    assert_eq!(sent(), ["1", &large, "3", "4"]);
+}

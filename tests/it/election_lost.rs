@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tokio::time::timeout;
 
 use crate::support::election::{Leader, SOON, T, World, assert_between, at, seat, within};
-use crate::support::{Mode, Proxy, pass};
+use crate::support::{EPHEMERAL_SEQUENTIAL, Mode, Proxy, pass};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_leads_after_the_session_timeout_when_the_leader_is_killed() {
@@ -215,6 +215,67 @@ async fn a_lost_reply_to_the_candidates_making_leaves_one_candidate() {
     let own = world.queue().await.remove(0);
     let stat = world.zk.check_stat(&world.path(&format!("leader/{own}"))).await.unwrap().unwrap();
     assert_eq!(lease.term(), Term(stat.czxid));
+}
+
+/// It looks so where a session is dying which this process has given up before its server did.
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_of_the_own_name_that_another_session_made_are_waited_for_and_not_taken_for_the_own() {
+    // So many that the first to be looked at is hardly the own one by chance.
+    const DYING: usize = 5;
+    let world = World::new("dying").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    let lease = world.lead(&election).await;
+    let own = world.queue().await.remove(0);
+    lease.release().await;
+    let prefix = world.path(&format!("leader/{}_", own.rsplit_once('_').unwrap().0));
+    let mut dying = vec![];
+    for _ in 0..DYING {
+        let (_, number) = world.zk.create(&prefix, b"web1\n", &EPHEMERAL_SEQUENTIAL).await.unwrap();
+        dying.push(format!("{prefix}{number}"));
+    }
+    // Whoever makes a candidate tells the name of its host.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    proxy.set(Mode::DeafAfter(host.leak(), 0));
+    let ((lease, led), gone) = tokio::join!(async { (world.lead(&election).await, Instant::now()) }, async {
+        world.eventually("the candidate is made", async || world.queue().await.len() == DYING + 1).await;
+        proxy.cut().await;
+        pass(T / 2).await;
+        assert_eq!(world.queue().await.len(), DYING + 1);
+        let gone = Instant::now();
+        for path in &dying {
+            world.zk.delete(path, None).await.unwrap();
+        }
+        gone
+    });
+    assert!(led > gone, "it leads beside a session that is dying");
+    let queue = world.queue().await;
+    assert_eq!(queue.len(), 1);
+    let stat = world.zk.check_stat(&world.path(&format!("leader/{}", queue[0]))).await.unwrap().unwrap();
+    assert_eq!(lease.term(), Term(stat.czxid));
+    within(T, lease.commit(at(1))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_reply_to_the_making_whose_session_ends_as_well_leaves_one_candidate_of_the_next_session() {
+    let world = World::new("lost-session").await;
+    let proxy = Proxy::to(&world.server).await;
+    let election = world.election_through(&proxy.address);
+    world.lead(&election).await.release().await;
+    proxy.set(Mode::DeafAfter("/leader/", 0));
+    let (lease, lost) = tokio::join!(world.lead(&election), async {
+        world.eventually("the candidate is made", async || world.queue().await.len() == 1).await;
+        let lost = world.queue().await;
+        proxy.end_session().await;
+        proxy.cut().await;
+        lost
+    });
+    let queue = world.queue().await;
+    assert_eq!(queue.len(), 1);
+    assert_ne!(queue, lost);
+    let stat = world.zk.check_stat(&world.path(&format!("leader/{}", queue[0]))).await.unwrap().unwrap();
+    assert_eq!(lease.term(), Term(stat.czxid));
+    within(T, lease.commit(at(1))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 
-use crate::consume::printed_option;
+use crate::consume::{ids, printed_option};
 use crate::support::{End, Gate, Handler, Message, Process, World, is_full, value};
 
 /// The sequence of cases is always the same.
@@ -334,6 +334,41 @@ fn what_an_unclean_election_has_cut_off_is_never_skipped_in_silence() {
             world.leads(&topic, partition, (follower, &[1, 2]));
         }
         (leader, follower) = (follower, leader);
+    }
+}
+
+#[test]
+fn records_that_are_deleted_behind_the_offset_change_nothing() {
+    let world = World::new("behind");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..5));
+    let gate = world.gate();
+    // All but the first records are held up.
+    let handler = world.handler(&format!("[ $KSYNC_BATCH_FIRST_OFFSET -lt 5 ] || await {gate}"));
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("the first are done", || seat.offset() == Some(5));
+    world.kafka.produce(&products, ids(5..10));
+    world.eventually("the next are at the handler", || handler.runs().iter().any(|run| run.first == 5));
+    let delete = |until: i64| {
+        world.kafka.delete_records(&products, 0, until);
+        world.eventually("the log begins there", || world.kafka.log(&products, 0).0 == until);
+    };
+    // Further behind, and right up to it.
+    delete(3);
+    delete(5);
+    gate.open();
+    world.kafka.produce(&products, ids(10..15));
+    world.eventually("all are done", || seat.offset() == Some(15));
+    delete(15);
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    world.kafka.produce(&products, ids(15..20));
+    let mut next = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    assert_eq!(next.wait(), End::Status(0));
+    assert_eq!(handler.payloads(), (0..20).map(|id| format!("{{\"id\":{id}}}")).collect::<Vec<_>>());
+    for process in [consumer, next] {
+        assert_eq!([process.log_of("warn"), process.log_of("error")].concat(), Vec::<String>::new());
     }
 }
 

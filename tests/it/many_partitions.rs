@@ -1,12 +1,13 @@
 //! Many partitions: how they are spread over the processes of a name, and commits that are grouped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::consume::ids;
-use crate::support::{End, Process, World, is_full, value};
+use crate::support::{End, Process, Seat, World, is_full, value};
 
 /// Partitions are spread once nobody has come or gone for six of them. Long enough that no session ends while the machine is busy.
 const T: &str = "--session-timeout 3s";
@@ -95,6 +96,41 @@ fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_
         done.entry(run.partition).or_default().extend(run.offsets());
     }
     assert_eq!(done, (0..partitions).map(|partition| (partition, Vec::from_iter(0..ends))).collect());
+}
+
+/// How many connections the process has.
+fn connections(process: &Process) -> usize {
+    let open = fs::read_dir(format!("/proc/{}/fd", process.pid)).unwrap();
+    // Some are closed meanwhile.
+    let targets = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+}
+
+#[test]
+fn a_process_that_leads_64_partitions_of_several_topics_has_one_session_and_as_many_connections_as_for_one_partition() {
+    let world = World::new("one-session");
+    let (one, topics) =
+        (world.topic("one", 1), [40, 20, 4].map(|count| (world.topic(&format!("of-{count}"), count), count)));
+    let handler = world.handler("");
+    let start = |options: &str| world.consume(&format!("{options} -n indexer --mirror-group off -j 4 -- {handler}"));
+    let of_one = start(&format!("-t {one}"));
+    let named = topics.each_ref().map(|(topic, _)| format!("-t {topic}")).join(" ");
+    let of_many = start(&named);
+    world.kafka.produce(&one, [value("1")]);
+    for (topic, count) in &topics {
+        world.kafka.produce(topic, (0..*count).map(|partition| value("1").to(partition)));
+    }
+    let seats =
+        || topics.iter().flat_map(|(topic, count)| (0..*count).map(|number| world.seat(topic, number, "indexer")));
+    let seats: Vec<_> = seats().chain([world.seat(&one, 0, "indexer")]).collect();
+    world.eventually("all is done", || seats.iter().all(|seat| seat.offset() == Some(1)));
+    let owner = |seat: &Seat| {
+        let [candidate] = &seat.candidates()[..] else { panic!("{:?}", seat.candidates()) };
+        seat.node(&format!("leader/{candidate}")).unwrap().1.ephemeral_owner
+    };
+    let sessions: BTreeSet<_> = seats[..64].iter().map(owner).collect();
+    assert_eq!((sessions.len(), sessions.contains(&owner(&seats[64]))), (1, false));
+    world.eventually("as many connections", || connections(&of_many) == connections(&of_one));
 }
 
 #[test]

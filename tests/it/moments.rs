@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -18,7 +19,7 @@ const CALLS: &str = "write,writev,sendto,sendmsg,fsync,fdatasync,vfork,clone,clo
 /// By which a handler is begun.
 const START: &str = "vfork,clone,clone3";
 /// How many that were killed are followed at a time.
-const TOGETHER: usize = 8;
+pub const TOGETHER: usize = 8;
 
 /// Where it dies within its two batches: strace comes while the handler of the batch with this first offset is held up,
 /// and counts from then on. It does so for each call and each thread, and so a first one comes in each run, whoever
@@ -127,17 +128,13 @@ fn within_batches(world: &World, topic: &str) {
     }
 }
 
-/// A consumer whose calls strace follows from the beginning; not those of the processes that it starts.
-fn traced(world: &World, options: &str, (topic, name, handler): (&str, &str, &Handler)) -> Process {
-    let consume = format!("{CONSUME} -t {topic} -n {name} -e --session-timeout 1s --batch-size {BATCH} -- {handler}");
-    world.start("strace", &format!("-f -b execve -qq -e trace={CALLS} -e signal=none {options} {consume}"), &[])
+/// A command whose calls strace follows from the beginning; not those of the processes that it starts.
+pub fn traced(world: &World, options: &str, command: &str) -> Process {
+    world.start("strace", &format!("-f -b execve -qq -e trace={CALLS} -e signal=none {options} {command}"), &[])
 }
 
-/// The most that a thread makes of each call, in a run that nothing disturbs.
-fn calls(world: &World, topic: &str) -> BTreeMap<String, usize> {
-    let (file, handler) = (world.file("calls"), world.handler(""));
-    let mut whole = traced(world, &format!("-o {}", file.display()), (topic, "whole", &handler));
-    assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
+/// The most that a thread has made of each call, by what strace has written to this file.
+pub fn most_calls(file: &Path) -> BTreeMap<String, usize> {
     let mut counts = HashMap::<(String, String), usize>::new();
     for line in fs::read_to_string(file).unwrap().lines() {
         // THREAD CALL(..
@@ -154,6 +151,19 @@ fn calls(world: &World, topic: &str) -> BTreeMap<String, usize> {
     most
 }
 
+fn consume_traced(world: &World, options: &str, (topic, name, handler): (&str, &str, &Handler)) -> Process {
+    let consume = format!("{CONSUME} -t {topic} -n {name} -e --session-timeout 1s --batch-size {BATCH} -- {handler}");
+    traced(world, options, &consume)
+}
+
+/// The calls of a run that nothing disturbs.
+fn calls(world: &World, topic: &str) -> BTreeMap<String, usize> {
+    let (file, handler) = (world.file("calls"), world.handler(""));
+    let mut whole = consume_traced(world, &format!("-o {}", file.display()), (topic, "whole", &handler));
+    assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
+    most_calls(&file)
+}
+
 /// Kills at each call of a whole run, its start and its end among them.
 fn anywhere(world: &World, topic: &str) {
     let calls = calls(world, topic);
@@ -165,7 +175,7 @@ fn anywhere(world: &World, topic: &str) {
         for (index, (call, number)) in moments.iter().enumerate() {
             let (name, handler) = (format!("{round}-{index}"), world.handler("sleep 0.05"));
             let inject = format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
-            let mut first = traced(world, &inject, (topic, &name, &handler));
+            let mut first = consume_traced(world, &inject, (topic, &name, &handler));
             // How many calls a thread makes differs from run to run.
             match first.wait() {
                 End::By(Signal::KILL) => by_signal += 1,
