@@ -8,6 +8,8 @@ from deliveries import one_at_a_time
 from deliveries import seldom_twice
 from fences import Fences
 from fences import fenced
+from forwards import Forwards
+from forwards import forwarded_seldom_twice
 from growth import no_growth
 from health import goes_on
 from health import longest_gap
@@ -30,6 +32,7 @@ class Verdict:
 
 def check(history):
     fences, messages = Fences(history.txns), Messages(history)
+    forwards = Forwards(history, messages)
     violations = [
         *convergence(history),
         *no_lost_update(history),
@@ -37,6 +40,7 @@ def check(history):
         *complete_and_in_order(history, fences, messages),
         *fenced(history, fences),
         *seldom_twice(history, fences),
+        *forwarded_seldom_twice(history, forwards),
         *one_at_a_time(history, fences),
         *not_early(history, messages),
         *goes_on(history, fences),
@@ -45,7 +49,7 @@ def check(history):
     ]
     return Verdict(
         violations,
-        duplicates(history),
+        {**duplicates(history), **forwards.duplicates()},
         longest_gap(history, fences),
         longest_gap(history, fences, healthy_only=False),
         sum(len(reigns) for reigns in fences.reigns.values()),

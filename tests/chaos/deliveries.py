@@ -9,7 +9,8 @@ from history import Violation
 CLOCK_SECS = 0.002
 # What a process that was stopped needs after it wakes to end its handler.
 WAKING_SECS = 1.5
-CLEAN = ("terminate", "rolling restart", "writers killed", "broker killed", "broker stopped", "store away")
+CLEAN = ("terminate", "rolling restart", "writers killed", "broker killed", "broker stopped", "store away", "clock jumps",
+         "clock strobes")
 
 
 def seats(history):
@@ -105,7 +106,10 @@ def is_excused(history, run, before):
     # Whoever did the records before may have been hit long ago: without a broker nobody begins anew.
     since = min(before.ended, run.begun - 3 * history.settings.session_secs)
     is_new = run.term != before.term
-    near = [fault.kind for fault in history.faults if fault.begun <= run.begun and fault.healed >= since]
+    near = [
+        fault.kind for fault in history.faults
+        if fault.begun <= run.begun and fault.healed >= since and fault.hits(run.seat.name)
+    ]
     if is_new:
         return any(kind not in CLEAN for kind in near)
     # It had written down that all was done, and did not live to say so.

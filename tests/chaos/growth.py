@@ -11,8 +11,8 @@ WARM_UP_SECS = 10 * 60
 # Over less time a slope says nothing.
 LEAST_SECS = 30 * 60
 LIMIT_KIB_AN_HOUR = 1024
-# From the first quarter of its life to the last one.
-MORE_FILES = 2
+# From the first quarter of its life to the last one; for the second one see health.py.
+MORE = {"own_files": (2, "files"), "broker_threads": (4, "threads for brokers")}
 
 
 @dataclasses.dataclass
@@ -21,7 +21,8 @@ class Growth:
     hours: float
     # The median of the slopes between any two samples: it heeds neither a peak nor a step down.
     kib_an_hour: float
-    files: tuple
+    # By what is held: in the first quarter and in the last one.
+    held: dict
     at: float
 
 
@@ -36,8 +37,9 @@ def growths(history):
         if warm and warm[-1]["at"] - warm[0]["at"] >= LEAST_SECS:
             hours = (warm[-1]["at"] - warm[0]["at"]) / 3600
             quarter = max(1, len(warm) // 4)
-            files = tuple(statistics.median(note["files"] for note in part) for part in (warm[:quarter], warm[-quarter:]))
-            yield Growth(member, hours, slope(warm), files, warm[0]["at"])
+            parts = warm[:quarter], warm[-quarter:]
+            held = {what: [statistics.median(note[what] for note in part) for part in parts] for what in MORE}
+            yield Growth(member, hours, slope(warm), held, warm[0]["at"])
 
 
 def slope(notes):
@@ -51,14 +53,15 @@ def no_growth(history):
         where = f"{growth.member} over {growth.hours:.1f} h"
         if growth.kib_an_hour >= LIMIT_KIB_AN_HOUR:
             yield Violation(10, f"memory of {where}: {growth.kib_an_hour / 1024:+.2f} MiB an hour", growth.at)
-        before, after = growth.files
-        if after > before + MORE_FILES:
-            yield Violation(10, f"files of {where}: {before:.0f}, then {after:.0f}", growth.at)
+        for what, (more, name) in MORE.items():
+            before, after = growth.held[what]
+            if after > before + more:
+                yield Violation(10, f"{name} of {where}: {before:.0f}, then {after:.0f}", growth.at)
 
 
 def lines(history):
     """For a person."""
     for growth in growths(history):
-        before, after = growth.files
+        before, after = growth.held["own_files"]
         yield (f"{growth.member}: {growth.kib_an_hour / 1024:+.2f} MiB an hour over {growth.hours:.1f} h, "
-               f"{before:.0f} files, then {after:.0f}")
+               f"{before:.0f} files of its own, then {after:.0f}")

@@ -1,9 +1,8 @@
 """What happened in a run, as the journals, the primary, the topics and ZooKeeper's logs have it."""
 
-import bisect
 import dataclasses
-import re
 from array import array
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +45,9 @@ class Log:
 
     def sum(self, first, last):
         return (self.sums[last + 1] - self.sums[first]) % 2**64
+
+    def key(self, offset):
+        return self.ops[offset], self.ids[offset]
 
     def keys(self):
         """For each record what tells its change from all others."""
@@ -100,6 +102,11 @@ class Fault:
     healed: float
     victims: list = dataclasses.field(default_factory=list)
 
+    def hits(self, name):
+        """Whether processes of that name may feel it: those of another name alone were hit by what hit only these."""
+        kinds = [str(victim).rpartition("-")[0] for victim in self.victims]
+        return not kinds or any(kind in (name, "kafka", "zookeeper", "") for kind in kinds)
+
 
 @dataclasses.dataclass
 class Settings:
@@ -130,6 +137,8 @@ class History:
     faults: list = dataclasses.field(default_factory=list)
     # All other lines of the harness' own journal.
     notes: list = dataclasses.field(default_factory=list)
+    # The folder with those of the processes.
+    logs: Path = None
     # From when to when the world was under test.
     begun: float = 0.0
     ended: float = 0.0
@@ -151,39 +160,6 @@ class History:
                 spans.append((since, fault.begun))
             since = max(since, fault.healed + recovery_secs)
         return [*spans, (since, self.ended)] if since < self.ended else spans
-
-    def around(self, violation, secs=5.0, most=24):
-        """The lines of what happened near a violation, to its seats and to all, for whoever looks for the cause."""
-        lines = [(fault.begun, f"fault: {fault.kind} {fault.victims}") for fault in self.faults]
-        lines += [(fault.healed, f"healed: {fault.kind} {fault.victims}") for fault in self.faults]
-        for run in self.runs:
-            if concerns(violation, run.seat.name, run.seat.partition):
-                text = f"run {run.run} of {run.seat}, term {run.term}, offsets {run.first} to {run.last}"
-                lines.append((run.begun, f"{text} begins"))
-                if run.ended:
-                    lines.append((run.ended, f"{text}: {run.outcome}"))
-        for txn in self.txns:
-            for operation in txn.operations:
-                names = operation.path.split("/")
-                if names[-1] == "offset" and concerns(violation, names[-2], names[-3]):
-                    lines.append((txn.at, f"zookeeper: {operation.path} = {operation.data.decode()}"))
-        lines = sorted(line for line in lines if abs(line[0] - violation.at) <= secs)
-        middle = bisect.bisect(lines, (violation.at,))
-        lines = [*lines[max(0, middle - most // 2):middle + most // 2], *self.of_transaction(violation)]
-        return [f"{at:.3f} {text}" for at, text in sorted(lines)]
-
-    def of_transaction(self, violation):
-        """What is known of the first one that the text names, however far away."""
-        op = next((self.ops.get(int(number)) for number in re.findall(r"transaction (\d+)", violation.text)), None)
-        if op:
-            yield op.begun, f"transaction {op.op} begins: its delay messages are acknowledged"
-            if op.committed:
-                yield op.committed, f"transaction {op.op} has committed"
-            yield op.ended, f"the ksync-stream of transaction {op.op} ends with status {op.status}"
-
-
-def concerns(violation, name, partition):
-    return violation.text.startswith((f"{name}/{partition}:", f"{name}:"))
 
 
 class Snapshot:

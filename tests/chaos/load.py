@@ -71,6 +71,7 @@ def load(folder):
     history.runs, history.holes = runs(folder / "runs.jsonl")
     history.ops = ops(folder / "actions.jsonl", notes)
     history.txns = txn_log.read(folder)
+    history.logs = folder.parent / "logs"
     return history
 
 

@@ -6,25 +6,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from pathlib import Path
 
+from clock import RIGHT
+from held import held
 from world import DELAY_SECS
 from world import SESSION_SECS
 from world import TOPIC
 
 HERE = Path(__file__).resolve().parent
-PYTHON = [sys.executable, "-I", "-S"]
+# What it writes down has to be by the right clock, also where that of the process that starts it is wrong.
+PYTHON = [*RIGHT, sys.executable, "-I", "-S"]
 KINDS = ("index", "cache", "delayer")
 EACH = 3
+NAMES = tuple(f"{kind}-{number}" for kind in KINDS for number in range(1, EACH + 1))
 GRACE_SECS = 12
 
 
-def environment(world):
-    """With a mark, so that what is left of any process can be found."""
+def environment(world, clock=None):
+    """With a mark, so that what is left of any process can be found; and with the clock of that name, if there is one."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("KSYNC_")}
     if world.mutant:
         env["KSYNC_MUTANT"] = world.mutant
+    if clock in world.clocks:
+        env |= world.clocks[clock].environment()
     return {**env, "KSYNC_CONFIG": "/dev/null", "KSYNC_BOOTSTRAP_SERVER": world.kafka, "CHAOS_RUN": str(world.folder)}
 
 
@@ -52,7 +57,7 @@ class Member:
         with self.lock:
             with open(self.world.logs / f"{self.name}.log", "ab") as log:
                 outputs = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-                self.process = subprocess.Popen(self.command, env=environment(self.world), **outputs)
+                self.process = subprocess.Popen(self.command, env=environment(self.world, self.name), **outputs)
             self.is_wanted = True
             self.world.journal.add("started", member=self.name, pid=self.pid)
 
@@ -158,16 +163,12 @@ class Members:
 
     def measure(self, when):
         """Writes down what each of them holds of the system."""
+        brokers = {node.ports["client"] for node in self.world.brokers}
         for member in self.all:
             # It may end meanwhile, and be without memory then.
             with contextlib.suppress(OSError, KeyError):
                 pid = member.pid
-                status = Path(f"/proc/{pid}/status").read_text()
-                fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-                names = Counter(task.read_text().strip() for task in Path(f"/proc/{pid}/task").glob("*/comm"))
-                held = {"threads": sum(names.values()), "rss_kib": int(fields["VmRSS"].split()[0])}
-                held |= {"files": len(os.listdir(f"/proc/{pid}/fd")), "names": names}
-                self.world.journal.add("measured", when=when, member=member.name, pid=pid, **held)
+                self.world.journal.add("measured", when=when, member=member.name, pid=pid, **held(pid, brokers))
 
 
 def strays(world):

@@ -1,20 +1,26 @@
 """Carries out a schedule of faults, and writes down what it did and when that was healed."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
+from held import handlers
 from members import KINDS
+from members import NAMES
 from world import node_signal
 
 # A server that does not listen again by then is left to the end, where all are healed.
 RETURN_LIMIT_SECS = 20
 # By the word in the kinds of their faults.
 SERVERS = {"zookeeper": "zookeeper", "broker": "kafka"}
+# Whose clocks may be wrong: each member has one of its own, all writers one together.
+CLOCKS = (*NAMES, "writers")
+JUMP_SECS = 3 * 3600
+STROBE_SECS = 2
 
 
 class Nemesis:
@@ -177,10 +183,10 @@ class Nemesis:
         return [handler_signal(pid, signal.SIGKILL) for pid in self.handlers()]
 
     def handler_stopped(self, victim, secs):
-        handlers = self.handlers()
-        if not handlers:
+        found = self.handlers()
+        if not found:
             raise ValueError("no handler was at work")
-        pid = handlers[victim % len(handlers)]
+        pid = found[victim % len(found)]
         handler_signal(pid, signal.SIGSTOP)
         time.sleep(secs)
         handler_signal(pid, signal.SIGCONT)
@@ -188,14 +194,7 @@ class Nemesis:
 
     def handlers(self):
         """Those that the members have started."""
-        found = []
-        for member in self.members.all:
-            with contextlib.suppress(OSError, ValueError):
-                for task in Path(f"/proc/{member.pid}/task").iterdir():
-                    for pid in map(int, (task / "children").read_text().split()):
-                        if b"handler.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                            found.append(pid)
-        return found
+        return [pid for member in self.members.all for pid in handlers(member.pid)]
 
     def store_away(self, victim, secs):
         kind = ("index", "cache")[victim % 2]
@@ -208,6 +207,34 @@ class Nemesis:
     def writers_killed(self, _victim, _secs):
         self.writers.kill()
         return []
+
+    def clock_jumps(self, victim, secs):
+        """By as much as its number among all victims tells, and back again."""
+        return self.with_clock(victim, secs, [(victim / (1 << 15) - 1) * JUMP_SECS], secs)
+
+    def clock_strobes(self, victim, secs):
+        return self.with_clock(victim, secs, [STROBE_SECS, -STROBE_SECS], 0.1)
+
+    def with_clock(self, victim, secs, times, each_secs):
+        clock = self.world.clocks[clock_of(victim)]
+        with clock.lock:
+            end = time.monotonic() + secs
+            for ahead_secs in itertools.cycle(times):
+                clock.set(ahead_secs)
+                time.sleep(each_secs)
+                if time.monotonic() >= end:
+                    break
+            clock.set(0)
+        return [clock.name]
+
+
+def clock_of(victim):
+    return CLOCKS[victim % len(CLOCKS)]
+
+
+def with_clocks(schedule):
+    """Who needs a clock that can be wrong. The others have none: it wakes each waiting thread a hundred times a second."""
+    return {clock_of(planned.victim) for planned in schedule if planned.kind.startswith("clock")}
 
 
 def handler_signal(pid, number):

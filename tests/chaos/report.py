@@ -3,6 +3,7 @@
 from collections import Counter
 
 import growth
+from around import around
 
 MOST_VIOLATIONS = 10
 
@@ -33,8 +34,7 @@ def report(seed, history, verdict):
         shown[violation.point] += 1
         if shown[violation.point] <= MOST_VIOLATIONS:
             yield f"  point {violation.point}: {violation.text}"
-            if shown[violation.point] == 1:
-                yield from (f"      {line}" for line in history.around(violation))
+            yield from (f"      {line}" for line in around(history, violation))
     for point, count in sorted(points.items()):
         if count > MOST_VIOLATIONS:
             yield f"  point {point}: {count - MOST_VIOLATIONS} more"

@@ -8,10 +8,12 @@ import threading
 import time
 
 import load
+from clock import clocks
 from halts import halts
 from members import Members
 from members import strays
 from nemesis import Nemesis
+from nemesis import with_clocks
 from programs import Failure
 from proxy import Proxies
 from schedule import KINDS
@@ -89,6 +91,7 @@ def put_to_the_test(world, binaries, members, profile):
     mean_secs = min(profile.mean_secs, chaos_secs / profile.faults / PAUSES)
     planned = schedule(world.seed, profile.faults, mean_secs, profile.kinds)
     (world.folder / "schedule.json").write_text(json.dumps([dataclasses.asdict(fault) for fault in planned], indent=0))
+    world.clocks = clocks(with_clocks(planned), world.folder, world.journal)
     members.start()
     eventually("all partitions are led", 60, lambda: all_led(world))
     world.journal.add("begun")
@@ -112,6 +115,8 @@ def put_to_the_test(world, binaries, members, profile):
 def heal(world, members):
     for file in world.history.glob("outage-*"):
         file.unlink(missing_ok=True)
+    for clock in world.clocks.values():
+        clock.set(0)
     members.heal()
     world.heal_servers()
     world.journal.add("all healed")

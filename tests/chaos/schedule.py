@@ -23,6 +23,8 @@ KINDS = {
     "handler stopped": (2, (1, 8)),
     "store away": (3, (1, 6)),
     "writers killed": (2, (0, 0)),
+    "clock jumps": (3, (1, 10)),
+    "clock strobes": (2, (1, 6)),
 }
 
 

@@ -67,6 +67,8 @@ class World:
         self.servers_folder = folder / "servers"
         self.history = folder / "history"
         self.logs = folder / "logs"
+        # By the name of the member that goes by it.
+        self.clocks = {}
 
     def __enter__(self):
         if self.servers_folder.exists():

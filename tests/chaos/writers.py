@@ -104,7 +104,7 @@ class Writers:
         command = [*self.command, *options, "--chunk-size", str(run.rows), "--", *self.action, *run.plan]
         with open(self.world.logs / "streams.log", "ab") as log:
             outputs = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
-            process = subprocess.Popen(command, env=environment(self.world), **outputs)
+            process = subprocess.Popen(command, env=environment(self.world, "writers"), **outputs)
         self.running.add(process)
         begun = time.time()
         try:
