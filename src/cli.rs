@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -113,6 +114,9 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
             return Exit::Person.status().into();
         }
     };
+    // Where the machine refuses a new thread tokio panics, unless it has one that may come free.
+    let (spare, kept) = mpsc::channel::<()>();
+    runtime.spawn_blocking(move || kept.recv());
     let result = runtime.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
         let signals = Signals::new(hang_up)?;
@@ -123,6 +127,7 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
             signal = signals.until_impatient(&trigger, grace) => Ok(Ended::By(signal)),
         }
     });
+    drop(spare);
     // Ends the tasks, and with them their handlers; a call that still waits for a server must not hold up the end.
     runtime.shutdown_timeout(END);
     let exit = match result {

@@ -31,7 +31,7 @@ async fn main() -> Result<()> {
     let ms = |text: &String| anyhow::Ok(Duration::from_millis(text.parse().context(USAGE)?));
     let time = Duration::from_secs(seconds.parse().context(USAGE)?);
     let plan = Plan { time, every: ms(every)?, interval: ms(interval)? };
-    let election = Election::ZooKeeper(ZooKeeper::connect(&servers.parse()?, SESSION)?);
+    let election = Election::ZooKeeper(ZooKeeper::connect(&servers.parse()?, SESSION));
     let leases = lead(&election, partitions.parse().context(USAGE)?).await?;
     writeln!(io::stdout(), "leading")?;
     let mut working = JoinSet::new();

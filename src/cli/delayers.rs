@@ -83,7 +83,7 @@ struct Delayers {
 }
 
 async fn seen(servers: &Servers, delay_topic: &Topic) -> Result<Delayers> {
-    let election = Election::ZooKeeper(ZooKeeper::connect(servers, SESSION)?);
+    let election = Election::ZooKeeper(ZooKeeper::connect(servers, SESSION));
     let answers =
         timeout(LOOK, async { tokio::try_join!(election.candidates(delay_topic), election.delay_of(delay_topic)) })
             .await;

@@ -120,7 +120,7 @@ impl LeaderOptions {
             reader: Reader::open(cluster, &admin, &group, partitions, self.ahead(name))?,
             mirror,
             admin,
-            election: Election::ZooKeeper(ZooKeeper::connect(zookeeper, self.session_timeout)?),
+            election: Election::ZooKeeper(ZooKeeper::connect(zookeeper, self.session_timeout)),
             claimed: OnceCell::new(),
             name: name.clone(),
             topics,

@@ -127,7 +127,7 @@ impl ThrottleOptions {
         let mut gauges = vec![];
         let (limits, is_asked_for) = self.limits();
         if let Some(servers) = zookeeper.filter(|_| !limits.are_none()) {
-            let election = Election::ZooKeeper(ZooKeeper::connect(servers, SESSION)?);
+            let election = Election::ZooKeeper(ZooKeeper::connect(servers, SESSION));
             let lag = Lag { topic: topic.clone(), limits, election, ends: Ends::open(cluster)? };
             gauges.push(Gauge::lag(lag, is_asked_for).await?);
         }

@@ -21,7 +21,7 @@ use crate::topic::TopicPartition;
 /// What the first run begins with.
 #[derive(Default)]
 pub(super) struct Leave<'a> {
-    /// It is given its input once this says so.
+    /// It is given its input once this says so; if it cannot be started so soon, the next one is.
     pub going: Option<oneshot::Receiver<()>>,
     /// Where it need not wait for one.
     pub permit: Option<SemaphorePermit<'a>>,
@@ -66,7 +66,7 @@ impl Handling<'_> {
                 self.commit_undone(turn).await?;
             }
             let outcome = {
-                let run = self.run(turn, &records, attempt, std::mem::take(&mut leave));
+                let run = self.run(turn, &records, attempt, &mut leave);
                 tokio::select! {
                     biased;
                     outcome = run => outcome?,
@@ -167,14 +167,8 @@ impl Handling<'_> {
         is_small && (records == 1 || load.bytes() * 2 <= limits.bytes)
     }
 
-    async fn run(
-        &self,
-        turn: &Turn,
-        records: &[usize],
-        attempt: u32,
-        Leave { going, permit }: Leave<'_>,
-    ) -> Result<Outcome, End> {
-        let permit = match permit {
+    async fn run(&self, turn: &Turn, records: &[usize], attempt: u32, leave: &mut Leave<'_>) -> Result<Outcome, End> {
+        let permit = match leave.permit.take() {
             Some(permit) => permit,
             None => tokio::select! {
                 permit = self.held.during(Waiting::Slot, self.consume.permit()) => permit,
@@ -197,10 +191,11 @@ impl Handling<'_> {
         };
         let lines = turn.lines(records);
         let go = async {
-            match going {
-                Some(going) => going.await.is_ok(),
-                None => true,
-            }
+            let Some(going) = &mut leave.going else { return true };
+            let goes = going.await.is_ok();
+            // Whoever comes later need not ask.
+            leave.going = None;
+            goes
         };
         let stop = async {
             self.held.lease.lost().await;

@@ -80,7 +80,7 @@ impl Fence {
 
     /// Writes offset and state. To be called never again after an error: it may have been carried out all the same.
     pub async fn commit(&mut self, state: &State) -> Result<(), Lost> {
-        let results = self.write(state).await.map_err(why_not_committed)?;
+        let results = self.write(state).await.map_err(|err| self.why_not_committed(err))?;
         self.version = written_version(&results).unwrap_or(self.version + 1);
         Ok(())
     }
@@ -94,6 +94,18 @@ impl Fence {
         transaction.add_set_data(&self.offset, offset.as_bytes(), version)?;
         transaction.add_set_data(&self.state, &json, None)?;
         transaction.commit().await
+    }
+
+    fn why_not_committed(&self, err: CheckWriteError) -> Lost {
+        match err {
+            CheckWriteError::CheckFailed { source: Error::NoNode } => Lost::CandidateGone,
+            CheckWriteError::OperationFailed { source: Error::BadVersion | Error::NoNode, .. } => Lost::OffsetMoved,
+            CheckWriteError::CheckFailed { source } => why_unanswered(source, &self.candidate),
+            CheckWriteError::OperationFailed { index: 1, source } => why_unanswered(source, &self.state),
+            CheckWriteError::OperationFailed { source, .. } | CheckWriteError::RequestFailed { source } => {
+                why_unanswered(source, &self.offset)
+            }
+        }
     }
 
     pub fn heart(&self) -> Heart {
@@ -116,7 +128,7 @@ impl Heart {
         match self.session.client.set_data(&self.candidate, self.card.as_bytes(), None).await {
             Ok(_) => Ok(()),
             Err(Error::NoNode) => Err(Lost::CandidateGone),
-            Err(err) => Err(why_unanswered(err)),
+            Err(err) => Err(why_unanswered(err, &self.candidate)),
         }
     }
 }
@@ -137,21 +149,11 @@ fn written_version(results: &[MultiWriteResult]) -> Option<i32> {
     }
 }
 
-fn why_not_committed(err: CheckWriteError) -> Lost {
-    match err {
-        CheckWriteError::CheckFailed { source: Error::NoNode } => Lost::CandidateGone,
-        CheckWriteError::OperationFailed { source: Error::BadVersion | Error::NoNode, .. } => Lost::OffsetMoved,
-        CheckWriteError::CheckFailed { source }
-        | CheckWriteError::OperationFailed { source, .. }
-        | CheckWriteError::RequestFailed { source } => why_unanswered(source),
-    }
-}
-
 /// What an error means that tells nothing about who leads. Only the errors named here are a server's own answer.
-fn why_unanswered(err: Error) -> Lost {
+fn why_unanswered(err: Error, node: &str) -> Lost {
     match err {
         Error::NoAuth | Error::QuotaExceeded | Error::MarshallingError | Error::NotReadOnly | Error::Throttled => {
-            Lost::Refused(err.to_string())
+            Lost::Refused(format!("{node}: {err}"))
         }
         err => {
             debug!("a write was not answered: {err}");

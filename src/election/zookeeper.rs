@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use log::{debug, info, warn};
+use rustix::system::uname;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -44,19 +44,17 @@ pub struct ZooKeeper {
 impl ZooKeeper {
     /// Starts to connect, in the background and for ever: while no server answers, a warning names them now and then.
     ///
-    /// Needs a tokio runtime. Fails only where the machine's name cannot be read.
-    pub fn connect(servers: &Servers, session_timeout: Duration) -> Result<ZooKeeper> {
-        let hostname = "/proc/sys/kernel/hostname";
-        let host = std::fs::read(hostname).with_context(|| format!("cannot read {hostname}"))?;
+    /// Needs a tokio runtime.
+    pub fn connect(servers: &Servers, session_timeout: Duration) -> ZooKeeper {
         let (sender, sessions) = watch::channel(None);
         let (end, closing) = Shutdown::new();
         let keeper = Keeper { servers: servers.clone(), session_timeout, sessions: sender, closing, outage: None };
         tokio::spawn(keeper.run());
         let process = format!("{:032x}", rand::random::<u128>()).into();
         // It may be any bytes; it only tells people where to look.
-        let card = Card { host: String::from_utf8_lossy(host.trim_ascii_end()).into_owned(), handler: None };
+        let card = Card { host: uname().nodename().to_string_lossy().into_owned(), handler: None };
         let (card, has_warned, end) = (Arc::new(card), Arc::default(), Arc::new(end));
-        Ok(ZooKeeper { process, card, has_warned, servers: servers.clone(), sessions, end })
+        ZooKeeper { process, card, has_warned, servers: servers.clone(), sessions, end }
     }
 
     pub(super) fn with_handler(self, handler: &str) -> ZooKeeper {

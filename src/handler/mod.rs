@@ -23,6 +23,7 @@ mod workers;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use rustix::fs::{Access, access};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys::Program;
 use crate::topic::{Name, Offset, TopicPartition};
@@ -63,6 +65,9 @@ const NEVER_PASSED: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC
 
 /// Where programs are looked for when there is no PATH, as glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// The file that we run. By it the warden is started, and beside it stands who is whose descendant.
+const OURSELVES: &str = "/proc/self/exe";
 
 /// Python's output goes through a buffer of its own otherwise, and comes late.
 const UNBUFFERED: &str = "PYTHONUNBUFFERED";
@@ -280,8 +285,10 @@ fn outcome(ended: Result<(), Failure>, report: Result<Vec<u8>, TooLong>, stderr:
 
 /// To be called once, by a program that begins with [`is_warden`], before it runs a command: from now on nothing of
 /// a run stays behind, however this process ends, and descendants that leave their group are killed, too. It must not
-/// start processes of its own any more, which would be taken for such descendants.
+/// start processes of its own any more, which would be taken for such descendants. Fails where there is no /proc.
 pub fn leave_nothing_behind() -> Result<()> {
+    fs::read_link(OURSELVES)
+        .map_err(|err| Exit::Misconfigured.because(anyhow!("cannot read {OURSELVES}: {err}; is /proc mounted?")))?;
     descendants::adopt().context("cannot become a subreaper")?;
     warden::start().context("cannot start the warden of the handlers")
 }

@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use super::OURSELVES;
 use super::descendants::{self, Marker};
 use crate::sys::{Place, Program};
 
@@ -155,7 +156,7 @@ fn hire() -> io::Result<(Pid, PipeWriter)> {
     ioctl_fionbio(&writer, true)?;
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     // The file that we run, even if another one has its name by now. Of our environment it needs nothing.
-    let program = Program::new("/proc/self/exe".as_ref(), [NAME.as_ref()], [])?;
+    let program = Program::new(OURSELVES.as_ref(), [NAME.as_ref()], [])?;
     let descriptors = [reader.as_fd(), nothing.as_fd(), nothing.as_fd()];
     Ok((descendants::start(&program, &descriptors, Place::Aloof)?, writer))
 }

@@ -266,6 +266,11 @@ impl Worker {
         Failed { failure, report: Report::default(), stderr: self.stderr.end() }
     }
 
+    /// Kills what is left of it, at once: whatever it still has to say, another process may lead soon.
+    pub async fn kill(self) {
+        drop(self.group.end().await);
+    }
+
     /// The next that it says, while it is given what is to be written. Cancelling loses nothing.
     ///
     /// Fails where it has ended, or has closed its stdout, or what it says cannot be read.

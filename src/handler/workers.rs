@@ -102,7 +102,7 @@ impl Workers {
                 if is_free {
                     self.keep(hired);
                 } else {
-                    drop(hired.worker.end(Failure::Gone).await);
+                    hired.worker.kill().await;
                 }
                 Outcome::Stopped
             }

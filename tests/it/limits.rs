@@ -1,13 +1,16 @@
-//! A process that the machine denies something: descriptors, processes, a host name, a home.
+//! A process that the machine denies something: descriptors, processes, a place to write to, /proc, a host name.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::consume::ids;
-use crate::support::{End, Process, World};
+use crate::support::{End, Mode, Process, Proxy, World, block_on, is_full};
 
 const MANY: u64 = 4096;
+const RETRIES: &str = "--retry-pause 50ms --retry-pause-max 200ms";
 
 /// How many descriptors it has open.
 fn open(process: &Process) -> u64 {
@@ -19,33 +22,112 @@ fn allow(process: &Process, descriptors: u64) {
     prlimit(Pid::from_raw(process.pid), Resource::Nofile, limits).unwrap();
 }
 
-#[test]
-fn without_descriptors_for_a_handler_the_batch_waits_and_the_lease_stays() {
-    let world = World::new("descriptors");
+/// From now on it can start neither processes nor threads, as where `ulimit -u` or pids.max is reached, until what is given
+/// here ends. Both of these need a user or a group of the process's own; strace has the kernel refuse it to anybody.
+fn refuse_processes(world: &World, process: &Process) -> Process {
+    let refuse = "-e trace=clone,clone3 -e inject=clone,clone3:error=EAGAIN";
+    let strace = world.start("strace", &format!("-f -o /dev/null -e signal=none {refuse} -p {}", process.pid), &[]);
+    world.eventually("strace follows it", || strace.says(&[&format!("Process {} attached", process.pid)]));
+    strace
+}
+
+/// That a batch waits while `deny` keeps its handler from being started, for this reason, and until `allow` ends that.
+fn the_batch_waits_and_the_lease_stays<T>(
+    (test, reason): (&str, &str),
+    deny: impl FnOnce(&World, &Process) -> T,
+    allow: impl FnOnce(&Process, T),
+) {
+    let world = World::new(test);
     let products = world.topic("products", 1);
     let handler = world.handler("");
     let dead = world.topic("dead", 1);
-    let options = "--retry-pause 50ms --retry-pause-max 200ms --isolate-after 1";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} --dead-letter={dead} -- {handler}"));
+    let options = format!("{RETRIES} --isolate-after 1 --dead-letter={dead}");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
     world.kafka.produce(&products, ids(0..1));
     world.eventually("it works", || seat.offset() == Some(1));
     let candidates = seat.candidates();
-    // Those that are open stay open.
-    allow(&consumer, open(&consumer));
+    if is_full() {
+        // Those of its threads that wait for something to do end after 10 s.
+        world.for_a_while(Duration::from_secs(12), "it leads", || seat.candidates() == candidates);
+    }
+    let denied = deny(&world, &consumer);
     world.kafka.produce(&products, ids(1..4));
     world.eventually("it is tried again and again", || {
-        consumer.log_of("warn").iter().filter(|line| line.contains("Too many open files")).count() > 3
+        consumer.log_of("warn").iter().filter(|line| line.contains(reason)).count() > 3
     });
     assert_eq!((seat.offset(), seat.candidates()), (Some(1), candidates.clone()));
     assert!(!consumer.says(&["; next are"]), "it is cut in halves");
-    allow(&consumer, MANY);
+    allow(&consumer, denied);
     world.eventually("it is done", || seat.offset() == Some(4));
     assert_eq!(seat.candidates(), candidates);
     assert_eq!(handler.payloads().len(), 4);
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
     assert_eq!(world.kafka.count(&dead), 0, "no record is to blame");
+}
+
+#[test]
+fn without_descriptors_for_a_handler_the_batch_waits_and_the_lease_stays() {
+    // Those that are open stay open.
+    let deny = |_: &World, consumer: &Process| allow(consumer, open(consumer));
+    the_batch_waits_and_the_lease_stays(("descriptors", "Too many open files"), deny, |consumer, ()| {
+        allow(consumer, MANY);
+    });
+}
+
+#[test]
+fn where_no_process_can_be_started_the_batch_waits_and_the_lease_stays() {
+    let reason = "Resource temporarily unavailable";
+    the_batch_waits_and_the_lease_stays(("processes", reason), refuse_processes, |_, mut strace| {
+        strace.signal(Signal::TERM);
+        strace.wait();
+    });
+}
+
+#[test]
+fn a_bounded_run_that_can_start_no_process_gives_up_and_is_to_be_run_again() {
+    let world = World::new("bounded-processes");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..2));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let options = format!("{RETRIES} --batch-size 1 -e --give-up 2s");
+    let consume = || world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    let mut consumer = consume();
+    world.eventually("the first record is worked on", || handler.runs().len() == 1);
+    let strace = refuse_processes(&world, &consumer);
+    gate.open();
+    assert_eq!(consumer.wait(), End::Status(75));
+    assert!(consumer.says(&["error: ", "gave up: ", "Resource temporarily unavailable"]), "{:?}", consumer.log());
+    let seat = world.seat(&products, 0, "indexer");
+    assert_eq!((seat.offset(), seat.candidates()), (Some(1), vec![]), "what was done is committed");
+    drop(strace);
+    assert_eq!((consume().wait(), handler.payloads().len()), (End::Status(0), 2));
+}
+
+#[test]
+fn a_handler_that_could_not_be_started_beside_a_commit_waits_for_it_at_the_next_attempt_too() {
+    let world = World::new("held-commit");
+    let products = world.topic("products", 1);
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let options = format!("{RETRIES} --zookeeper {}/{}", proxy.address, world.id);
+    let consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    world.kafka.produce(&products, ids(0..1));
+    world.eventually("the first is worked on", || handler.runs().len() == 1);
+    world.kafka.produce(&products, ids(1..2));
+    allow(&consumer, open(&consumer));
+    proxy.set(Mode::FrozenAt("/offset"));
+    gate.open();
+    world.eventually("none can be started", || consumer.says(&["warn: ", "Too many open files"]));
+    assert!(proxy.is(Mode::Frozen), "the commit is not on its way");
+    allow(&consumer, MANY);
+    world.for_a_while(Duration::from_secs(1), "nothing is given to it", || handler.runs().len() == 1);
+    proxy.set(Mode::Open);
+    world.eventually("all is done", || world.seat(&products, 0, "indexer").offset() == Some(2));
+    assert_eq!(handler.payloads().len(), 2);
 }
 
 #[test]
@@ -61,4 +143,80 @@ fn without_descriptors_for_its_action_a_stream_ends_to_be_run_again() {
     assert!(stream.says(&["error: ", "Too many open files"]));
     let counts = [products.clone(), format!("{products}-delay")].map(|topic| world.kafka.count(&topic));
     assert_eq!(counts, [1, 2], "the delay message of the second is sent, and no more");
+}
+
+#[test]
+fn without_a_home_and_with_a_tmp_that_nobody_can_write_to_a_consumer_works() {
+    let world = World::new("read-only");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..3));
+    // The handler's journal lies there, and stays as it is.
+    let dir = world.dir.display();
+    let mounts = format!("mount --bind {dir} {dir}; mount --rbind /tmp /tmp; mount -o remount,bind,ro /tmp");
+    let handler = world.handler("if touch /tmp/ksync-test; then exit 78; fi");
+    let arguments = format!("-t {products} -n indexer -e -- {handler}");
+    let mut consumer = world.consume_apart(("--mount", &format!("{mounts}; unset HOME")), &arguments, &[]);
+    assert_eq!(consumer.wait(), End::Status(0), "{:?}", consumer.log());
+    assert_eq!((handler.payloads().len(), consumer.log_of("warn")), (3, vec![]));
+}
+
+#[test]
+fn without_proc_a_consumer_does_not_start_since_what_its_handlers_leave_behind_could_not_be_found() {
+    let world = World::new("no-proc");
+    let handler = world.handler("");
+    let arguments = format!("-t products -n indexer -- {handler}");
+    let mut consumer = world.consume_apart(("--mount", "mount -t tmpfs none /proc"), &arguments, &[]);
+    assert_eq!(consumer.wait(), End::Status(78));
+    let error = "cannot read /proc/self/exe: No such file or directory (os error 2); is /proc mounted?";
+    assert_eq!(consumer.log(), [format!("error: {error}")]);
+}
+
+#[test]
+fn whatever_a_host_is_called_one_candidate_leads_and_the_other_takes_over() {
+    let world = World::new("hostnames");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    // In Python, and as it is shown.
+    let hosts = [
+        ("long", r#"b"h" * 64"#, "h".repeat(64)),
+        ("bytes", r#"b"\xffweb\xe9""#, "\u{fffd}web\u{fffd}".to_owned()),
+        ("nameless", r#"b"""#, String::new()),
+    ];
+    let start = || -> Vec<Process> {
+        let consume = |(name, host, _): &(&str, &str, String)| {
+            let rename = format!("python3 -c 'import socket; socket.sethostname({host})'");
+            world.consume_apart(("--uts", &rename), &format!("-t {products} -n {name} -- {handler}"), &[])
+        };
+        hosts.iter().map(consume).collect()
+    };
+    let seats = hosts.each_ref().map(|(name, ..)| world.seat(&products, 0, name));
+    world.kafka.produce(&products, ids(0..2));
+    let first = start();
+    world.eventually("the first ones lead", || seats.iter().all(|seat| seat.offset() == Some(2)));
+    let second = start();
+    world.eventually("the others stand by", || {
+        second.iter().zip(&hosts).all(|(process, (name, _, host))| {
+            process.ask();
+            process.log_of("info").contains(&format!("{products}/0 as {name}: standby, behind {host}"))
+        })
+    });
+    for (seat, (name, _, host)) in seats.iter().zip(&hosts) {
+        let queue = seat.candidates();
+        let processes: BTreeSet<_> = queue.iter().map(|candidate| candidate.split_once('_').unwrap().0).collect();
+        assert_eq!((queue.len(), processes.len()), (2, 2), "{name}: {queue:?}");
+        for candidate in &queue {
+            let card = seat.text(&format!("leader/{candidate}")).unwrap();
+            assert_eq!(card.split_once("\nhandler ").map(|(host, _)| host), Some(host.as_str()), "{name}");
+        }
+    }
+    let end = |mut process: Process| {
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait(), End::Status(0), "{:?}", process.log());
+    };
+    first.into_iter().for_each(end);
+    world.kafka.produce(&products, ids(2..4));
+    world.eventually("the others lead", || seats.iter().all(|seat| seat.offset() == Some(4)));
+    assert!(seats.iter().all(|seat| seat.state()["offset"] == 4));
+    assert_eq!(handler.payloads().len(), 4 * hosts.len());
+    second.into_iter().for_each(end);
 }

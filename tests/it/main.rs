@@ -34,6 +34,7 @@ mod messages;
 mod models;
 mod moments;
 mod moments_delayer;
+mod names;
 mod neighbours;
 mod offsets;
 mod plan;

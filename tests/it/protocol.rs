@@ -93,7 +93,7 @@ impl Work for Take {
 
 async fn leading(world: &World, mock: &Mock) -> Leading {
     let admin = Admin::new(&mock.cluster).unwrap();
-    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4)).unwrap();
+    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
     Leading {
         reader: mock.reader(&admin),
         mirror: None,

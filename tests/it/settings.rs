@@ -356,7 +356,7 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let (topic, delay_topic) = (topic.parse().unwrap(), format!("{topic}-delay").parse::<Topic>().unwrap());
     let pair = Pair { topic, delay: Some((delay_topic.clone(), Duration::from_secs(300))) };
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
-    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4)).unwrap();
+    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
     Leading {
         reader: Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap(),
         mirror: None,

@@ -50,7 +50,7 @@ impl World {
 
     pub fn election_through(&self, address: &str) -> Election {
         let servers: Servers = format!("{address}{}", self.chroot).parse().unwrap();
-        Election::ZooKeeper(ZooKeeper::connect(&servers, T).unwrap())
+        Election::ZooKeeper(ZooKeeper::connect(&servers, T))
     }
 
     pub async fn lead(&self, election: &Election) -> Lease {
@@ -154,7 +154,7 @@ impl Leader {
 #[ignore = "the process that other tests start"]
 async fn leader_process() {
     let servers: Servers = std::env::var("LEADER_OF").unwrap().parse().unwrap();
-    let election = Election::ZooKeeper(ZooKeeper::connect(&servers, T).unwrap());
+    let election = Election::ZooKeeper(ZooKeeper::connect(&servers, T));
     let (_trigger, shutdown) = Shutdown::new();
     let lease = election.candidate(seat(0)).lead(&shutdown).await.unwrap().unwrap();
     let say = |text: String| writeln!(std::io::stdout(), "leader: {text}").unwrap();

@@ -13,6 +13,7 @@ mod hold;
 mod hole;
 mod kafka;
 mod log;
+mod namespace;
 mod pooler;
 mod process;
 mod proxy;
