@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rdkafka::bindings::*;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::error::{IsError, KafkaError, KafkaResult};
+use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::topic::{Topic, TopicId};
@@ -140,6 +140,30 @@ unsafe fn read_topic_id(topic: *const rd_kafka_TopicDescription_t) -> KafkaResul
         let (high, low) = (rd_kafka_Uuid_most_significant_bits(id), rd_kafka_Uuid_least_significant_bits(id));
         Ok(TopicId((u128::from(high as u64) << 64) | u128::from(low as u64)))
     }
+}
+
+/// Why the last broker was not spoken to that was not to be trusted, or wanted another login, if one was since the last call. Only
+/// for a client whose own queue nobody else reads.
+pub fn refusal<C: ClientContext>(client: &Client<C>) -> Option<String> {
+    let mut refusal = None;
+    // SAFETY: the client outlives the handle of its queue, which is destroyed once, as is each event after its text was copied.
+    unsafe {
+        let queue = rd_kafka_queue_get_main(client.native_ptr());
+        loop {
+            let event = rd_kafka_queue_poll(queue, 0);
+            if event.is_null() {
+                break;
+            }
+            let code = RDKafkaErrorCode::from(rd_kafka_event_error(event));
+            let is_refusal = matches!(code, RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication);
+            if is_refusal && rd_kafka_event_type(event) == RD_KAFKA_EVENT_ERROR {
+                refusal = Some(CStr::from_ptr(rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
+            }
+            rd_kafka_event_destroy(event);
+        }
+        rd_kafka_queue_destroy(queue);
+    }
+    refusal
 }
 
 /// Makes a seek with this list carry the epoch that belongs to the offset of its only element.

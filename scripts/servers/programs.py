@@ -102,6 +102,7 @@ TOOLS = {
     "php": ("php-cli", lambda: find("php")),
     "python3": ("python3", lambda: find("python3")),
     "ruby": ("ruby", lambda: answers(["ruby", "-rjson", "-e", "1"])),
+    "openssl": ("openssl", lambda: find("openssl")),
     "strace": ("strace", lambda: find("strace")),
     # Of 2022 or later, with --json.
     "curl": ("curl", lambda: find("curl")),
@@ -113,10 +114,11 @@ TOOLS = {
 }
 
 # What tests need besides servers: what runs the handlers in examples/, what the clients in examples/ plug into and README.md asks
-# the shop with, and what ends a process at a system call.
+# the shop with, what makes certificates, and what ends a process at a system call.
 OTHERS = {
     "interpreters": ("node", "perl", "php", "python3", "ruby"),
     "frameworks": ("node", "npm", "python3", "pip", "ruby", "activerecord", "ruby-pg", "ruby-sqlite3", "curl"),
+    "openssl": ("openssl",),
     "strace": ("strace",),
 }
 

@@ -118,11 +118,18 @@ impl Admin {
     pub async fn partitions(&self, topic: &Topic, patience: Duration) -> Result<Option<i32>> {
         let start = Instant::now();
         let mut next_line = Duration::from_secs(9);
+        let mut refusal = None;
         loop {
             let error = match self.layout(topic).await {
                 Ok(layout) => return Ok(layout.map(|layout| layout.replicas.len() as i32)),
                 Err(error) if error.downcast_ref().is_some_and(is_transient) => error,
                 Err(error) => return Err(Exit::Misconfigured.because(error)).context(self.context(topic)),
+            };
+            // librdkafka does not tell the same each time.
+            refusal = sys::refusal(self.client.inner()).or(refusal);
+            let error = match &refusal {
+                Some(why) => error.context(why.clone()),
+                None => error,
             };
             let waited = start.elapsed();
             if waited >= patience {

@@ -113,7 +113,7 @@ pub struct Property {
 }
 
 /// Properties with which a promise would not hold, or that run code; with the reason.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 18] = [
     ("acks", "a message counts when all replicas have it"),
     ("request.required.acks", "a message counts when all replicas have it"),
     ("enable.idempotence", "a retried message must not be written twice or out of order"),
@@ -131,6 +131,7 @@ const REFUSED: [(&str, &str); 17] = [
     ("plugin.library.paths", "it loads code"),
     ("sasl.kerberos.kinit.cmd", "it runs a command"),
     ("enable.ssl.certificate.verification", "without it anybody can stand in for a broker"),
+    ("ssl.endpoint.identification.algorithm", "without it anybody with any certificate can stand in for a broker"),
 ];
 
 impl FromStr for Property {
@@ -154,7 +155,7 @@ impl Property {
     }
 }
 
-/// Puts what librdkafka has to say into our log: its own lines at `debug`, that it cannot reach a broker at `warn`.
+/// Puts what librdkafka has to say into our log: its own lines at `debug`, that it cannot reach a broker, or must not, at `warn`.
 #[derive(Debug)]
 struct ClientLog {
     bootstrap: String,
@@ -175,14 +176,15 @@ impl ClientContext for ClientLog {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        let why = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => "no broker answers",
+            Some(RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication) => reason,
+            _ => return log::trace!(target: "librdkafka", "{error}: {reason}"),
+        };
         let now = self.started.elapsed().as_millis() as u64;
-        let quiet_until = self.quiet_until_ms.load(Ordering::Relaxed);
-        let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
-        if all_down && now >= quiet_until {
+        if now >= self.quiet_until_ms.load(Ordering::Relaxed) {
             self.quiet_until_ms.store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
-            warn!("cannot reach Kafka at {}: no broker answers; trying again", self.bootstrap);
-        } else {
-            log::trace!(target: "librdkafka", "{error}: {reason}");
+            warn!("cannot reach Kafka at {}: {why}; trying again", self.bootstrap);
         }
     }
 }

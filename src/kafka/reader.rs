@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::topic_partition_list::Offset as At;
+use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use super::partition::{Partition, Source, list_of};
 use super::slots::Slots;
@@ -105,27 +105,30 @@ impl Reader {
     ///
     /// Fails where it does not answer within 5 s.
     pub async fn log(&self, partition: &TopicPartition) -> Result<Log> {
-        let asked = partition.clone();
-        let ask =
-            move |consumer: &Client, timeout| consumer.fetch_watermarks(asked.topic.as_str(), asked.partition, timeout);
-        let (begin, end) = self
-            .ask_leader(&partition.topic, ask)
-            .await
-            .with_context(|| format!("cannot read where the log of {partition} begins and ends"))?;
-        Ok(Log { begin: Offset(begin), end: Offset(end) })
+        let (first, next) = (list_of(partition, At::Beginning)?, list_of(partition, At::End)?);
+        // By two calls: of both questions that fetch_watermarks asks at once the first one may fail without a word, and then the
+        // end is given for the beginning, too (rdkafka.c).
+        let ask = move |consumer: &Client, timeout: Duration| -> KafkaResult<_> {
+            let begun = Instant::now();
+            let begin = offset_at(consumer, first.clone(), timeout)?;
+            let end = offset_at(consumer, next.clone(), timeout.saturating_sub(begun.elapsed()))?;
+            Ok((begin, end))
+        };
+        match self.ask_leader(&partition.topic, ask).await {
+            Ok((Some(begin), Some(end))) => Ok(Log { begin, end }),
+            Ok(_) => Err(anyhow!("the broker tells no offset")),
+            Err(error) => Err(error),
+        }
+        .with_context(|| format!("cannot read where the log of {partition} begins and ends"))
     }
 
     /// The first offset whose record's timestamp is not before `time`; `None` where there is none yet.
     pub async fn offset_at(&self, partition: &TopicPartition, time: SystemTime) -> Result<Option<Offset>> {
         let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
         let list = list_of(partition, At::Offset(millis))?;
-        let ask = move |consumer: &Client, timeout| consumer.offsets_for_times(list.clone(), timeout);
+        let ask = move |consumer: &Client, timeout| offset_at(consumer, list.clone(), timeout);
         let found = self.ask_leader(&partition.topic, ask).await;
-        let found = found.with_context(|| format!("cannot look up a time in {partition}"))?;
-        match found.elements().first().map(|element| element.offset()) {
-            Some(At::Offset(offset)) => Ok(Some(Offset(offset))),
-            _ => Ok(None),
-        }
+        found.with_context(|| format!("cannot look up a time in {partition}"))
     }
 
     /// Asks the leader of a partition; a second time, if it did not answer, once librdkafka has heard anew where the leaders
@@ -161,6 +164,14 @@ impl Reader {
     pub fn partition(&self, partition: &TopicPartition, from: Offset, epoch: Option<Epoch>) -> Partition {
         Partition::new(self.source.clone(), partition, from, epoch)
     }
+}
+
+/// Asks about one partition; in the place of a time its beginning or its end may be asked for. `None` where nothing is as late.
+fn offset_at(consumer: &Client, list: TopicPartitionList, timeout: Duration) -> KafkaResult<Option<Offset>> {
+    let answer = consumer.offsets_for_times(list, timeout)?;
+    let Some(element) = answer.elements().pop() else { return Ok(None) };
+    element.error()?;
+    Ok(if let At::Offset(offset) = element.offset() { Some(Offset(offset)) } else { None })
 }
 
 /// librdkafka wants the consumer's own queue served, though all records come through those of the partitions.

@@ -58,6 +58,7 @@ mod standstill;
 mod stream;
 mod stream_faults;
 mod throttle;
+mod tls;
 mod told;
 mod vanished;
 mod verify;

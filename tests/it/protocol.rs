@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ksync::election::{Election, ZooKeeper};
-use ksync::kafka::{Admin, Cluster, Event, Outgoing, Partition, Reader, Writer};
+use ksync::kafka::{Admin, Cluster, Event, Log, Outgoing, Partition, Reader, Writer};
 use ksync::lead::{Board, Done, End, Held, Leading, Work};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Offset, Topic};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use rdkafka::types::RDKafkaApiKey::{self, Fetch, InitProducerId, Metadata, Produce};
+use rdkafka::types::RDKafkaApiKey::{self, ApiVersion, Fetch, InitProducerId, ListOffsets, Metadata, Produce};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::{OnceCell, watch};
 
@@ -198,12 +198,59 @@ fn whatever_error_a_broker_answers_a_reader_gets_each_record_once_and_in_order()
 }
 
 #[test]
+fn whatever_error_a_broker_answers_to_new_connections_all_that_is_there_is_read() {
+    let world = World::new("connected");
+    let mock = Mock::new(&format!("products-{}", world.id));
+    let all = ["0", "1", "2"];
+    all.iter().for_each(|text| mock.produce(text));
+    let admin = Admin::new(&mock.cluster).unwrap();
+    for (error, times) in errors() {
+        mock.broker.request_errors(ApiVersion, &vec![error; times]);
+        let reader = mock.reader(&admin);
+        let mut records = reader.partition(&mock.topic.partition(0), Offset(0), None);
+        let mut read = vec![];
+        world.eventually(&format!("all is read after {error:?}"), || {
+            match records.poll() {
+                Some(Event::Record(message)) => read.push(str::from_utf8(message.value().unwrap()).unwrap().to_owned()),
+                Some(_) => {}
+                None => block_on(records.readable()),
+            }
+            read.len() == all.len()
+        });
+        assert_eq!(read, all);
+        mock.broker.clear_request_errors(ApiVersion);
+    }
+}
+
+#[test]
+fn whatever_error_a_broker_answers_where_a_log_begins_and_ends_is_told_as_it_is_or_not_at_all() {
+    let world = World::new("ends");
+    let mock = Mock::new(&format!("products-{}", world.id));
+    (0..3).for_each(|id| mock.produce(&id.to_string()));
+    let reader = mock.reader(&Admin::new(&mock.cluster).unwrap());
+    let partition = mock.topic.partition(0);
+    let log = || block_on(async { tokio::time::timeout(Duration::from_secs(60), reader.log(&partition)).await });
+    let truth = Log { begin: Offset(0), end: Offset(3) };
+    for (error, times) in errors() {
+        // librdkafka asks two questions, and may have both answers, of which one is the error, at the same moment.
+        for _ in 0..10 {
+            mock.broker.request_errors(ListOffsets, &vec![error; times]);
+            if let Ok(told) = log().expect("it has an end") {
+                assert_eq!(told, truth, "after {error:?}");
+            }
+            mock.broker.clear_request_errors(ListOffsets);
+        }
+        world.eventually(&format!("it is told after {error:?}"), || log().is_ok_and(|told| told.is_ok()));
+    }
+}
+
+#[test]
 fn whatever_error_a_broker_answers_what_is_acknowledged_is_in_the_log() {
     let world = World::new("written");
     let mock = Mock::new(&format!("products-{}", world.id));
     let key_of = |key: RDKafkaApiKey| format!("{key:?}");
     for (error, times) in errors() {
-        for key in [Produce, InitProducerId, Metadata] {
+        for key in [Produce, InitProducerId, Metadata, ApiVersion] {
             if key == Produce && error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER {
                 // By it a broker says that the message is there already. This one would lie.
                 continue;
