@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::dead_letter::DeadLetters;
 use crate::election::Election;
 use crate::intake::OnInvalid;
-use crate::kafka::{self, Event, Lane, Outgoing, Reader, Writer};
+use crate::kafka::{self, Event, Lane, Outgoing, Reader, Timestamp, Writer};
 use crate::lead::{self, Done, End, Held, Work};
 use crate::mutants::Mutant;
 use crate::shutdown::Shutdown;
@@ -22,6 +22,7 @@ mod end_seen;
 mod waiting;
 
 use clock::Clock;
+pub use clock::Clocks;
 use end_seen::EndSeen;
 use waiting::{Room, Waiting};
 
@@ -46,6 +47,7 @@ pub struct Delay {
     pub dead_letters: Option<DeadLetters>,
     /// How many bytes of messages each partition may hold until they are due.
     pub room: usize,
+    pub clocks: Clocks,
 }
 
 impl Work for Delay {
@@ -178,6 +180,11 @@ impl Forwarder<'_, '_> {
                         told => self.end_seen.age(message.offset(), told),
                     };
                     self.waiting.push(Waiting::of(&message, self.delay.delay, age));
+                    if let (Timestamp::Append(made), Some(at_most)) =
+                        (message.timestamp(), self.end_seen.at_most(message.offset()))
+                    {
+                        self.delay.clocks.compare(&self.held.seat, made, at_most);
+                    }
                 }
                 Some(Event::End(_)) => {}
                 Some(Event::OutOfLog) => return Err(End::OutOfLog),

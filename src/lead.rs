@@ -18,7 +18,7 @@ use tokio::time::{Instant, interval_at, sleep};
 use crate::election::{Election, Lost, Seat};
 use crate::exit::Exit;
 use crate::fit::AcceptLoss;
-use crate::kafka::{self, Admin, Check, Mirror, Reader};
+use crate::kafka::{self, Admin, Mirror, Reader};
 use crate::shutdown::Shutdown;
 use crate::topic::{Name, Topic, TopicPartition};
 
@@ -27,15 +27,17 @@ const GROWTH: Duration = Duration::from_secs(30);
 /// How long to wait before a server that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How far apart two clocks may be before that is told.
-const APART: Duration = Duration::from_secs(5);
+pub const APART: Duration = Duration::from_secs(5);
 
 mod board;
 mod held;
+mod lookout;
 mod reign;
 mod spread;
 
 pub use board::{Board, Post, Waiting};
 pub use held::{Checked, Done, Held};
+pub use lookout::Lookout;
 pub use reign::FirstStart;
 use reign::Reign;
 use spread::Spread;
@@ -103,13 +105,7 @@ pub struct Leading {
     pub commit_interval: Duration,
     pub board: Board,
     /// `None` for a run that ends by itself.
-    pub watched: Option<Watched>,
-}
-
-/// The settings of the topics, read again while we lead.
-pub struct Watched {
-    pub check: Check,
-    pub pause: Duration,
+    pub lookout: Option<Lookout>,
 }
 
 impl Leading {
@@ -117,10 +113,16 @@ impl Leading {
     ///
     /// Trouble of one partition ends neither the process nor the others. Fails where a partition's task panicked.
     pub async fn run<W: Work>(mut self, work: W, shutdown: &Shutdown) -> Result<Exit> {
-        let watched = self.watched.take();
+        let (lookout, board) = (self.lookout.take(), self.board.clone());
+        let look = async {
+            match lookout {
+                Some(lookout) => lookout.go_on(&board).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             exit = self.lead_all(work, shutdown) => exit,
-            never = watch(watched) => match never {},
+            never = look => match never {},
         }
     }
 
@@ -309,12 +311,5 @@ impl Leading {
             }
             sleep(RETRY).await;
         }
-    }
-}
-
-async fn watch(watched: Option<Watched>) -> Infallible {
-    match watched {
-        Some(Watched { check, pause }) => check.watch(pause).await,
-        None => pending().await,
     }
 }

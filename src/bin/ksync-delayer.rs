@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use ksync::cli::{self, CheckOptions, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
-use ksync::delay::Delay;
+use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
+use ksync::delay::{Clocks, Delay};
 use ksync::exit::Exit;
-use ksync::kafka::Pair;
-use ksync::lead::{Board, Leading};
+use ksync::kafka::{Ends, Pair};
+use ksync::lead::{Board, Leading, Lookout};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
 
@@ -67,14 +67,15 @@ async fn start(cli: &Cli) -> Result<(Leading, Delay)> {
     let waits = |delay_topic: &Topic| Some((delay_topic.clone(), delay));
     let pairs = topics.iter().map(|(delay_topic, topic)| Pair { topic: topic.clone(), delay: waits(delay_topic) });
     let check = kafka.check.start(&leading.admin, pairs).await?;
-    leading.watched = Some(CheckOptions::watched(check));
+    leading.lookout = Some(Lookout::new(check, Ends::of_uncommitted(&cluster)?, leading.reader.clone()));
     leading.declare_delay(delay).await.map_err(|error| Exit::Misconfigured.because(error))?;
     let writer = leader.writer(&cluster)?;
     let on_invalid = cli.on_invalid.into();
     let dead_letters = leader.dead_letters(&writer, (&leading, kafka), &topics, on_invalid).await?;
     let (election, reader) = (leading.election.clone(), leading.reader.clone());
     let room = leading.share(leader.memory);
-    Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters, room }))
+    let clocks = Clocks::default();
+    Ok((leading, Delay { delay, election, topics, reader, writer, on_invalid, dead_letters, room, clocks }))
 }
 
 fn main() -> ExitCode {

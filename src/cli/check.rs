@@ -1,15 +1,9 @@
 //! The check of the settings of topics and their cluster.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::Args;
 
 use crate::kafka::{Admin, Check, Hazard, Pair};
-use crate::lead::Watched;
-
-/// How often a daemon reads the settings again.
-const PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// Which settings are put up with.
 #[derive(Args, Clone, Debug)]
@@ -24,10 +18,5 @@ impl CheckOptions {
     /// Fails with status 78 where a setting is refused.
     pub async fn start(&self, admin: &Admin, pairs: impl IntoIterator<Item = Pair>) -> Result<Check> {
         Check::start(admin, pairs.into_iter().collect(), self.allow_unsafe.clone()).await
-    }
-
-    /// What a daemon goes on with.
-    pub fn watched(check: Check) -> Watched {
-        Watched { check, pause: PAUSE }
     }
 }

@@ -7,14 +7,14 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use tokio::sync::{OnceCell, watch};
 
-use super::{CheckOptions, KafkaOptions, duration, size, time};
+use super::{KafkaOptions, duration, size, time};
 use crate::dead_letter::DeadLetters;
 use crate::election::{Election, Servers, ZooKeeper};
 use crate::exit::Exit;
 use crate::fit::AcceptLoss;
 use crate::intake::OnInvalid;
-use crate::kafka::{Admin, Cluster, Mirror, Pair, Reader, Writer, group};
-use crate::lead::{Board, Bounded, FirstStart, Leading};
+use crate::kafka::{Admin, Cluster, Ends, Mirror, Pair, Reader, Writer, group};
+use crate::lead::{Board, Bounded, FirstStart, Leading, Lookout};
 use crate::topic::{Name, Topic};
 
 /// After this time a record that could not be delivered is given to the producer anew.
@@ -132,7 +132,7 @@ impl LeaderOptions {
             handed: watch::Sender::default(),
             commit_interval: self.commit_interval,
             board: Board::default(),
-            watched: None,
+            lookout: None,
         })
     }
 
@@ -156,7 +156,9 @@ impl LeaderOptions {
         let mut leading = self.leading((&cluster, kafka), &kafka.topic, name, bounded).await?;
         let pairs = kafka.topic.iter().map(|topic| Pair { topic: topic.clone(), delay: None });
         let check = kafka.check.start(&leading.admin, pairs).await?;
-        leading.watched = bounded.is_none().then(|| CheckOptions::watched(check));
+        if bounded.is_none() {
+            leading.lookout = Some(Lookout::new(check, Ends::of_uncommitted(&cluster)?, leading.reader.clone()));
+        }
         let writer = self.writer(&cluster)?;
         let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();
         let dead_letters = self.dead_letters(&writer, (&leading, kafka), &origins, on_invalid).await?;

@@ -44,6 +44,12 @@ impl EndSeen {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner).age(offset, told, Instant::now())
     }
 
+    /// How old the message at `offset` is at most that is read now, where it is read as soon as it came.
+    pub fn at_most(&self, offset: Offset) -> Option<Duration> {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.at_most(offset, Instant::now()).filter(|at_most| *at_most < looks.new)
+    }
+
     /// When it is time to look again.
     pub fn next(&self) -> Instant {
         let last = if self.is_asking() { None } else { self.asked };
@@ -112,11 +118,16 @@ impl Looks {
             _ => None,
         };
         let at_least = seen.map_or(Duration::ZERO, |look| now - look.answered);
-        match self.kept.iter().rev().find(|look| look.end <= offset).map(|look| now - look.asked) {
+        match self.at_most(offset, now) {
             Some(at_most) if at_most < self.new || told > at_most + LATE => at_least,
             Some(at_most) => told.clamp(at_least.min(at_most), at_most),
             None => told.max(at_least),
         }
+    }
+
+    /// It is not older than the last look that did not see it.
+    fn at_most(&self, offset: Offset, now: Instant) -> Option<Duration> {
+        self.kept.iter().rev().find(|look| look.end <= offset).map(|look| now - look.asked)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Whether the settings of topics and of their cluster are such that nothing is lost: read at the start, and again later.
 
-use std::collections::BTreeSet;
-use std::convert::Infallible;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -44,6 +43,8 @@ pub struct Check {
     allowed: Vec<Hazard>,
     told: Vec<Finding>,
     largest_batch: Option<i64>,
+    /// How long each topic keeps a record, where it deletes any.
+    retentions: BTreeMap<Topic, Duration>,
 }
 
 impl Check {
@@ -52,7 +53,8 @@ impl Check {
     /// Fails with status 78 where one is refused that is not `allowed`. Settings that cannot be read are one warning, and
     /// hold nothing up.
     pub async fn start(admin: &Admin, pairs: Vec<Pair>, allowed: Vec<Hazard>) -> Result<Check> {
-        let mut check = Check { admin: admin.clone(), pairs, allowed, told: vec![], largest_batch: None };
+        let (told, largest_batch, retentions) = Default::default();
+        let mut check = Check { admin: admin.clone(), pairs, allowed, told, largest_batch, retentions };
         let found = match check.look(PATIENCE).await {
             Ok(found) => found,
             Err(error) => {
@@ -79,19 +81,25 @@ impl Check {
         self.largest_batch.filter(|bytes| *bytes < BATCH)
     }
 
-    /// Reads them again and again, `pause` after the last time, and tells what is new: what would be refused at the start
-    /// as an error. It ends nothing.
-    pub async fn watch(mut self, pause: Duration) -> Infallible {
-        loop {
-            sleep(pause).await;
-            match self.look(Duration::ZERO).await {
-                Ok(found) => {
-                    for (level, line) in found.iter().map(|finding| self.line(finding)) {
-                        log!(level, "{line}");
-                    }
+    /// How long the topic keeps a record, as it was read last; `None` where that is for ever, or unknown.
+    pub fn retention(&self, topic: &Topic) -> Option<Duration> {
+        self.retentions.get(topic).copied()
+    }
+
+    /// How to let the topic keep a record for so long.
+    pub fn keep(&self, topic: &Topic, time: Duration) -> String {
+        self.commands().set(topic, &judge::retained(time))
+    }
+
+    /// Reads them again, and tells what is new: what would be refused at the start as an error. It ends nothing.
+    pub async fn again(&mut self) {
+        match self.look(Duration::ZERO).await {
+            Ok(found) => {
+                for (level, line) in found.iter().map(|finding| self.line(finding)) {
+                    log!(level, "{line}");
                 }
-                Err(error) => debug!("{error:#}"),
             }
+            Err(error) => debug!("{error:#}"),
         }
     }
 
@@ -108,7 +116,9 @@ impl Check {
     async fn look(&mut self, patience: Duration) -> Result<Vec<Finding>> {
         let settings = self.settings(patience).await?;
         self.largest_batch = settings.topics.values().filter_map(|topic| topic.number("max.message.bytes")).min();
-        let commands = Commands { bootstrap: self.admin.bootstrap() };
+        let kept = settings.topics.iter().filter_map(|(topic, settings)| Some((topic.clone(), settings.retention()?)));
+        self.retentions = kept.filter(|(_, time)| *time < Duration::MAX).collect();
+        let commands = self.commands();
         let mut found = vec![];
         let of_pairs = self.pairs.iter().flat_map(|pair| judge::findings(pair, &settings, &commands));
         for finding in judge::unreadable(&settings).into_iter().chain(of_pairs) {
@@ -120,6 +130,10 @@ impl Check {
         let new = found.iter().filter(|finding| !self.told.contains(finding)).cloned().collect();
         self.told = found;
         Ok(new)
+    }
+
+    fn commands(&self) -> Commands<'_> {
+        Commands { bootstrap: self.admin.bootstrap() }
     }
 
     async fn settings(&self, patience: Duration) -> Result<Settings> {

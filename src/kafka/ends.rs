@@ -1,8 +1,8 @@
-//! Where logs end, for those who write and want to know how far behind the readers are.
+//! Where logs end, for those who do not read them and want to know how far behind the readers are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -24,16 +24,48 @@ pub struct Ends {
 impl Ends {
     /// Fails where the cluster's properties do not fit together; connects later.
     pub fn open(cluster: &Cluster) -> Result<Ends> {
-        let client = cluster.config().create_with_context(cluster.quiet_log());
+        Ends::with(cluster, "read_committed")
+    }
+
+    /// The same, for ends behind transactions that are not over.
+    pub fn of_uncommitted(cluster: &Cluster) -> Result<Ends> {
+        Ends::with(cluster, "read_uncommitted")
+    }
+
+    fn with(cluster: &Cluster, isolation: &str) -> Result<Ends> {
+        let mut config = cluster.config();
+        let client = config.set("isolation.level", isolation).create_with_context(cluster.quiet_log());
         let client = client.with_context(|| format!("cannot make a client for {cluster}"));
         Ok(Ends { client: Arc::new(client.map_err(|error| Exit::Misconfigured.because(error))?) })
     }
 
-    /// The next record to be written in each of these partitions, as far as a reader of committed records may see: one
-    /// request to each broker that leads some of them.
+    /// The next record to be written in each of these partitions, as far as a reader of committed records may see, if the
+    /// client is one: one request to each broker that leads some of them.
     ///
     /// Fails where one of them does not answer within 3 s.
     pub async fn of(&self, topic: &Topic, partitions: BTreeSet<i32>) -> Result<BTreeMap<i32, Offset>> {
+        // In the place of a time it means the latest.
+        let ends = self.at(topic, partitions, At::End).await;
+        let ends = ends.with_context(|| format!("cannot read where the logs of topic {topic} end"))?;
+        Ok(ends.into_iter().filter_map(|(partition, end)| Some((partition, end?))).collect())
+    }
+
+    /// The first record in each of these partitions that was written at this time or later; `None` where there is none yet.
+    ///
+    /// Fails where a broker does not answer within 3 s.
+    pub async fn since(
+        &self,
+        topic: &Topic,
+        partitions: BTreeSet<i32>,
+        time: SystemTime,
+    ) -> Result<BTreeMap<i32, Option<Offset>>> {
+        let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let first = self.at(topic, partitions, At::Offset(i64::try_from(millis).unwrap_or(i64::MAX))).await;
+        first.with_context(|| format!("cannot look up a time in topic {topic}"))
+    }
+
+    /// What the brokers tell of those partitions of which they tell anything.
+    async fn at(&self, topic: &Topic, partitions: BTreeSet<i32>, time: At) -> Result<BTreeMap<i32, Option<Offset>>> {
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -43,19 +75,13 @@ impl Ends {
             while client.poll(Duration::ZERO).is_some() {}
             let mut list = TopicPartitionList::new();
             for partition in partitions {
-                // In the place of a time it means the latest.
-                list.add_partition_offset(name.as_str(), partition, At::End)?;
+                list.add_partition_offset(name.as_str(), partition, time)?;
             }
             client.offsets_for_times(list, TIMEOUT)
         };
-        let answer = tokio::task::spawn_blocking(ask).await?;
-        let answer = answer.with_context(|| format!("cannot read where the logs of topic {topic} end"))?;
-        let mut ends = BTreeMap::new();
-        for element in answer.elements() {
-            if let (Ok(()), At::Offset(end)) = (element.error(), element.offset()) {
-                ends.insert(element.partition(), Offset(end));
-            }
-        }
-        Ok(ends)
+        let answer = tokio::task::spawn_blocking(ask).await??;
+        let answered = answer.elements().into_iter().filter(|element| element.error().is_ok());
+        let offset = |at| if let At::Offset(offset) = at { Some(Offset(offset)) } else { None };
+        Ok(answered.map(|element| (element.partition(), offset(element.offset()))).collect())
     }
 }

@@ -47,6 +47,16 @@ impl TopicSettings {
         self.number(name).map(|millis| u64::try_from(millis).map_or(Duration::MAX, Duration::from_millis))
     }
 
+    /// Whether it deletes what is old, as far as that is known.
+    pub fn deletes(&self) -> bool {
+        self.has_policy("delete") != Some(false)
+    }
+
+    /// How long it keeps a record; `Duration::MAX` for ever.
+    pub fn retention(&self) -> Option<Duration> {
+        self.time("retention.ms").filter(|_| self.deletes())
+    }
+
     /// Whether its cleanup.policy has this.
     pub fn has_policy(&self, policy: &str) -> Option<bool> {
         self.text("cleanup.policy").map(|policies| policies.split(',').any(|one| one.trim() == policy))

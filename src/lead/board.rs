@@ -103,6 +103,16 @@ impl Board {
         !lines.is_empty() && !lines.values().any(Line::is_outside)
     }
 
+    /// The partitions that this process leads, and where their offsets stand.
+    pub fn led(&self) -> BTreeMap<Seat, Offset> {
+        let lines = self.lines.borrow();
+        let led = lines.iter().filter_map(|(seat, line)| match line.role {
+            Role::Leading { offset: Some(offset), .. } => Some((seat.clone(), offset)),
+            _ => None,
+        });
+        led.collect()
+    }
+
     /// In a few words: `leading 3 of 4 partitions, 1 halted`.
     pub fn summary(&self) -> String {
         let lines = self.lines.borrow();

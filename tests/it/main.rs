@@ -30,6 +30,7 @@ mod life;
 mod life_phases;
 mod limits;
 mod logs;
+mod lookout;
 mod messages;
 mod models;
 mod moments;

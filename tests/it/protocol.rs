@@ -110,7 +110,7 @@ async fn leading(world: &World, mock: &Mock) -> Leading {
         handed: watch::Sender::default(),
         commit_interval: Duration::ZERO,
         board: Board::default(),
-        watched: None,
+        lookout: None,
     }
 }
 

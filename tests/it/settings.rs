@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ksync::election::{Election, ZooKeeper};
 use ksync::exit::Exit;
-use ksync::kafka::{self, Admin, Check, Cluster, Hazard, Pair, Reader};
-use ksync::lead::{Board, End as WorkEnd, Held, Leading, Watched, Work};
+use ksync::kafka::{self, Admin, Check, Cluster, Ends, Hazard, Pair, Reader};
+use ksync::lead::{Board, End as WorkEnd, Held, Leading, Lookout, Work};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
 use tokio::sync::{OnceCell, watch};
@@ -357,8 +357,11 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let pair = Pair { topic, delay: Some((delay_topic.clone(), Duration::from_secs(300))) };
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
     let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
+    let reader = Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap();
+    let mut lookout = Lookout::new(check, Ends::of_uncommitted(&cluster).unwrap(), reader.clone());
+    lookout.pause = Duration::from_millis(50);
     Leading {
-        reader: Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap(),
+        reader,
         mirror: None,
         admin,
         election: Election::ZooKeeper(zookeeper),
@@ -373,7 +376,7 @@ async fn leading(world: &World, topic: &str) -> Leading {
         handed: watch::Sender::default(),
         commit_interval: Duration::ZERO,
         board: Board::default(),
-        watched: Some(Watched { check, pause: Duration::from_millis(50) }),
+        lookout: Some(lookout),
     }
 }
 

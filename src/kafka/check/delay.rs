@@ -19,7 +19,7 @@ impl On<'_> {
     }
 
     fn delay_retention(&self, delay: Duration) -> Option<Finding> {
-        let retention = self.retention()?;
+        let retention = self.settings.retention()?;
         let delay_text = format_duration(delay);
         let (hazard, why) = if retention < delay.saturating_mul(2) {
             let why = format!(

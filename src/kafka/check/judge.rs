@@ -74,16 +74,6 @@ impl On<'_> {
         Some(self.finding(hazard, format!("{name}={value}{time}{why}"), mend))
     }
 
-    /// Whether it deletes what is old, as far as that is known.
-    fn deletes(&self) -> bool {
-        self.settings.has_policy("delete") != Some(false)
-    }
-
-    /// How long it keeps a record.
-    pub fn retention(&self) -> Option<Duration> {
-        self.settings.time("retention.ms").filter(|_| self.deletes())
-    }
-
     /// The command that gives each partition so many replicas.
     pub fn replicate(&self, count: usize) -> String {
         self.commands.replicas(self.topic, &self.settings.replicas, self.brokers, count)
@@ -102,7 +92,7 @@ impl On<'_> {
     }
 
     fn outage(&self) -> Option<Finding> {
-        self.retention().filter(|retention| *retention < OUTAGE)?;
+        self.settings.retention().filter(|retention| *retention < OUTAGE)?;
         let why = ": a consumer that is away for longer loses records";
         self.setting(Hazard::Retention, "retention.ms", &retained(WEEK), why)
     }
@@ -115,7 +105,7 @@ impl On<'_> {
     }
 
     fn retention_bytes(&self) -> Option<Finding> {
-        self.settings.number("retention.bytes").filter(|bytes| *bytes >= 0 && self.deletes())?;
+        self.settings.number("retention.bytes").filter(|bytes| *bytes >= 0 && self.settings.deletes())?;
         let why = ": in a burst of records those that nobody has read yet are deleted";
         self.setting(Hazard::RetentionBytes, "retention.bytes", "retention.bytes=-1", why)
     }

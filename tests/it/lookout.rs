@@ -1,0 +1,82 @@
+//! What threatens the partitions that a process leads, told while there is time.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ksync::election::Seat;
+use ksync::kafka::{Admin, Check, Cluster, Ends, Pair, Reader};
+use ksync::lead::Lookout;
+use ksync::topic::{Offset, Topic};
+
+use crate::support::{Message, World, block_on, value};
+
+/// A record that was written so long ago, by its writer's clock.
+fn ago(minutes: i64) -> Message {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    Message { timestamp_ms: Some(now - minutes * 60_000), ..value("1") }
+}
+
+/// Looks at a partition whose offset stands somewhere; what it tells then.
+fn lookout(world: &World, topic: &str) -> impl FnMut(i64) -> Vec<String> {
+    let cluster = Cluster { bootstrap: world.services.get("KSYNC_BOOTSTRAP_SERVER").to_owned(), properties: vec![] };
+    let topic: Topic = topic.parse().unwrap();
+    let seat = Seat { partition: topic.partition(0), name: "indexer".parse().unwrap() };
+    let admin = Admin::new(&cluster).unwrap();
+    let check = block_on(Check::start(&admin, vec![Pair { topic, delay: None }], vec![])).unwrap();
+    let reader = Reader::open(&cluster, &admin, "lookout", 1, 1).unwrap();
+    let mut lookout = Lookout::new(check, Ends::of_uncommitted(&cluster).unwrap(), reader);
+    move |offset| block_on(lookout.look(BTreeMap::from([(seat.clone(), Offset(offset))]))).unwrap()
+}
+
+#[test]
+fn a_record_that_nobody_has_done_is_told_when_half_of_its_time_is_over() {
+    let world = World::new("half");
+    let products = world.topic("products", 1);
+    world.kafka.set(&products, &[("retention.ms", "3600000")]);
+    world.kafka.produce(&products, [ago(40), ago(31), ago(20)]);
+    let mut look = lookout(&world, &products);
+    let told = look(0);
+    let expected = format!(
+        "{products}/0 as indexer: what comes at offset 0 is older than 30m, and topic {products} deletes what is older than 1h, \
+         done or not; let it keep more, if that may take longer: mend it with: kafka-configs.sh --bootstrap-server {} --alter \
+         --topic {products} --add-config retention.ms=7200000",
+        world.services.get("KSYNC_BOOTSTRAP_SERVER")
+    );
+    assert_eq!(told, [expected]);
+    assert_eq!(look(0), [""; 0], "once");
+    assert_eq!(look(2), [""; 0], "it is younger");
+    assert_eq!(look(1).len(), 1, "it begins anew");
+    assert_eq!(look(3), [""; 0], "all is done");
+}
+
+#[test]
+fn where_all_that_is_left_is_old_it_is_told_too_by_the_process_itself() {
+    let world = World::new("old");
+    let products = world.topic("products", 1);
+    world.kafka.set(&products, &[("retention.ms", "3600000")]);
+    world.kafka.produce(&products, [ago(40)]);
+    let handler = world.handler("exit 1");
+    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    world.eventually("it is told", || consumer.says(&["warn: ", "what comes at offset 0 is older than 30m"]));
+}
+
+#[test]
+fn a_transaction_that_nobody_ends_is_told() {
+    let world = World::new("unended");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, [value("1")]);
+    let open = world.kafka.transaction(&products, [value("2"), value("3")]);
+    world.kafka.produce(&products, [value("4")]);
+    let mut look = lookout(&world, &products);
+    assert_eq!([look(0), look(0)], [[""; 0]; 2], "what comes next can be read");
+    assert_eq!(look(1), [""; 0], "it may have got there just now");
+    let expected = format!(
+        "{products}/0 as indexer: a transaction that is not over holds back what comes at offset 1, and all that was written \
+         after it, up to offset 4: if its writer is gone, kafka-transactions.sh finds it (find-hanging) and ends it (abort)"
+    );
+    assert_eq!(look(1), [expected]);
+    assert_eq!(look(1), [""; 0], "once");
+    open.commit();
+    world.eventually("it is over", || world.kafka.log(&products, 0).1 == 5);
+    assert_eq!([look(1), look(1)], [[""; 0]; 2]);
+}
