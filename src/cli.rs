@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -114,9 +113,7 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
             return Exit::Person.status().into();
         }
     };
-    // Where the machine refuses a new thread tokio panics, unless it has one that may come free.
-    let (spare, kept) = mpsc::channel::<()>();
-    runtime.spawn_blocking(move || kept.recv());
+    runtime.spawn(keep_a_thread());
     let result = runtime.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
         let signals = Signals::new(hang_up)?;
@@ -127,7 +124,6 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
             signal = signals.until_impatient(&trigger, grace) => Ok(Ended::By(signal)),
         }
     });
-    drop(spare);
     // Ends the tasks, and with them their handlers; a call that still waits for a server must not hold up the end.
     runtime.shutdown_timeout(END);
     let exit = match result {
@@ -142,6 +138,15 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
         }
     };
     sys::exit(exit.status())
+}
+
+/// Keeps one of those threads alive that do what blocks; they end when they have had nothing to do for 10 s. Where the machine
+/// refuses a new one tokio panics if there is none, else that one comes to it.
+async fn keep_a_thread() {
+    loop {
+        drop(tokio::task::spawn_blocking(|| ()).await);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
 }
 
 /// A panic ends the process, so that a standby takes over and whoever looks after us starts us again. Left to tokio it

@@ -15,7 +15,7 @@ use crate::kafka::{self, Event, Lane, Outgoing, Reader, Timestamp, Writer};
 use crate::lead::{self, Done, End, Held, Work};
 use crate::mutants::Mutant;
 use crate::shutdown::Shutdown;
-use crate::topic::Topic;
+use crate::topic::{Offset, Topic};
 
 mod clock;
 mod end_seen;
@@ -68,8 +68,18 @@ impl Work for Delay {
         let lane = self.writer.lane();
         let flight = Flight { lane, sent: VecDeque::new(), most: usize::MAX, counted: 0, moved: Instant::now() };
         let waiting = Room::new(self.room);
-        let mut forwarder =
-            Forwarder { delay: self, topic, held, shutdown, waiting, damaged: None, flight, clock, end_seen };
+        let mut forwarder = Forwarder {
+            delay: self,
+            topic,
+            held,
+            shutdown,
+            waiting,
+            damaged: None,
+            end: None,
+            flight,
+            clock,
+            end_seen,
+        };
         let end = forwarder.run(records).await;
         forwarder.finish(end).await
     }
@@ -85,6 +95,8 @@ struct Forwarder<'a, 'l> {
     waiting: Room,
     /// Why nothing is read behind these.
     damaged: Option<Error>,
+    /// Where the partition ended when all of it had been read.
+    end: Option<Offset>,
     flight: Flight,
     clock: Clock,
     end_seen: EndSeen,
@@ -134,6 +146,7 @@ impl Forwarder<'_, '_> {
         let is_read_empty = self.read(records)?;
         let sent = self.send_due().await?;
         self.advance().await?;
+        self.pass_to_end().await?;
         if sent >= TURN || !(is_read_empty || self.waiting.is_full()) {
             tokio::task::yield_now().await;
             return Ok(());
@@ -180,13 +193,12 @@ impl Forwarder<'_, '_> {
                         told => self.end_seen.age(message.offset(), told),
                     };
                     self.waiting.push(Waiting::of(&message, self.delay.delay, age));
-                    if let (Timestamp::Append(made), Some(at_most)) =
-                        (message.timestamp(), self.end_seen.at_most(message.offset()))
-                    {
+                    if let Timestamp::Append(made) = message.timestamp() {
+                        let at_most = || self.end_seen.at_most(message.offset());
                         self.delay.clocks.compare(&self.held.seat, made, at_most);
                     }
                 }
-                Some(Event::End(_)) => {}
+                Some(Event::End(end)) => self.end = Some(end),
                 Some(Event::OutOfLog) => return Err(End::OutOfLog),
                 Some(Event::Damaged(why)) => {
                     warn!("{}: {why:#}; what lies before it is sent on first", self.held.seat);
@@ -306,6 +318,15 @@ impl Forwarder<'_, '_> {
         }
     }
 
+    /// Moves the offset over what nobody is given behind the last message: markers of transactions, what was aborted.
+    async fn pass_to_end(&mut self) -> Result<(), End> {
+        let is_all_done = self.waiting.is_empty() && self.flight.is_empty();
+        match self.end.take_if(|_| is_all_done) {
+            Some(end) if end > self.held.standing.offset => self.commit(Done::before(end)).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn commit(&mut self, done: Done) -> Result<(), End> {
         let checked = tokio::select! {
             checked = self.held.check_topic() => checked?,
@@ -334,7 +355,7 @@ impl Forwarder<'_, '_> {
         self.flight.sent.clear();
         self.flight.counted = 0;
         self.waiting.clear();
-        self.damaged = None;
+        (self.damaged, self.end) = (None, None);
         let Err(undelivered) = self.flight.lane.settled().await else {
             return Ok(());
         };

@@ -9,7 +9,7 @@ use clap::Parser;
 use ksync::cli::{self, Common, DelayOption, KafkaOptions, LeaderOptions, OnInvalidMessage, Tool};
 use ksync::delay::{Clocks, Delay};
 use ksync::exit::Exit;
-use ksync::kafka::{Ends, Pair};
+use ksync::kafka::Pair;
 use ksync::lead::{Board, Leading, Lookout};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
@@ -67,7 +67,7 @@ async fn start(cli: &Cli) -> Result<(Leading, Delay)> {
     let waits = |delay_topic: &Topic| Some((delay_topic.clone(), delay));
     let pairs = topics.iter().map(|(delay_topic, topic)| Pair { topic: topic.clone(), delay: waits(delay_topic) });
     let check = kafka.check.start(&leading.admin, pairs).await?;
-    leading.lookout = Some(Lookout::new(check, Ends::of_uncommitted(&cluster)?, leading.reader.clone()));
+    leading.lookout = Some(Lookout::new(check, &cluster)?);
     leading.declare_delay(delay).await.map_err(|error| Exit::Misconfigured.because(error))?;
     let writer = leader.writer(&cluster)?;
     let on_invalid = cli.on_invalid.into();

@@ -13,7 +13,7 @@ use crate::election::{Election, Servers, ZooKeeper};
 use crate::exit::Exit;
 use crate::fit::AcceptLoss;
 use crate::intake::OnInvalid;
-use crate::kafka::{Admin, Cluster, Ends, Mirror, Pair, Reader, Writer, group};
+use crate::kafka::{Admin, Cluster, Mirror, Pair, Reader, Writer, group};
 use crate::lead::{Board, Bounded, FirstStart, Leading, Lookout};
 use crate::topic::{Name, Topic};
 
@@ -157,7 +157,7 @@ impl LeaderOptions {
         let pairs = kafka.topic.iter().map(|topic| Pair { topic: topic.clone(), delay: None });
         let check = kafka.check.start(&leading.admin, pairs).await?;
         if bounded.is_none() {
-            leading.lookout = Some(Lookout::new(check, Ends::of_uncommitted(&cluster)?, leading.reader.clone()));
+            leading.lookout = Some(Lookout::new(check, &cluster)?);
         }
         let writer = self.writer(&cluster)?;
         let origins = kafka.topic.iter().map(|topic| (topic.clone(), topic.clone())).collect();

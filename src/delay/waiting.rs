@@ -102,6 +102,10 @@ impl Room {
         !self.messages.is_empty() && (self.bytes >= self.limit || self.messages.len() >= MOST)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
     /// The offset of the first one, and when it is due. Those behind it wait for it.
     pub fn due(&self) -> Option<(Offset, Instant)> {
         self.messages.front().map(|message| (message.offset(), message.due))

@@ -86,6 +86,12 @@ impl Check {
         self.retentions.get(topic).copied()
     }
 
+    /// How long records wait in the topic by intent.
+    pub fn delay(&self, topic: &Topic) -> Duration {
+        let delays = self.pairs.iter().filter_map(|pair| pair.delay.as_ref());
+        delays.filter(|(delayed, _)| delayed == topic).map(|(_, delay)| *delay).next().unwrap_or_default()
+    }
+
     /// How to let the topic keep a record for so long.
     pub fn keep(&self, topic: &Topic, time: Duration) -> String {
         self.commands().set(topic, &judge::retained(time))

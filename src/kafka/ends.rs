@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
-use super::{ClientLog, Cluster};
+use super::{ClientLog, Cluster, drop_aside};
 use crate::exit::Exit;
 use crate::topic::{Offset, Topic};
 
@@ -19,6 +19,17 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Ends {
     client: Arc<BaseConsumer<ClientLog>>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        drop_aside(self.client.clone());
+    }
+}
+
+/// Takes what the client has to say while nobody asks: nothing but errors, which the next answer tells, too.
+fn drain(client: &BaseConsumer<ClientLog>) {
+    while client.poll(Duration::from_millis(1)).is_some() {}
 }
 
 impl Ends {
@@ -64,6 +75,13 @@ impl Ends {
         first.with_context(|| format!("cannot look up a time in topic {topic}"))
     }
 
+    /// To be called now and then while nothing is asked, since errors pile up.
+    pub async fn idle(&self) {
+        let client = self.client.clone();
+        // An error is the end of the runtime.
+        tokio::task::spawn_blocking(move || drain(&client)).await.ok();
+    }
+
     /// What the brokers tell of those partitions of which they tell anything.
     async fn at(&self, topic: &Topic, partitions: BTreeSet<i32>, time: At) -> Result<BTreeMap<i32, Option<Offset>>> {
         if partitions.is_empty() {
@@ -71,8 +89,7 @@ impl Ends {
         }
         let (client, name) = (self.client.clone(), topic.clone());
         let ask = move || {
-            // Nothing but errors, which the answer tells, too.
-            while client.poll(Duration::ZERO).is_some() {}
+            drain(&client);
             let mut list = TopicPartitionList::new();
             for partition in partitions {
                 list.add_partition_offset(name.as_str(), partition, time)?;

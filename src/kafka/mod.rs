@@ -90,12 +90,12 @@ impl Cluster {
 
     /// For a client whose trouble is the process's trouble.
     fn log(&self) -> ClientLog {
-        ClientLog { bootstrap: self.bootstrap.clone(), started: Instant::now(), quiet_until_ms: AtomicU64::new(0) }
+        ClientLog { bootstrap: self.bootstrap.clone(), started: Instant::now(), quiet_until_ms: Default::default() }
     }
 
     /// For a client whose user tells of its trouble, or that nobody waits for.
     fn quiet_log(&self) -> ClientLog {
-        ClientLog { quiet_until_ms: AtomicU64::new(u64::MAX), ..self.log() }
+        ClientLog { quiet_until_ms: [const { AtomicU64::new(u64::MAX) }; 2], ..self.log() }
     }
 }
 
@@ -140,7 +140,9 @@ impl FromStr for Property {
     fn from_str(text: &str) -> Result<Property> {
         let (name, value) = text.split_once('=').context("a property is written name=value")?;
         let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
-        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+        // Many files have this one, which is the default.
+        let is_default = (name.as_str(), value.as_str()) == ("ssl.endpoint.identification.algorithm", "https");
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name && !is_default) {
             bail!("the property {name} cannot be set: {why}");
         }
         ensure!(!name.is_empty(), "a property is written name=value");
@@ -160,7 +162,8 @@ impl Property {
 struct ClientLog {
     bootstrap: String,
     started: Instant,
-    quiet_until_ms: AtomicU64,
+    /// That no broker answers, or that one refuses us.
+    quiet_until_ms: [AtomicU64; 2],
 }
 
 impl ClientLog {
@@ -176,14 +179,15 @@ impl ClientContext for ClientLog {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let why = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => "no broker answers",
-            Some(RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication) => reason,
+        let [down, refused] = &self.quiet_until_ms;
+        let (why, quiet_until_ms) = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => ("no broker answers", down),
+            Some(RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication) => (reason, refused),
             _ => return log::trace!(target: "librdkafka", "{error}: {reason}"),
         };
         let now = self.started.elapsed().as_millis() as u64;
-        if now >= self.quiet_until_ms.load(Ordering::Relaxed) {
-            self.quiet_until_ms.store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
+        if now >= quiet_until_ms.load(Ordering::Relaxed) {
+            quiet_until_ms.store(now + Self::QUIET.as_millis() as u64, Ordering::Relaxed);
             warn!("cannot reach Kafka at {}: {why}; trying again", self.bootstrap);
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -103,23 +103,27 @@ impl Reader {
 
     /// Asks the partition's leader where the log begins and ends.
     ///
-    /// Fails where it does not answer within 5 s.
+    /// Fails where it does not answer each of both questions within 5 s.
     pub async fn log(&self, partition: &TopicPartition) -> Result<Log> {
-        let (first, next) = (list_of(partition, At::Beginning)?, list_of(partition, At::End)?);
         // By two calls: of both questions that fetch_watermarks asks at once the first one may fail without a word, and then the
         // end is given for the beginning, too (rdkafka.c).
-        let ask = move |consumer: &Client, timeout: Duration| -> KafkaResult<_> {
-            let begun = Instant::now();
-            let begin = offset_at(consumer, first.clone(), timeout)?;
-            let end = offset_at(consumer, next.clone(), timeout.saturating_sub(begun.elapsed()))?;
-            Ok((begin, end))
-        };
-        match self.ask_leader(&partition.topic, ask).await {
-            Ok((Some(begin), Some(end))) => Ok(Log { begin, end }),
-            Ok(_) => Err(anyhow!("the broker tells no offset")),
-            Err(error) => Err(error),
-        }
-        .with_context(|| format!("cannot read where the log of {partition} begins and ends"))
+        let begin = self.place(partition, At::Beginning).await?;
+        Ok(Log { begin, end: self.end(partition).await? })
+    }
+
+    /// The next record that will be written, as far as a reader of committed records may see.
+    ///
+    /// Fails where the leader does not answer within 5 s.
+    pub async fn end(&self, partition: &TopicPartition) -> Result<Offset> {
+        self.place(partition, At::End).await
+    }
+
+    async fn place(&self, partition: &TopicPartition, at: At) -> Result<Offset> {
+        let list = list_of(partition, at)?;
+        let ask = move |consumer: &Client, timeout| offset_at(consumer, list.clone(), timeout);
+        let found =
+            self.ask_leader(&partition.topic, ask).await.and_then(|found| found.context("the broker tells no offset"));
+        found.with_context(|| format!("cannot read where the log of {partition} begins and ends"))
     }
 
     /// The first offset whose record's timestamp is not before `time`; `None` where there is none yet.

@@ -126,6 +126,11 @@ impl Done {
         let (offset, leader_epoch) = (record.offset.next(), record.leader_epoch);
         Done { offset, leader_epoch, last: Some(LastRecord::of(record)), skipped: None }
     }
+
+    /// All before this offset, where there was no further record.
+    pub fn before(offset: Offset) -> Done {
+        Done { offset, leader_epoch: None, last: None, skipped: None }
+    }
 }
 
 /// The topic's id as it is now; `None` where no broker has known it for so long that it has to be deleted.

@@ -39,6 +39,25 @@ fn records_of_an_aborted_transaction_are_not_given_and_the_offset_passes_its_mar
 }
 
 #[test]
+fn the_offset_of_a_delayer_passes_what_nobody_is_given_behind_the_last_message() {
+    let world = World::new("aborted-delay");
+    let products = world.topic_with_delay("products", 1);
+    let delay_topic = format!("{products}-delay");
+    let delayer = world.delayer(&format!("-t {products} --delay 1s"));
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    let message = |id: i32| value(delay_message(&id.to_string()));
+    world.kafka.transaction(&delay_topic, [message(1)]).abort();
+    world.eventually("the first ones are none", || seat.offset() == Some(2));
+    world.kafka.produce(&delay_topic, [message(2)]);
+    world.kafka.transaction(&delay_topic, [message(3)]).commit();
+    world.kafka.transaction(&delay_topic, [message(4)]).abort();
+    world.eventually("nothing is left to be read", || seat.offset() == Some(7));
+    let sent: Vec<_> = world.kafka.records(&products).into_iter().filter_map(|record| record.value).collect();
+    assert_eq!((sent, seat.state()["offset"].as_i64()), (vec!["2".to_owned(), "3".to_owned()], Some(7)));
+    drop(delayer);
+}
+
+#[test]
 fn an_open_transaction_holds_back_what_follows_it_and_nothing_is_skipped() {
     let world = World::new("open");
     let products = world.topic("products", 1);

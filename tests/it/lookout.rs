@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ksync::election::Seat;
-use ksync::kafka::{Admin, Check, Cluster, Ends, Pair, Reader};
+use ksync::kafka::{Admin, Check, Cluster, Pair};
 use ksync::lead::Lookout;
 use ksync::topic::{Offset, Topic};
 
@@ -23,9 +23,8 @@ fn lookout(world: &World, topic: &str) -> impl FnMut(i64) -> Vec<String> {
     let seat = Seat { partition: topic.partition(0), name: "indexer".parse().unwrap() };
     let admin = Admin::new(&cluster).unwrap();
     let check = block_on(Check::start(&admin, vec![Pair { topic, delay: None }], vec![])).unwrap();
-    let reader = Reader::open(&cluster, &admin, "lookout", 1, 1).unwrap();
-    let mut lookout = Lookout::new(check, Ends::of_uncommitted(&cluster).unwrap(), reader);
-    move |offset| block_on(lookout.look(BTreeMap::from([(seat.clone(), Offset(offset))]))).unwrap()
+    let mut lookout = Lookout::new(check, &cluster).unwrap();
+    move |offset| block_on(lookout.look(&BTreeMap::from([(seat.clone(), Offset(offset))])))
 }
 
 #[test]
@@ -65,9 +64,11 @@ fn a_transaction_that_nobody_ends_is_told() {
     let world = World::new("unended");
     let products = world.topic("products", 1);
     world.kafka.produce(&products, [value("1")]);
+    let mut look = lookout(&world, &products);
+    assert_eq!(look(1), [""; 0], "nothing is to be done");
     let open = world.kafka.transaction(&products, [value("2"), value("3")]);
     world.kafka.produce(&products, [value("4")]);
-    let mut look = lookout(&world, &products);
+    assert_eq!(look(1), [""; 0], "it may have begun just now");
     assert_eq!([look(0), look(0)], [[""; 0]; 2], "what comes next can be read");
     assert_eq!(look(1), [""; 0], "it may have got there just now");
     let expected = format!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ksync::election::{Election, ZooKeeper};
 use ksync::exit::Exit;
-use ksync::kafka::{self, Admin, Check, Cluster, Ends, Hazard, Pair, Reader};
+use ksync::kafka::{self, Admin, Check, Cluster, Hazard, Pair, Reader};
 use ksync::lead::{Board, End as WorkEnd, Held, Leading, Lookout, Work};
 use ksync::shutdown::Shutdown;
 use ksync::topic::{Name, Topic};
@@ -357,11 +357,10 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let pair = Pair { topic, delay: Some((delay_topic.clone(), Duration::from_secs(300))) };
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
     let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
-    let reader = Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap();
-    let mut lookout = Lookout::new(check, Ends::of_uncommitted(&cluster).unwrap(), reader.clone());
+    let mut lookout = Lookout::new(check, &cluster).unwrap();
     lookout.pause = Duration::from_millis(50);
     Leading {
-        reader,
+        reader: Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap(),
         mirror: None,
         admin,
         election: Election::ZooKeeper(zookeeper),
