@@ -14,10 +14,13 @@ use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
 use crate::topic::Topic;
 
-/// What it means that delay messages of a change do not arrive.
-pub const UNCOVERED: &str = "cannot send the delay messages; nothing was changed";
+/// What it means that delay messages of changes do not arrive.
+pub const UNCOVERED: &str = "cannot send the delay messages; nothing that they announce was changed";
 /// What it means that instant messages of a change do not arrive.
 pub const UNANNOUNCED: &str = "cannot send the instant messages; the delay messages cover the change";
+/// The same where there are no delay messages.
+const LOST: &str =
+    "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk again";
 
 /// How often delay messages are sent that take too long.
 const COVERINGS: usize = 10;
@@ -74,6 +77,14 @@ impl Phases {
         })
     }
 
+    /// What it means that instant messages of a change do not arrive.
+    pub fn unannounced(self) -> &'static str {
+        match self {
+            Phases::Both | Phases::DelayOnly => UNANNOUNCED,
+            Phases::InstantOnly => LOST,
+        }
+    }
+
     /// How many of them a record gets.
     pub fn count(self) -> u64 {
         match self {
@@ -102,7 +113,7 @@ impl Announcer {
     /// Meanwhile delay messages of the `next` changes are sent; what became of them is given besides.
     ///
     /// Fails where the action fails, and drops an action whose delay messages cannot be sent again. There are no instant
-    /// messages then; the delay messages stay and heal what a half-done action may have left.
+    /// messages then; the delay messages, where there are any, stay and heal what a half-done action may have left.
     pub async fn act<T>(
         &mut self,
         now: Covered,
@@ -148,7 +159,7 @@ impl Announcer {
             if let Err(error) = before.and(now) {
                 // Those that are on their way may arrive all the same.
                 drop(settled(instants).await);
-                return Err(error.context(UNANNOUNCED));
+                return Err(error.context(phases.unannounced()));
             }
         }
         let next_covered = match next_covered {

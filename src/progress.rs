@@ -54,14 +54,6 @@ impl Progress {
         Progress { show, what, total, done: 0, begun: Instant::now(), next_line: FIRST_LINE, held: None }
     }
 
-    /// So many of the total were done before.
-    pub fn skip(&mut self, done: u64) {
-        self.total = self.total.map(|total| total.saturating_sub(done));
-        if let (Show::Bar(bar), Some(total)) = (&self.show, self.total) {
-            bar.set_length(total);
-        }
-    }
-
     pub fn add(&mut self, more: usize) {
         self.done += more as u64;
         if let Show::Bar(bar) = &self.show {
@@ -116,6 +108,16 @@ impl Progress {
             }
             Show::Nothing => {}
         }
+    }
+
+    /// Shows no more of a run that has failed; how many are done.
+    pub fn give_up(self) -> u64 {
+        match &self.show {
+            Show::Bar(bar) => bar.finish_and_clear(),
+            Show::Json => self.line(self.begun.elapsed()),
+            Show::Lines | Show::Nothing => {}
+        }
+        self.done
     }
 
     fn line_if_due(&mut self) {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use log::{error, info};
 use tokio::time::Instant;
 
-use crate::announce::{Announcer, Covered, Destination, Phases, UNANNOUNCED};
+use crate::announce::{Announcer, Covered, Destination, Phases};
 use crate::database::Trouble;
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -35,7 +35,7 @@ pub use control::Control;
 pub use gauge::Gauge;
 pub use job::Job;
 use journal::Journal;
-pub use journal::{Keep, Resume};
+pub use journal::{Beginning, Keep, Resume};
 pub use lag::{Lag, Limits};
 pub use pace::Rate;
 pub use plan::{Plan, Prospect};
@@ -70,21 +70,27 @@ impl Stream {
             return Ok(Exit::Done);
         };
         let mut run = Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
-        run.progress.skip(run.journal.rows());
         let mut retries = 0;
         let ended = if action.is_none() && phases == Phases::InstantOnly {
-            run.reindex(source, chunk).await?
+            run.reindex(source, chunk).await
         } else {
             let ended = run.update(&mut source, chunk, action.as_mut()).await;
             run.announcer.warn_of_short_delay();
             retries = target(action.as_mut(), &mut source).map_or(0, |database| database.retries());
-            ended?
+            ended
         };
-        run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases));
-        if ended == Exit::Again {
-            info!("asked to end before the end of the source{}", run.journal.outlook());
+        let outlook = run.journal.outlook();
+        match ended {
+            Ok(_) => run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases)),
+            Err(_) => {
+                let rows = run.progress.give_up();
+                info!("failed after {rows} rows{outlook}");
+            }
         }
-        Ok(ended)
+        if let Ok(Exit::Again) = ended {
+            info!("asked to end before the end of the source{outlook}");
+        }
+        ended
     }
 }
 
@@ -105,8 +111,9 @@ struct Run<'a> {
 impl Run<'_> {
     /// Instant messages only: chunks are read while others are sent, and acknowledged as they come.
     async fn reindex(&mut self, source: Source, limits: ChunkLimits) -> Result<Exit> {
-        // In a pause columns would get old that are not the key.
-        let read_ahead = if source.tells_more_than_keys() && self.throttle.may_hold() { 0 } else { self.read_ahead };
+        // In a pause columns would get old that are not the key; and a line that was taken cannot be read again by anybody.
+        let suffers = source.tells_more_than_keys() || matches!(source, Source::Lines(_));
+        let read_ahead = if suffers && self.throttle.may_hold() { 0 } else { self.read_ahead };
         let mut chunks = Reader::start(source, limits, read_ahead, self.journal.is_locked());
         let mut ended = Exit::Done;
         let failed = loop {
@@ -196,7 +203,7 @@ impl Run<'_> {
             let mark = self.journal.begin_chunk(&chunk, phases)?;
             let action = async {
                 let begun = Instant::now();
-                act(action.as_deref_mut(), source, &chunk, mark).await?;
+                act(action.as_deref_mut(), source, (&chunk, phases), mark).await?;
                 Ok(begun.elapsed())
             };
             let next_changed = next.as_ref().map(|next| next.changed(&self.to));
@@ -281,7 +288,7 @@ impl Run<'_> {
     async fn settle(&mut self) -> Result<()> {
         let Some(chunk) = self.unsettled.take() else { return Ok(()) };
         let settled = self.announcer.settled().await;
-        settled.context(UNANNOUNCED)?;
+        settled.context(self.phases.unannounced())?;
         self.journal.end_chunk().await?;
         self.done(&chunk);
         Ok(())

@@ -159,50 +159,61 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             writer = Writer::open(&written.with_batches_of(bytes), Writer::AWAITED)?;
         }
         let session = cli.source.session(topic, &cli.action);
-        let (mut source, total) = cli.source.open(&session, chunk.rows, cli.plan.count).await?;
+        let mut source = cli.source.open(&session).await?;
         let needs_transactions = cli.resume.checkpoint_table.is_some();
         cli.action.open(&mut action, &session, (&cli.source, &mut source), needs_transactions).await?;
         let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_mut()));
-        let resume = cli.resume.resume(&cli.kafka, phases, rows, act).await?;
-        let mut plan = None;
-        if let Source::Rows { database, scan } = &mut source
-            && cli.plan.is_wanted(action.is_some())
-        {
-            let (action, resume, command) = (action.as_mut(), resume.as_ref(), &cli.action.command[..]);
-            let (partitions, delay) = (partitions.len(), cli.delay.delay);
-            let (rate, pause) = (cli.throttles.rate, cli.throttles.pause);
-            let mut made = Plan {
-                database,
-                scan,
-                total,
-                action,
-                command,
-                phases,
-                chunk,
-                topic,
-                partitions,
-                delay,
-                rate,
-                pause,
-                resume,
-            };
-            plan = Some(made.lines().await?);
+        let resume = cli.resume.resume((&cli.kafka, &admin), phases, rows, act).await?;
+        let beginning = match &resume {
+            Some(resume) => Some(resume.look(action.as_mut(), &mut source).await?),
+            None => None,
+        };
+        let (mut left, mut plan) = (None, None);
+        if let (Source::Rows { database, scan }, Some(resume), Some(beginning)) = (&mut source, &resume, &beginning) {
+            let mut rest = scan.clone();
+            beginning.apply(&mut rest)?;
+            if !beginning.is_over {
+                let wanted = (chunk.rows, cli.plan.count);
+                left = cli.source.survey(database, (&rest, beginning.rows()), wanted).await?;
+            }
+            if cli.plan.is_wanted(action.is_some()) {
+                let (action, command) = (action.as_ref(), &cli.action.command[..]);
+                let (partitions, delay) = (partitions.len(), cli.delay.delay);
+                let (rate, pause) = (cli.throttles.rate, cli.throttles.pause);
+                let mut made = Plan {
+                    database,
+                    scan: &rest,
+                    left,
+                    action,
+                    command,
+                    phases,
+                    chunk,
+                    topic,
+                    partitions,
+                    delay,
+                    rate,
+                    pause,
+                    resume,
+                    beginning,
+                };
+                plan = Some(made.lines().await?);
+            }
         }
         if let Some((lines, prospect)) = plan
             && !stream::wait(action.as_mut(), &mut source, cli.plan.show(&lines, prospect)).await?
         {
             return Ok(None);
         }
-        anyhow::Ok(Some((writer, throttle, source, total, resume)))
+        anyhow::Ok(Some((writer, throttle, source, left, resume)))
     };
     let started = tokio::select! {
         started = starting => started?,
         () = shutdown.requested() => return Ok(Exit::Again),
     };
-    let Some((writer, throttle, source, total, resume)) = started else { return Ok(Exit::Done) };
+    let Some((writer, throttle, source, left, resume)) = started else { return Ok(Exit::Done) };
     let delay = if phases == Phases::InstantOnly { cli.delay.delay } else { cli.delay.checked() };
     let (announcer, to) = (Announcer::new(&writer, delay), Destination::new(topic, &cli.kafka.partition)?);
-    let progress = cli.progress.start(cli.common.logging.quiet, "rows", total);
+    let progress = cli.progress.start(cli.common.logging.quiet, "rows", left);
     let read_ahead = cli.read_ahead.into();
     Stream { source, to, action, phases, chunk, read_ahead, resume, throttle }.run(announcer, progress, &shutdown).await
 }

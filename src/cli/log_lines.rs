@@ -82,7 +82,7 @@ fn json(out: &mut Formatter, program: &str, record: &Record<'_>) -> std::io::Res
 }
 
 /// Text of other people with its control characters made harmless: one event is one line, and no terminal obeys it.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         let steers = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

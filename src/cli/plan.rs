@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use super::SourceOptions;
+use super::log_lines::escaped;
 use crate::exit::Exit;
 use crate::stream::Prospect;
 
@@ -49,10 +50,10 @@ impl PlanOptions {
     pub async fn show(&self, lines: &[String], prospect: Prospect) -> Result<bool> {
         if self.dry_run {
             let mut out = std::io::stdout().lock();
-            lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print the plan")?;
+            lines.iter().try_for_each(|line| writeln!(out, "{}", escaped(line))).context("cannot print the plan")?;
             return Ok(false);
         }
-        lines.iter().for_each(|line| eprintln!("{line}"));
+        lines.iter().for_each(|line| eprintln!("{}", escaped(line)));
         match prospect {
             Prospect::Over => return Ok(false),
             Prospect::NoRows => return Ok(true),

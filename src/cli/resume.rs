@@ -9,6 +9,7 @@ use clap::Args;
 use super::{ActionOptions, KafkaOptions, SourceOptions, duration, time_to_come};
 use crate::announce::Phases;
 use crate::exit::Exit;
+use crate::kafka::Admin;
 use crate::shutdown::Shutdown;
 use crate::stream::{Action, Job, Keep, Resume, Source, Window, failure};
 
@@ -74,13 +75,14 @@ impl ResumeOptions {
     /// How far the job is and where that is kept; `None` where the rows cannot be read again.
     pub async fn resume(
         &self,
-        kafka: &KafkaOptions,
+        (kafka, admin): (&KafkaOptions, &Admin),
         phases: Phases,
         (options, source): (&SourceOptions, &mut Source),
         (words, mut action): (&ActionOptions, Option<&mut Action>),
     ) -> Result<Option<Resume>> {
         let Source::Rows { database, scan } = source else { return Ok(None) };
         let place = database.place(&options.url()?).await.map_err(failure)?;
+        let zone = database.time_zone(scan).await.map_err(failure)?;
         let mut other = None;
         if let (Some(Action::Sql { database: Some(database), .. }), Some(url)) =
             (action.as_deref_mut(), &words.action_database)
@@ -98,7 +100,14 @@ impl ResumeOptions {
             Phases::DelayOnly => "delay",
             Phases::InstantOnly => "instant",
         };
+        let keep = match (&self.checkpoint, &self.checkpoint_table) {
+            (Some(file), _) => Keep::File(file.clone()),
+            (None, Some(table)) => Keep::Table(table.clone()),
+            (None, None) => Keep::Nowhere,
+        };
+        let cluster = if keep == Keep::Nowhere { None } else { admin.cluster_id().await };
         let job = Job::new([
+            ("cluster", cluster),
             ("topic", Some(kafka.one_topic()?.to_string())),
             ("partitions", (!partitions.is_empty()).then_some(partitions)),
             ("messages", Some(messages.to_owned())),
@@ -108,17 +117,13 @@ impl ResumeOptions {
             ("where", options.filter.clone()),
             ("query", options.query.clone()),
             ("key", Some(scan.key_names())),
+            ("time zone", zone),
             ("payload", (options.payload != ["key"]).then(|| options.payload.join(","))),
             ("sql", sql),
             ("command", command),
             ("action server", other.as_ref().and_then(|place| place.server.clone())),
             ("action database", other.map(|place| place.database)),
         ]);
-        let keep = match (&self.checkpoint, &self.checkpoint_table) {
-            (Some(file), _) => Keep::File(file.clone()),
-            (None, Some(table)) => Keep::Table(table.clone()),
-            (None, None) => Keep::Nowhere,
-        };
         Ok(Some(Resume { job, keep, begins_anew: self.restart }))
     }
 }

@@ -128,7 +128,8 @@ impl SourceOptions {
 
     /// How the sessions are that read the rows and run the statement.
     pub fn session(&self, topic: &Topic, action: &ActionOptions) -> Session {
-        let name = Some(format!("ksync-stream/{topic}"));
+        let table = self.table.as_ref().map_or(String::new(), |table| format!("/{table}"));
+        let name = Some(format!("ksync-stream/{topic}{table}"));
         Session { name, statement_timeout: action.statement_timeout, sql: self.session_sql.clone() }
     }
 
@@ -140,19 +141,41 @@ impl SourceOptions {
         }
     }
 
-    /// Opens the source, with about how many rows it has where that is known; exactly where they are to be counted. Warns where
-    /// a chunk of so many rows costs far more than to read them.
-    pub async fn open(&self, session: &Session, chunk: usize, is_counted: bool) -> Result<(Source, Option<u64>)> {
+    /// Opens the source, which is not read yet.
+    pub async fn open(&self, session: &Session) -> Result<Source> {
         let Some(source) = self.of_database(self.payload()) else {
-            return Ok((Source::Lines(Lines::new(self.members())), None));
+            return Ok(Source::Lines(Lines::new(self.members())));
         };
         let mut database = self.database(session).await?;
         if self.stdin.is_some() {
             let key = database.key(&source).await.map_err(failure)?;
-            return Ok((Source::Keys { lines: Lines::new(key.names()), database: Some(database), key }, None));
+            return Ok(Source::Keys { lines: Lines::new(key.names()), database: Some(database), key });
         }
-        let (scan, total) = prepare(&mut database, &source, chunk, is_counted).await?;
-        Ok((Source::Rows { database, scan }, total))
+        let scan = database.prepare(&source).await.map_err(failure)?;
+        Ok(Source::Rows { database, scan })
+    }
+
+    /// About how many rows a scan has left, of which so many were done before, where that is known; exactly where they are to be
+    /// counted. Warns where a chunk of so many rows costs far more than to read them.
+    pub async fn survey(
+        &self,
+        database: &mut Database,
+        (scan, done): (&Scan, u64),
+        (chunk, is_counted): (usize, bool),
+    ) -> Result<Option<u64>> {
+        if let Some(effort) = database.costly(scan, chunk).await.map_err(failure)? {
+            warn!(
+                "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
+                scan.label(),
+                scan.key_names()
+            );
+        }
+        if is_counted {
+            return database.count(scan).await.map(Some).map_err(failure);
+        }
+        let Some(source) = self.of_database(Payload::Key) else { return Ok(None) };
+        let estimate = database.estimate(&source).await.map_err(failure)?;
+        Ok(estimate.map(|all| all.saturating_sub(done)))
     }
 
     /// The rows of the database that are named, if any are.
@@ -170,7 +193,7 @@ impl SourceOptions {
     }
 
     /// Opens the rows for a comparison by these columns; all are wanted where none is named. Warns and counts as
-    /// [`SourceOptions::open`] does.
+    /// [`SourceOptions::survey`] does.
     pub(super) async fn primary(
         &self,
         version: &[String],
@@ -181,35 +204,13 @@ impl SourceOptions {
         let source =
             |payload| self.of_database(payload).ok_or_else(|| usage(anyhow!("nothing to compare: name --table")));
         let mut database = self.database(session).await?;
-        let (versions, total) =
-            prepare(&mut database, &source(Payload::Json(version.to_vec()))?, chunk, is_counted).await?;
+        let versions = database.prepare(&source(Payload::Json(version.to_vec()))?).await.map_err(failure)?;
+        let total = self.survey(&mut database, (&versions, 0), (chunk, is_counted)).await?;
         let keys = database.prepare(&source(Payload::Key)?).await.map_err(failure)?;
         let announced = database.prepare(&source(self.payload())?).await.map_err(failure)?;
         let is_one_column = version.len() == 1;
         Ok((Primary { database, versions, is_one_column, keys, announced }, total))
     }
-}
-
-/// What is to be read of the source, and about how many rows that is.
-async fn prepare(
-    database: &mut Database,
-    source: &database::Source,
-    chunk: usize,
-    is_counted: bool,
-) -> Result<(Scan, Option<u64>)> {
-    let scan = database.prepare(source).await.map_err(failure)?;
-    if let Some(effort) = database.costly(&scan, chunk).await.map_err(failure)? {
-        warn!(
-            "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
-            scan.label(),
-            scan.key_names()
-        );
-    }
-    let total = match is_counted {
-        true => Some(database.count(&scan).await.map_err(failure)?),
-        false => database.estimate(source).await.map_err(failure)?,
-    };
-    Ok((scan, total))
 }
 
 impl ActionOptions {

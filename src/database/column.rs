@@ -16,6 +16,8 @@ pub(super) struct Column {
     pub differs: Option<String>,
     /// Why it cannot be part of a key, if so.
     pub unfit: Option<&'static str>,
+    /// Whether it is read in the time zone of the session.
+    pub is_zoned: bool,
     /// As what, and by which expression, it is read where it is no part of the key, if otherwise.
     pub shown: Option<(Kind, String)>,
 }

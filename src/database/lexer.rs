@@ -1,14 +1,15 @@
 //! Just enough of each dialect's lexical rules to tell `:keys` from what only looks like it.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::statement::Dialect;
 
 /// Cuts `sql` at each `:keys` and leaves out a `;` at its end with what follows.
 ///
-/// Fails for another statement behind it, and for placeholders that nobody binds.
+/// Fails for another statement behind it, for placeholders that nobody binds, and for brackets that are not closed in it: it may
+/// stand inside of a statement of ours.
 pub(super) fn split(sql: &str, dialect: Dialect) -> Result<Vec<String>> {
-    let mut lexer = Lexer { sql, dialect, at: 0, brackets: 0 };
+    let mut lexer = Lexer { sql, dialect, at: 0, brackets: 0, open: 0 };
     let (mut parts, mut start, mut end) = (Vec::new(), 0, None);
     while lexer.at < sql.len() {
         let from = lexer.at;
@@ -23,6 +24,7 @@ pub(super) fn split(sql: &str, dialect: Dialect) -> Result<Vec<String>> {
             Token::Other => {}
         }
     }
+    ensure!(lexer.open == 0, "it has a '(' that nothing closes");
     parts.push(sql[start..end.unwrap_or(sql.len())].to_owned());
     Ok(parts)
 }
@@ -42,6 +44,8 @@ struct Lexer<'a> {
     at: usize,
     /// How many `[` are open: in Postgres a `:` between them is a slice.
     brackets: usize,
+    /// How many `(` are open.
+    open: usize,
 }
 
 impl Lexer<'_> {
@@ -63,6 +67,15 @@ impl Lexer<'_> {
             }
             (b'"', _) => self.quoted(b'"', self.dialect == MySql)?,
             (b'`', _) if self.dialect != Postgres => self.quoted(b'`', false)?,
+            (b'(', _) => {
+                self.open += 1;
+                self.at += 1;
+            }
+            (b')', _) => {
+                ensure!(self.open > 0, "it has a ')' that closes nothing");
+                self.open -= 1;
+                self.at += 1;
+            }
             (b'[', _) if self.dialect == Sqlite => self.to("]", 1)?,
             (b'[', _) => {
                 self.brackets += 1;

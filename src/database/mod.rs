@@ -148,8 +148,11 @@ impl Database {
         if filling.leaves_out() {
             return Err(scan.repeated());
         }
-        scan.last_fitting = filling.fitting_rows();
+        let fitting_rows = filling.fitting_rows();
         let (chunk, ahead) = filling.finish(&scan.key);
+        if scan.stands_still(&chunk) {
+            return Err(scan.read_again());
+        }
         if let Some(sql) = scan.passed_over(chunk.keys().next())
             && self.exists(&sql).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?
         {
@@ -160,6 +163,7 @@ impl Database {
             return Ok(None);
         };
         let last = last.to_vec();
+        scan.learn(fitting_rows);
         scan.advance(last, ahead);
         Ok(Some(chunk))
     }

@@ -42,25 +42,24 @@ impl MySql {
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
         let statement = (&mut self.0).prepare(Sql::new(Dialect::MySql, &relation.whole).text().into_sql_str()).await?;
         let columns = statement.columns().iter();
-        let mut columns: Vec<_> = columns
-            .map(|found| (column(relation, found.name().to_owned(), found.type_info()), found.type_info()))
-            .collect();
-        if columns.iter().any(|(_, info)| info.name() == "TIMESTAMP") && !self.has_plain_times().await? {
-            for (column, _) in columns.iter_mut().filter(|(_, info)| info.name() == "TIMESTAMP") {
+        let mut columns: Vec<_> =
+            columns.map(|found| column(relation, found.name().to_owned(), found.type_info())).collect();
+        if columns.iter().any(|column| column.is_zoned) && !is_plain(&self.time_zone().await?) {
+            for column in columns.iter_mut().filter(|column| column.is_zoned) {
                 column.unfit = Some(
                     "in this time zone a TIMESTAMP may be written alike at two times; --session-sql \"SET time_zone = \
                      '+00:00'\" makes it fit",
                 );
             }
         }
-        Ok(columns.into_iter().map(|(column, _)| column).collect())
+        Ok(columns)
     }
 
-    /// Whether each time of the session has a text of its own.
-    async fn has_plain_times(&mut self) -> sqlx::Result<bool> {
+    /// The time zone of the session: `+02:00`, or its name.
+    pub async fn time_zone(&mut self) -> sqlx::Result<String> {
         let zone = "SELECT IF(@@session.time_zone = 'SYSTEM', @@system_time_zone, @@session.time_zone)";
-        let zone = self.answer(&Sql::new(Dialect::MySql, zone)).await?;
-        Ok(zone.is_some_and(|zone| is_plain(&zone)))
+        let zone = self.answer(&Sql::new(Dialect::MySql, zone)).await?.unwrap_or_default();
+        Ok(if matches!(zone.as_str(), "UTC" | "GMT" | "Etc/UTC") { "+00:00".to_owned() } else { zone })
     }
 
     pub async fn primary_key(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
@@ -194,7 +193,8 @@ fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
         _ if unfit.is_some() => Some((Kind::Text, format!("CAST({column} AS CHAR)"))),
         _ => None,
     };
-    Column { name, kind, read, bind: bind.to_owned(), differs, unfit, shown }
+    let is_zoned = info.name() == "TIMESTAMP";
+    Column { name, kind, read, bind: bind.to_owned(), differs, unfit, is_zoned, shown }
 }
 
 /// Why a column of this type cannot be part of a key.
@@ -228,7 +228,7 @@ fn kind(info: &MySqlTypeInfo) -> Kind {
 
 /// Whether it is a time zone in which no hour comes twice.
 fn is_plain(zone: &str) -> bool {
-    zone.starts_with(['+', '-']) || matches!(zone, "UTC" | "GMT" | "Etc/UTC")
+    zone.starts_with(['+', '-'])
 }
 
 /// Without the zeros of ZEROFILL, which JSON does not allow.
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn in_zones_with_summer_time_an_hour_comes_twice() {
-        assert_eq!(["+00:00", "-05:30", "UTC"].map(is_plain), [true; 3]);
+        assert_eq!(["+00:00", "-05:30"].map(is_plain), [true; 2]);
         assert_eq!(["Europe/Berlin", "CEST", "EST", ""].map(is_plain), [false; 4]);
     }
 

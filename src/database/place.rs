@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 use super::sql::Sql;
 use super::trouble::Trouble;
-use super::{Connection, Database, my_cnf, options};
+use super::{Connection, Database, Scan, my_cnf, options};
 
 /// Where a database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,5 +50,15 @@ impl Database {
         let database = self.text(&Sql::new(dialect, database)).await?;
         // In MySQL there may be none, while tables are named with theirs.
         Ok(Place { server: Some(server), database: database.unwrap_or_else(|| "none".to_owned()) })
+    }
+
+    /// The time zone of the session, where a key is read in it: in another one its text means another time.
+    pub async fn time_zone(&mut self, scan: &Scan) -> Result<Option<String>, Trouble> {
+        match &mut self.connection {
+            Connection::MySql(mysql) if scan.key.iter().any(|column| column.is_zoned) => {
+                Ok(Some(mysql.time_zone().await?))
+            }
+            _ => Ok(None),
+        }
     }
 }

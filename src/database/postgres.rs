@@ -15,14 +15,17 @@ use super::trouble::Trouble;
 use super::value::Value;
 use super::{Ran, options, present};
 
+/// How long the name of a session may be, in bytes; the server cuts off what is more.
+const LONGEST_NAME: usize = 63;
+
 pub(super) struct Postgres(PgConnection);
 
 impl Postgres {
-    /// `name` is what the server shows it as, where the URL says nothing of that.
+    /// `name` is how the name begins that the server shows it by, where the URL says nothing of that.
     pub async fn open(url: &str, name: Option<&str>) -> Result<Postgres, Trouble> {
         let mut options: PgConnectOptions = options(url)?;
         if options.get_application_name().is_none() {
-            options = options.application_name(name.unwrap_or("ksync-stream"));
+            options = options.application_name(&distinct(name.unwrap_or("ksync-stream"), rand::random()));
         }
         let place = format!("cannot connect to Postgres at {}:{}", options.get_host(), options.get_port());
         // Its log of slow statements would show the operator's SQL as a warning.
@@ -164,6 +167,12 @@ impl Postgres {
     }
 }
 
+/// A name that no other session has: by it another one sees whether this one is still at work.
+fn distinct(name: &str, number: u32) -> String {
+    let end = format!("/{:06x}", number & 0xff_ffff);
+    format!("{}{end}", &name[..name.floor_char_boundary(LONGEST_NAME - end.len())])
+}
+
 /// What `:keys` becomes: the rows of one array for each column, each value of its column's exact type.
 fn keys(key: &[Column]) -> String {
     let (mut values, mut arrays, mut names) = (Vec::new(), Vec::new(), Vec::new());
@@ -194,6 +203,8 @@ fn column(relation: &Relation, name: String, type_name: &str) -> Column {
         // Equal for the database are 1.0 and 1.00, 'a' and 'A' as citext.
         differs: (!is_integer).then(|| format!("? <> {column}::text")),
         unfit: has_no_order.then_some("its values have no order"),
+        // Its text says the zone, too.
+        is_zoned: false,
         shown: is_json.then(|| (Kind::Json, format!("to_json({column})::text"))),
         name,
     }
@@ -220,4 +231,16 @@ fn value(row: &PgRow, at: usize, kind: Kind) -> sqlx::Result<Option<Value>> {
             && (matches!(text.as_str(), "true" | "false") || text.ends_with(|c: char| c.is_ascii_digit()))
     };
     Ok(text.map(|text| if is_literal(&text) { Value::Literal(text) } else { Value::Text(text) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tells_a_session_from_others_is_left_of_a_long_name_too() {
+        assert_eq!(distinct("ksync-stream/products", 0xff00_00a7), "ksync-stream/products/0000a7");
+        assert_eq!(distinct(&"x".repeat(100), 7), format!("{}/000007", "x".repeat(56)));
+        assert_eq!(distinct(&format!("x{}", "ä".repeat(40)), 7), format!("x{}/000007", "ä".repeat(27)));
+    }
 }

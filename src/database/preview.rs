@@ -22,16 +22,14 @@ struct Effort {
 }
 
 impl Database {
-    /// Exactly how many rows a scan would read from its beginning. The database may have to go through all of them.
+    /// Exactly how many rows a scan has left to read. The database may have to go through all of them.
     pub async fn count(&mut self, scan: &Scan) -> Result<u64, Trouble> {
-        let sql = scan.count();
-        let text = ask!(self, session => session.answer(&sql))?;
-        let text = text.map_err(|error| cannot_read(error.into(), &scan.relation))?;
+        let text = self.text(&scan.count()).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?;
         let count = text.as_deref().unwrap_or("0").parse().with_context(|| format!("{text:?} is not a number of rows"));
         count.map_err(Trouble::Refused)
     }
 
-    /// Where the scan stands after its first row, and after its last one; `None` where it has none.
+    /// Where the scan stands after its next row, and after its last one; `None` where it has none.
     pub async fn edges(&mut self, scan: &Scan) -> Result<Option<(Position, Position)>, Trouble> {
         let first = self.edge(scan, false).await?;
         let last = self.edge(scan, true).await?;
@@ -53,12 +51,10 @@ impl Database {
         Ok(filling.finish(&scan.key).0.end())
     }
 
-    /// What the database would do for each chunk of so many rows, in its own words, where that is far more than to read
-    /// them: no index has the order of the key.
+    /// What the database would do for the next chunk of so many rows, in its own words, where that is far more than to read
+    /// them: no index has the order of the key. It reads no row for that; SQLite alone, where it has to sort, counts them.
     pub async fn costly(&mut self, scan: &Scan, rows: usize) -> Result<Option<String>, Trouble> {
-        let Some(first) = self.edge(scan, false).await? else { return Ok(None) };
-        // For the first chunk a database may do otherwise than for all others.
-        let sql = scan.behind_of(&first, Limit { rows, bytes: usize::MAX })?;
+        let sql = scan.next(Limit { rows, bytes: usize::MAX });
         let Database { connection, watch, is_lost, .. } = &mut *self;
         let effort = async {
             match connection {
@@ -114,10 +110,13 @@ fn mysql_effort(plan: &str) -> Effort {
     effort
 }
 
-/// Of `EXPLAIN QUERY PLAN`, a line for each step.
+/// Of `EXPLAIN QUERY PLAN`, a line for each step. A table whose rowid is the key is scanned, too, but in its order.
 fn sqlite_effort(steps: &[String]) -> Effort {
-    let is_costly =
-        |step: &&String| step.contains("TEMP B-TREE") || (step.starts_with("SCAN") && !step.contains(" USING "));
+    let sorts = |step: &String| step.contains("TEMP B-TREE");
+    if !steps.iter().any(sorts) {
+        return Effort::default();
+    }
+    let is_costly = |step: &&String| sorts(step) || (step.starts_with("SCAN") && !step.contains(" USING "));
     Effort { steps: steps.iter().filter(is_costly).cloned().collect(), rows: None }
 }
 

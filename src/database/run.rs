@@ -44,9 +44,15 @@ impl Database {
         loop {
             match ask!(self, session => session.run(statement, chunk, write))? {
                 Ok(Ran { touched, .. }) if touched > most => {
+                    let hint = match self.connection {
+                        Connection::MySql(_) => {
+                            " (MySQL and MariaDB count a row twice that REPLACE or ON DUPLICATE KEY UPDATE changes: write UPDATE)"
+                        }
+                        Connection::Postgres(_) | Connection::Sqlite(_) => "",
+                    };
                     return Err(Trouble::Refused(anyhow!(
                         "the statement touched {touched} rows for {most} keys and was rolled back; it has to name the \
-                         rows by their keys, for example ... WHERE id IN (:keys)"
+                         rows by their keys, for example ... WHERE id IN (:keys){hint}"
                     )));
                 }
                 Ok(Ran { touched, is_marked }) => {

@@ -1,10 +1,11 @@
 //! A read of rows in the order of their key, chunk after chunk: how far it is, and the SQL of its next step.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use anyhow::anyhow;
 
-use super::chunk::{Limit, Members, Place};
+use super::chunk::{Chunk, Limit, Members, Place};
 use super::column::{Column, Kind};
 use super::key::Key;
 use super::position::Position;
@@ -13,6 +14,9 @@ use super::statement::{Dialect, fragment};
 use super::trouble::Trouble;
 use super::value::Value;
 use super::{Rows, Source};
+
+/// How many rows are asked for at first where more than their keys is read: each of them may be large.
+const FIRST: usize = 100;
 
 /// The rows that are read, as they stand behind FROM and WHERE.
 #[derive(Clone)]
@@ -86,8 +90,8 @@ pub struct Scan {
     pub(super) members: Arc<Members>,
     /// Whether nothing of it is read by COPY: after an error sqlx mistakes what comes next.
     pub(super) is_queried: bool,
-    /// How many rows of the last chunk were all that its bytes allowed; `None` where these are not what ended it.
-    pub(super) last_fitting: Option<usize>,
+    /// How many rows are asked for at once, where their bytes may end a chunk.
+    most: Option<usize>,
     last: Option<Vec<Value>>,
     ahead: Option<Vec<Value>>,
     pub(super) is_done: bool,
@@ -113,13 +117,14 @@ impl Scan {
             (column.name.as_str(), place)
         });
         let members = Arc::new(Members::new(places));
+        let most = (!others.is_empty()).then_some(FIRST);
         Scan {
             relation,
             key: key.into(),
             others,
             members,
             is_queried: false,
-            last_fitting: None,
+            most,
             last: None,
             ahead: None,
             is_done: false,
@@ -141,23 +146,32 @@ impl Scan {
         self.is_done
     }
 
-    /// Where the last chunk was full by its bytes, so may the next one be: the database is not asked for far more rows
-    /// than that.
+    /// The database is not asked for far more rows than a chunk can take by its bytes.
     pub(super) fn fitting(&self, limit: Limit) -> Limit {
-        let rows = self.last_fitting.map_or(limit.rows, |rows| limit.rows.min(rows.saturating_mul(2)));
-        Limit { rows, ..limit }
+        Limit { rows: self.most.map_or(limit.rows, |most| limit.rows.min(most)), ..limit }
+    }
+
+    /// Learns how large rows are: so many were all that the bytes of a chunk allowed, or `None` where these did not end it.
+    pub(super) fn learn(&mut self, fitting_rows: Option<usize>) {
+        self.most = fitting_rows.or(self.most).map(|rows| rows.saturating_mul(2));
     }
 
     /// The rows of the next chunk and one more, which shows whether there are more.
     pub(super) fn next(&self, limit: Limit) -> Sql {
-        let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>();
-        let mut sql = self.relation.select(&self.reads());
+        let (names, mut sql) = (self.names(), self.relation.select(&self.reads()));
         if self.is_copied() {
             sql.hold_integers();
         }
+        self.push_rest(&names, &mut sql);
+        sql.push(&format!(" ORDER BY {} LIMIT {}", names.join(", "), limit.rows.saturating_add(1)));
+        sql
+    }
+
+    /// The condition that rows lie behind the last one that was read.
+    fn push_rest(&self, names: &[String], sql: &mut Sql) {
         match &self.last {
             None => drop(sql.push("1 = 1")),
-            Some(last) if self.relation.dialect == Dialect::MySql => self.behind(&names, last, &mut sql),
+            Some(last) if self.relation.dialect == Dialect::MySql => self.behind(names, last, sql),
             Some(last) => {
                 sql.push("(").push(&names.join(", ")).push(") > (");
                 for (at, (column, value)) in self.key.iter().zip(last).enumerate() {
@@ -166,8 +180,6 @@ impl Scan {
                 sql.push(")");
             }
         }
-        sql.push(&format!(" ORDER BY {} LIMIT {}", names.join(", "), limit.rows.saturating_add(1)));
-        sql
     }
 
     /// The last row that there is.
@@ -180,17 +192,9 @@ impl Scan {
         sql
     }
 
-    /// What [`Scan::next`] would be behind a position.
-    pub(super) fn behind_of(&self, position: &Position, limit: Limit) -> Result<Sql, Trouble> {
-        let mut behind = self.clone();
-        behind.go_on_behind(position)?;
-        Ok(behind.next(limit))
-    }
-
     /// The rows that have these keys, the values of which stand one behind the other.
     pub(super) fn among(&self, keys: &[Value]) -> Sql {
-        let names = self.key.iter().map(|column| self.relation.column(&column.name)).collect::<Vec<_>>().join(", ");
-        let mut sql = self.relation.select(&self.reads());
+        let (names, mut sql) = (self.names().join(", "), self.relation.select(&self.reads()));
         let (dialect, width) = (self.relation.dialect, self.key.len());
         if dialect == Dialect::MySql && width > 1 {
             // MariaDB uses no index for a list of rows.
@@ -216,10 +220,13 @@ impl Scan {
         sql
     }
 
-    /// How many rows there are.
+    /// How many rows are left, as text.
     pub(super) fn count(&self) -> Sql {
-        let mut sql = self.relation.select("count(*)");
-        sql.push("1 = 1");
+        let mut sql = self.relation.select(match self.relation.dialect {
+            Dialect::Postgres => "count(*)::text",
+            Dialect::MySql | Dialect::Sqlite => "CAST(count(*) AS CHAR)",
+        });
+        self.push_rest(&self.names(), &mut sql);
         sql
     }
 
@@ -227,6 +234,10 @@ impl Scan {
     pub(super) fn is_copied(&self) -> bool {
         let is_plain = self.others.is_empty() && self.key.iter().all(|column| column.kind == Kind::Integer);
         self.relation.dialect == Dialect::Postgres && is_plain && !self.is_queried
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.key.iter().map(|column| self.relation.column(&column.name)).collect()
     }
 
     fn reads(&self) -> String {
@@ -280,6 +291,15 @@ impl Scan {
         sql
     }
 
+    /// Whether rows that were read come again, as far as that can be told: which of two texts lies behind the other only the
+    /// database knows.
+    pub(super) fn stands_still(&self, chunk: &Chunk) -> bool {
+        let (Some(last), Some(first), Some(end)) = (&self.last, chunk.keys().next(), chunk.keys().last()) else {
+            return false;
+        };
+        end == last.as_slice() || order(first, last).is_some_and(Ordering::is_le)
+    }
+
     /// Goes on behind a chunk that ends with `last`; `ahead` is the row behind it.
     pub(super) fn advance(&mut self, last: Vec<Value>, ahead: Option<Vec<Value>>) {
         self.last = Some(last);
@@ -304,15 +324,30 @@ impl Scan {
         Ok(())
     }
 
-    /// The error about the rows of [`Scan::passed_over`].
-    pub(super) fn not_distinct(&self) -> Trouble {
-        let last = self.last.iter().flatten().map(Value::text).collect::<Vec<_>>().join(", ");
+    /// The error about a scan that [stands still](Scan::stands_still).
+    pub(super) fn read_again(&self) -> Trouble {
         Trouble::Misconfigured(anyhow!(
-            "{} has several rows whose {} is '{last}' for the database although they are written differently (upper \
-             and lower case, perhaps); name a --key that tells them apart",
+            "{} cannot be read on behind '{}': the database gives rows again that were read before, since it does not compare \
+             the {} exactly (numbers with too many digits, perhaps); name another --key",
             self.relation.label,
+            self.last_key(),
             self.key_names()
         ))
+    }
+
+    /// The error about the rows of [`Scan::passed_over`].
+    pub(super) fn not_distinct(&self) -> Trouble {
+        Trouble::Misconfigured(anyhow!(
+            "{} has several rows whose {} is '{}' for the database although they are written differently (upper \
+             and lower case, perhaps); name a --key that tells them apart",
+            self.relation.label,
+            self.key_names(),
+            self.last_key()
+        ))
+    }
+
+    fn last_key(&self) -> String {
+        self.last.iter().flatten().map(Value::text).collect::<Vec<_>>().join(", ")
     }
 
     /// The error about rows with the same key, of which each has more to tell.
@@ -341,5 +376,35 @@ impl Scan {
     /// The columns of the key: `id`, `a, b`.
     pub fn key_names(&self) -> String {
         self.key.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Which of two keys comes first; `None` where that depends on the database.
+fn order(one: &[Value], other: &[Value]) -> Option<Ordering> {
+    let part = |(one, other): (&Value, &Value)| match (one, other) {
+        (Value::Integer(one), Value::Integer(other)) => Some(one.cmp(other)),
+        (Value::Unsigned(one), Value::Unsigned(other)) => Some(one.cmp(other)),
+        _ => (one == other).then_some(Ordering::Equal),
+    };
+    let mut parts = one.iter().zip(other).map(part);
+    parts.find(|order| *order != Some(Ordering::Equal)).unwrap_or(Some(Ordering::Equal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_compared_as_far_as_all_databases_do_it_alike() {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let numbers =
+            |one, other| order(&[Value::Integer(1), Value::Integer(one)], &[Value::Integer(1), Value::Integer(other)]);
+        assert_eq!(numbers(-7, 3), Some(Ordering::Less));
+        assert_eq!(numbers(3, 3), Some(Ordering::Equal));
+        assert_eq!(numbers(7, 3), Some(Ordering::Greater));
+        assert_eq!(order(&[Value::Unsigned(u64::MAX)], &[Value::Unsigned(1)]), Some(Ordering::Greater));
+        assert_eq!(order(&[text("a"), Value::Integer(1)], &[text("a"), Value::Integer(2)]), Some(Ordering::Less));
+        assert_eq!(order(&[text("a"), Value::Integer(1)], &[text("b"), Value::Integer(2)]), None);
+        assert_eq!(order(&[Value::Integer(1)], &[Value::Real(1.5)]), None);
     }
 }

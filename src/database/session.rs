@@ -11,7 +11,7 @@ use super::{Connection, Database, ask};
 /// What is set up once a connection is there.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
-    /// As which the database shows it: Postgres alone.
+    /// How the name begins by which the database shows it: Postgres alone.
     pub name: Option<String>,
     /// After which time the database ends a statement.
     pub statement_timeout: Option<Duration>,

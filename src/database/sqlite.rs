@@ -140,7 +140,8 @@ fn column(relation: &Relation, name: String) -> Column {
     let column = relation.column(&name);
     // Equal may be 1 and 1.0, and by its collation 'a' and 'A'.
     let differs = Some(format!("quote({column}) <> quote(?)"));
-    Column { name, kind: Kind::Dynamic, read: column, bind: "?".to_owned(), differs, unfit: None, shown: None }
+    let (kind, bind) = (Kind::Dynamic, "?".to_owned());
+    Column { name, kind, read: column, bind, differs, unfit: None, is_zoned: false, shown: None }
 }
 
 fn bind<'q>(

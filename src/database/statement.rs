@@ -53,7 +53,7 @@ impl Statement {
     }
 
     /// The statement with `keys` written in each place.
-    pub(super) fn with(&self, keys: &str) -> String {
+    pub fn with(&self, keys: &str) -> String {
         self.parts.join(keys)
     }
 }
@@ -187,6 +187,8 @@ mod tests {
                 MySql,
                 "cannot use the statement: a comment that the server runs as SQL ('/*!') cannot be checked; write it without",
             ),
+            ("(:keys", MySql, "cannot use the statement: it has a '(' that nothing closes"),
+            ("a = 1) OR (:keys)", Sqlite, "cannot use the statement: it has a ')' that closes nothing"),
             ("a = 'x, (:keys)", Postgres, "cannot use the statement: what is quoted from ''x, (:keys)' on has no end"),
             ("(:keys) /* a", Sqlite, "cannot use the statement: the comment that begins with '/* a' has no end"),
             (
@@ -197,6 +199,17 @@ mod tests {
         ];
         for (sql, dialect, expected) in cases {
             assert_eq!(marked(sql, dialect), expected);
+        }
+    }
+    #[test]
+    fn a_condition_is_whole_by_itself() {
+        assert_eq!(fragment("a IN (1, 2) AND b <> ')' -- (", MySql).unwrap(), "a IN (1, 2) AND b <> ')' -- (");
+        for (sql, expected) in [
+            ("a = 1) OR (b = 2", "it has a ')' that closes nothing"),
+            ("(a = 1", "it has a '(' that nothing closes"),
+            ("(a = 1 /* ) */", "it has a '(' that nothing closes"),
+        ] {
+            assert_eq!(fragment(sql, Postgres).unwrap_err().to_string(), expected, "{sql}");
         }
     }
 }

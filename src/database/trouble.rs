@@ -117,16 +117,7 @@ fn answer(error: &dyn DatabaseError) -> Trouble {
         return answer_of_postgres(postgres);
     }
     if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
-        let cause = anyhow!("{mysql}");
-        return match mysql.number() {
-            // Too many connections, shutting down, connection killed, idle for too long; lock wait timeout, deadlock.
-            1040 | 1053 | 1203 | 1205 | 1213 | 1927 | 4031 => Trouble::Away(cause),
-            // No right to the server, database, command, table, column; no such database, column, table; a name twice.
-            1044 | 1045 | 1049 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1698 => Trouble::Misconfigured(cause),
-            // Wrong values, that of a text that another character set cannot hold too.
-            1267 | 1292 | 1366 | 1411 | 1525 | 3854 | 3988 => Trouble::Unfit(cause),
-            _ => Trouble::Refused(cause),
-        };
+        return answer_of_mysql(mysql.number(), anyhow!("{mysql}"));
     }
     let cause = anyhow!("{}", error.message());
     match sqlite_code(error) {
@@ -135,6 +126,22 @@ fn answer(error: &dyn DatabaseError) -> Trouble {
         Some(1) if error.message().starts_with("no such ") => Trouble::Misconfigured(cause),
         // SQLITE_PERM, SQLITE_CANTOPEN, SQLITE_NOTADB
         Some(3 | 14 | 26) => Trouble::Misconfigured(cause),
+        _ => Trouble::Refused(cause),
+    }
+}
+
+fn answer_of_mysql(number: u16, cause: Error) -> Trouble {
+    match number {
+        // Too many connections, of all or of the user; shutting down, connection killed, idle for too long; lock wait timeout,
+        // deadlock; a node of Galera that is not ready.
+        1040 | 1047 | 1053 | 1203 | 1205 | 1213 | 1226 | 1927 | 4031 => Trouble::Away(cause),
+        // No right to the server, database, command, table, column; no such database, column, table; a name twice.
+        1044 | 1045 | 1049 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1698 => Trouble::Misconfigured(cause),
+        // A host that is blocked, or may not connect; a password that has to be changed, or was not; a locked account, of MySQL,
+        // of MariaDB; a connection that has to be encrypted.
+        1129 | 1130 | 1820 | 1862 | 3118 | 3159 | 4151 => Trouble::Misconfigured(cause),
+        // Wrong values, that of a text that another character set cannot hold too.
+        1267 | 1292 | 1366 | 1411 | 1525 | 3854 | 3988 => Trouble::Unfit(cause),
         _ => Trouble::Refused(cause),
     }
 }
@@ -162,5 +169,24 @@ fn answer_of_postgres(error: &PgDatabaseError) -> Trouble {
         // Data exceptions.
         code if code.starts_with("22") => Trouble::Unfit(cause),
         _ => Trouble::Refused(cause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_of_mysql_or_mariadb_answers_is_sorted_by_who_can_mend_it() {
+        let kind = |number| match answer_of_mysql(number, anyhow!("told")) {
+            Trouble::Misconfigured(_) => "misconfigured",
+            Trouble::Away(_) => "away",
+            Trouble::Unfit(_) => "unfit",
+            Trouble::Refused(_) => "refused",
+            Trouble::Busy(_) => "busy",
+        };
+        assert_eq!([1047, 1203, 1226].map(kind), ["away"; 3]);
+        assert_eq!([1129, 1130, 1820, 1862, 3118, 3159, 4151].map(kind), ["misconfigured"; 7]);
+        assert_eq!([1292, 1064].map(kind), ["unfit", "refused"]);
     }
 }

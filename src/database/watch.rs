@@ -38,8 +38,8 @@ pub(super) struct By {
     dialect: Dialect,
     pub url: String,
     server: Option<String>,
-    /// In Postgres its name: behind a pooler the number of its backend is another one for each transaction. In MySQL and MariaDB
-    /// its number, where no proxy gives out others. `None` is taken to be always at work.
+    /// In Postgres its name, which no other session has: behind a pooler the number of its backend is another one for each
+    /// transaction. In MySQL and MariaDB its number, where no proxy gives out others. `None` is taken to be always at work.
     session: Option<String>,
 }
 
@@ -182,7 +182,7 @@ fn known(answer: sqlx::Result<Option<String>>) -> Option<String> {
 /// Whether a server answers that has as many sessions as it takes.
 fn is_crowded(trouble: &Trouble) -> bool {
     let text = format!("{trouble:#}").to_lowercase();
-    text.contains("too many") || text.contains("connection slots")
+    ["too many", "connection slots", "max_user_connections"].iter().any(|words| text.contains(words))
 }
 
 impl Database {

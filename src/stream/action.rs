@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
+use crate::announce::Phases;
 use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Failed, Failure, Input, Kind, Outcome};
@@ -70,7 +71,7 @@ pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source)
 pub(super) async fn act(
     action: Option<&mut Action>,
     source: &mut Source,
-    chunk: &Chunk,
+    (chunk, phases): (&Chunk, Phases),
     mark: Option<Mark<'_>>,
 ) -> Result<()> {
     match (action, chunk) {
@@ -86,12 +87,12 @@ pub(super) async fn act(
             ran.map_err(failure).map(drop)
         }
         (Some(Action::Sql { .. }), _) => Err(anyhow!("a statement needs rows of a database")),
-        (Some(Action::Command(command)), _) => wait(None, source, run(command, chunk.changes())).await,
+        (Some(Action::Command(command)), _) => wait(None, source, run(command, chunk.changes(), phases)).await,
     }
 }
 
 /// Gives the command the chunk's payloads; its end decides whether the run goes on.
-async fn run(command: &Command, changes: &[Change]) -> Result<()> {
+async fn run(command: &Command, changes: &[Change], phases: Phases) -> Result<()> {
     let mut lines = Vec::with_capacity(changes.iter().map(|change| change.payload.len() + 1).sum());
     for change in changes {
         write_without_breaks(&mut lines, &change.payload);
@@ -99,7 +100,13 @@ async fn run(command: &Command, changes: &[Change]) -> Result<()> {
     }
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment, told: None };
-    ended(command.run(input, ready(true), pending()).await, "the action", "; the delay messages of its chunk are sent")
+    let outlook = match phases {
+        Phases::Both | Phases::DelayOnly => "; the delay messages of its chunk are sent",
+        Phases::InstantOnly => {
+            "; what it may have changed is announced to nobody: announce the rows of this chunk again"
+        }
+    };
+    ended(command.run(input, ready(true), pending()).await, "the action", outlook)
 }
 
 /// What the end of a command means for the run.

@@ -5,12 +5,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The parts that say where the databases are. It is no other job on another address of the same database.
 const SERVER: &str = "server";
 const DATABASE: &str = "database";
-const ACTION_SERVER: &str = "action server";
 /// Where the statement is run, if that is not where the rows are read.
+const ACTION_SERVER: &str = "action server";
 const ACTION_DATABASE: &str = "action database";
+
+/// The parts that say where a job is done, and by what its keys are read. They are no part of its number: it is no other job on
+/// another address of the same database. Where one of two jobs does not tell one of them, that is no difference.
+const WHEREABOUTS: [&str; 4] = [SERVER, ACTION_SERVER, "cluster", "time zone"];
 
 /// The parts of a job by their names, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,14 +28,13 @@ impl Job {
 
     /// The job's number in a database, the same over all addresses of that database.
     pub fn number(&self) -> u64 {
-        let parts = self.0.iter().filter(|(name, _)| ![SERVER, ACTION_SERVER].contains(&name.as_str()));
+        let parts = self.0.iter().filter(|(name, _)| !WHEREABOUTS.contains(&name.as_str()));
         fnv(parts.flat_map(|(name, part)| [name.as_str(), "\0", part, "\0"]).flat_map(str::bytes))
     }
 
-    /// The job on any address of the database in which its statement is run.
+    /// The job on any address of its databases: what lies in one of them moves with it.
     pub fn anywhere(mut self) -> Job {
-        let there = if self.0.contains_key(ACTION_DATABASE) { ACTION_SERVER } else { SERVER };
-        self.0.remove(there);
+        self.0.retain(|name, _| ![SERVER, ACTION_SERVER].contains(&name.as_str()));
         self
     }
 
@@ -54,7 +56,11 @@ impl Job {
     pub fn differences(&self, there: &Job) -> Vec<String> {
         let names: BTreeSet<_> = self.0.keys().chain(there.0.keys()).collect();
         let told = |job: &Job, name| job.0.get(name).map_or("none".to_owned(), String::clone);
-        let differing = names.into_iter().filter(|name| self.0.get(*name) != there.0.get(*name));
+        let counts = |name: &str| {
+            let is_told_by_both = self.0.contains_key(name) && there.0.contains_key(name);
+            is_told_by_both || !WHEREABOUTS.contains(&name)
+        };
+        let differing = names.into_iter().filter(|name| counts(name) && self.0.get(*name) != there.0.get(*name));
         differing.map(|name| format!("{name}: {} there, {} here", told(there, name), told(self, name))).collect()
     }
 }
@@ -92,15 +98,26 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_a_job_is_that_of_its_parts_but_for_the_server() {
+    fn another_cluster_or_time_zone_is_a_difference_where_both_jobs_know_of_it() {
+        let at = |cluster, zone| job(&[("topic", "a"), ("cluster", cluster), ("time zone", zone)]);
+        let (here, older) = (at("x", "+00:00"), job(&[("topic", "a")]));
+        assert_eq!(here.differences(&at("y", "+00:00")), ["cluster: y there, x here"]);
+        assert_eq!(here.differences(&at("x", "+02:00")), ["time zone: +02:00 there, +00:00 here"]);
+        assert!(here.differences(&older).is_empty() && older.differences(&here).is_empty());
+        assert_eq!((here.number(), at("y", "+02:00").number()), (older.number(), older.number()));
+    }
+
+    #[test]
+    fn the_number_of_a_job_is_that_of_its_parts_but_for_its_whereabouts() {
         let one = job(&[("server", "db1"), ("table", "products")]);
         assert_eq!(one.number(), job(&[("server", "db2"), ("table", "products")]).number());
         assert_ne!(one.number(), job(&[("server", "db1"), ("table", "product"), ("topic", "s")]).number());
-        // What lies in the database of the statement moves with it, the rows of another server are others.
+        // A replica may be replaced as well as the server of the statement.
         let apart = |server, action| job(&[("server", server), ("action server", action), ("action database", "shop")]);
         assert_eq!(apart("db1", "db2").number(), apart("db3", "db4").number());
-        assert_eq!(apart("db1", "db2").anywhere(), apart("db1", "db4").anywhere());
-        assert_eq!(apart("db1", "db2").anywhere().differences(&apart("db3", "db2").anywhere()).len(), 1);
+        assert_eq!(apart("db1", "db2").anywhere(), apart("db3", "db4").anywhere());
+        assert_eq!(apart("db1", "db2").anywhere().differences(&apart("db3", "db2")), Vec::<String>::new());
+        assert_eq!(apart("db1", "db2").differences(&apart("db3", "db2")), ["server: db3 there, db1 here"]);
         assert_eq!(apart("db1", "db2").place(), "db1");
         assert_eq!(apart("db1", "db2").action_place().as_deref(), Some("db2, shop"));
         assert_eq!(one.action_place(), None);

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use log::{info, warn};
 
-use super::action::Action;
+use super::action::{Action, target};
 use super::checkpoint::Checkpoint;
 use super::failure;
 use super::file::CheckpointFile;
 use super::job::Job;
 use super::source::{Chunk, Source};
 use crate::announce::Phases;
-use crate::database::{Bookmark, Database, Lock, Mark, Trouble};
+use crate::database::{Bookmark, Database, Lock, Mark, Scan, Trouble};
 use crate::exit::Exit;
 
 /// What is known of a job whose rows can be read again.
@@ -98,16 +98,15 @@ impl Journal {
         };
         let label = keep.label();
         let found = parse(found, &label).map_err(misconfigured)?;
-        let Beginning { checkpoint, is_over, told } = go_on(found, job, &label, has_action)?;
-        if let Some(told) = told {
+        let beginning = go_on(found, job, &label, has_action)?;
+        if let Some(told) = &beginning.told {
             info!("{told}");
         }
-        if is_over {
+        if beginning.is_over {
             return Ok(None);
         }
-        if let Some(last) = &checkpoint.last {
-            scan.go_on_behind(last).map_err(failure)?;
-        }
+        beginning.apply(scan)?;
+        let checkpoint = beginning.checkpoint;
         let text = checkpoint.text()?;
         match &keeper {
             Keeper::File(file) => file.write(text).await.map_err(misconfigured)?,
@@ -115,11 +114,6 @@ impl Journal {
         }
         let kept = Kept { keeper, next: checkpoint.clone(), checkpoint };
         Ok(Some(Journal { kept: Some(kept), lock, is_repeatable: true }))
-    }
-
-    /// How many rows were done before this run.
-    pub fn rows(&self) -> u64 {
-        self.kept.as_ref().map_or(0, |kept| kept.checkpoint.rows)
     }
 
     /// Whether the session of the rows, or of the action, keeps other runs of the job away.
@@ -188,27 +182,42 @@ impl Keep {
 }
 
 /// With what a run begins.
-pub(super) struct Beginning {
-    pub checkpoint: Checkpoint,
+pub struct Beginning {
+    pub(super) checkpoint: Checkpoint,
     /// Nothing is left to do.
     pub is_over: bool,
     /// What a person is told of it.
-    pub told: Option<String>,
+    pub(super) told: Option<String>,
+}
+
+impl Beginning {
+    /// Moves the scan behind what is done.
+    pub fn apply(&self, scan: &mut Scan) -> Result<()> {
+        match &self.checkpoint.last {
+            Some(last) => scan.go_on_behind(last).map_err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// How many rows were done before.
+    pub fn rows(&self) -> u64 {
+        self.checkpoint.rows
+    }
 }
 
 impl Resume {
-    /// With what a run would begin; locks nothing, and makes nothing. `database` is where the statements are run.
-    pub(super) async fn look(&self, database: &mut Database, has_action: bool) -> Result<Beginning> {
-        let (mut job, label) = (self.job.clone(), self.keep.label());
-        let found = match &self.keep {
+    /// With what a run would begin; locks nothing, and makes nothing.
+    pub async fn look(&self, action: Option<&mut Action>, source: &mut Source) -> Result<Beginning> {
+        let (mut job, label, has_action) = (self.job.clone(), self.keep.label(), action.is_some());
+        let found = match (&self.keep, target(action, source)) {
             _ if self.begins_anew => None,
-            Keep::Nowhere => None,
-            Keep::File(path) => CheckpointFile::read(path).map_err(misconfigured)?,
-            Keep::Table(table) => {
+            (Keep::File(path), _) => CheckpointFile::read(path).map_err(misconfigured)?,
+            (Keep::Table(table), Some(database)) => {
                 let found = database.kept(table, job.number()).await.map_err(failure)?;
                 job = job.anywhere();
                 found
             }
+            (Keep::Nowhere | Keep::Table(_), _) => None,
         };
         go_on(parse(found, &label).map_err(misconfigured)?, job, &label, has_action)
     }
@@ -229,7 +238,7 @@ fn parse(found: Option<String>, label: &str) -> Result<Option<Checkpoint>> {
 /// `label` is what `found` was found in.
 fn go_on(found: Option<Checkpoint>, job: Job, label: &str, has_action: bool) -> Result<Beginning> {
     let anew = |job, told| Beginning { checkpoint: Checkpoint::new(job), is_over: false, told };
-    let Some(found) = found else { return Ok(anew(job, None)) };
+    let Some(mut found) = found else { return Ok(anew(job, None)) };
     let differences = job.differences(&found.job);
     if !differences.is_empty() {
         let error = anyhow!(
@@ -238,6 +247,8 @@ fn go_on(found: Option<Checkpoint>, job: Job, label: &str, has_action: bool) -> 
         );
         return Err(Exit::Misconfigured.because(error));
     }
+    // It may know more than an older run did.
+    found.job = job;
     let Checkpoint { rows, written, .. } = &found;
     let finished = format!("{label} says that this job was finished at {written}, with {rows} rows");
     Ok(match (&found.last, found.finished) {
@@ -245,7 +256,7 @@ fn go_on(found: Option<Checkpoint>, job: Job, label: &str, has_action: bool) -> 
             let told = Some(format!("{finished}; --restart begins it anew"));
             Beginning { checkpoint: found, is_over: true, told }
         }
-        (_, true) => anew(job, Some(format!("{finished}: beginning anew"))),
+        (_, true) => anew(found.job, Some(format!("{finished}: beginning anew"))),
         (Some(last), false) => {
             let told = Some(format!("going on behind key {last}: {rows} rows were done by {written}"));
             Beginning { checkpoint: found, is_over: false, told }

@@ -8,9 +8,10 @@ use humantime::format_duration;
 use super::journal::{Beginning, Keep, Resume};
 use super::pace::Rate;
 use super::source::ChunkLimits;
+use super::status::printable;
 use super::{Action, failure};
 use crate::announce::Phases;
-use crate::database::{Database, Limit, Scan};
+use crate::database::{Database, Limit, Position, Scan};
 use crate::topic::Topic;
 
 /// What is left to be done.
@@ -26,10 +27,11 @@ pub enum Prospect {
 /// A run before it begins.
 pub struct Plan<'a> {
     pub database: &'a mut Database,
+    /// Behind what is done.
     pub scan: &'a Scan,
-    /// About how many rows there are, where that is known.
-    pub total: Option<u64>,
-    pub action: Option<&'a mut Action>,
+    /// About how many rows are left, where that is known.
+    pub left: Option<u64>,
+    pub action: Option<&'a Action>,
     /// The words of a command.
     pub command: &'a [String],
     pub phases: Phases,
@@ -40,41 +42,34 @@ pub struct Plan<'a> {
     pub delay: Duration,
     pub rate: Rate,
     pub pause: Duration,
-    pub resume: Option<&'a Resume>,
+    pub resume: &'a Resume,
+    pub beginning: &'a Beginning,
 }
 
 impl Plan<'_> {
-    /// Line by line, and what is left to be done. Reads the checkpoint, the first chunk and the last row, and changes nothing.
+    /// Line by line, and what is left to be done. Reads the first chunk and the last row, and changes nothing.
     pub async fn lines(&mut self) -> Result<(Vec<String>, Prospect)> {
         let limit = Limit { rows: self.chunk.rows, bytes: self.chunk.bytes };
-        let mut lines = vec![];
-        let (mut scan, mut left) = (self.scan.clone(), self.total);
-        if let Some(Beginning { checkpoint, is_over, told }) = self.beginning().await? {
-            lines.extend(told);
-            if is_over {
-                return Ok((lines, Prospect::Over));
-            }
-            if let Some(last) = &checkpoint.last {
-                scan.go_on_behind(last).map_err(failure)?;
-            }
-            left = left.map(|total| total.saturating_sub(checkpoint.rows));
+        let mut lines: Vec<String> = self.beginning.told.iter().cloned().collect();
+        if self.beginning.is_over {
+            return Ok((lines, Prospect::Over));
         }
-        let Some((first, last)) = self.database.edges(&scan).await.map_err(failure)? else {
-            lines.push(format!("{} has no rows left: nothing would be done", scan.label()));
+        let Some((first, last)) = self.database.edges(self.scan).await.map_err(failure)? else {
+            lines.push(format!("{} has no rows left: nothing would be done", self.scan.label()));
             return Ok((lines, Prospect::NoRows));
         };
-        let chunk_end = self.database.peek(&scan, limit).await.map_err(failure)?;
-        let Plan { chunk, action, phases, topic, partitions, .. } = &*self;
-        let key = scan.key_names();
+        let chunk_end = self.database.peek(self.scan, limit).await.map_err(failure)?;
+        let Plan { scan, left, chunk, action, phases, topic, partitions, resume, .. } = &*self;
+        let (first, last, key) = (shown(&first), shown(&last), scan.key_names());
         let rows = left.map_or("an unknown number of rows".to_owned(), |left| format!("about {left} rows"));
-        let place = self.resume.map_or(String::new(), |resume| format!(" in {}", resume.job.place()));
-        lines.push(format!("{}{place}: {rows} by {key}, from {first} to {last}", scan.label()));
+        lines.push(format!("{} in {}: {rows} by {key}, from {first} to {last}", scan.label(), resume.job.place()));
         let chunks = left.map(|left| left.div_ceil(chunk.rows as u64));
         let count = chunks.map_or("chunks".to_owned(), |count| format!("about {count} chunks"));
         if let Some((size, end)) = chunk_end {
             lines.push(format!(
-                "{count} of at most {} rows, the first of them has {size}, up to {key} {end}",
-                chunk.rows
+                "{count} of at most {} rows, the first of them has {size}, up to {key} {}",
+                chunk.rows,
+                shown(&end)
             ));
         }
         lines.push("for each chunk:".to_owned());
@@ -86,9 +81,10 @@ impl Plan<'_> {
         match action {
             None => {}
             Some(Action::Sql { statement, .. }) => {
-                let sql = statement.text().replace(":keys", &format!("the keys from {first} on"));
-                lines.push(format!("  {}", sql.split_whitespace().collect::<Vec<_>>().join(" ")));
-                if let Some(place) = self.resume.and_then(|resume| resume.job.action_place()) {
+                let sql = statement.with(&format!("the keys from {first} on"));
+                // Line by line: what stands behind a comment must not be taken for a part of it.
+                lines.extend(sql.trim().lines().map(|line| format!("  {}", line.replace('\t', "    "))));
+                if let Some(place) = resume.job.action_place() {
                     lines.push(format!("    in {place}"));
                 }
             }
@@ -100,25 +96,16 @@ impl Plan<'_> {
         if let Some(left) = left {
             lines.push(format!("each consumer of {topic} gets about {} records", phases.count() * left));
         }
-        if let Some(time) = self.least_time(left, chunks) {
+        if let Some(time) = self.least_time(chunks) {
             lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
         }
         lines.extend(self.repeats());
         Ok((lines, Prospect::Rows))
     }
 
-    async fn beginning(&mut self) -> Result<Option<Beginning>> {
-        let has_action = self.action.is_some();
-        let database = self.action.as_deref_mut().and_then(Action::database).unwrap_or(&mut *self.database);
-        match self.resume {
-            Some(resume) => resume.look(database, has_action).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    fn least_time(&self, left: Option<u64>, chunks: Option<u64>) -> Option<Duration> {
+    fn least_time(&self, chunks: Option<u64>) -> Option<Duration> {
         let pauses = self.pause.checked_mul(u32::try_from(chunks?).ok()?)?;
-        let rows = self.rate.time_of(usize::try_from(left?).ok()?);
+        let rows = self.rate.time_of(usize::try_from(self.left?).ok()?);
         let time = pauses.max(rows);
         // To the second: it is an estimate.
         (time > Duration::ZERO).then(|| Duration::from_secs(time.as_secs().max(1)))
@@ -126,21 +113,21 @@ impl Plan<'_> {
 
     /// What comes of a run that dies.
     fn repeats(&self) -> Option<String> {
-        let harm = match self.action.as_ref()? {
+        let harm = match self.action? {
             Action::Sql { .. } if self.phases != Phases::InstantOnly => {
                 "which does no harm to SET a = 1, but to SET a = a + 1; --checkpoint-table avoids that"
             }
             Action::Sql { .. } => "which does no harm to SET a = 1, but to SET a = a + 1",
             Action::Command(_) => "which has to do no harm",
         };
-        Some(match self.resume.map(|resume| &resume.keep) {
-            Some(Keep::Table(_)) => "should it die, the next run goes on, and changes no row twice".to_owned(),
-            Some(Keep::File(_)) => {
-                format!("should it die, the next run goes on, and may do one chunk twice, {harm}")
-            }
-            Some(Keep::Nowhere) | None => {
-                format!("should it die, the next run does all again, {harm}")
-            }
+        Some(match self.resume.keep {
+            Keep::Table(_) => "should it die, the next run goes on, and changes no row twice".to_owned(),
+            Keep::File(_) => format!("should it die, the next run goes on, and may do one chunk twice, {harm}"),
+            Keep::Nowhere => format!("should it die, the next run does all again, {harm}"),
         })
     }
+}
+
+fn shown(key: &Position) -> String {
+    printable(key.to_string().as_bytes())
 }

@@ -125,8 +125,9 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
         // Longer than both try to send a message.
         world.within(Duration::from_secs(90), "ksync-stream gives up", || !stream.is_running());
         assert_eq!(stream.wait(), End::Status(75));
-        let text =
-            format!("cannot send the delay messages; nothing was changed: cannot write to topic {products}-delay");
+        let text = format!(
+            "cannot send the delay messages; nothing that they announce was changed: cannot write to topic {products}-delay"
+        );
         assert!(stream.log_of("error")[0].starts_with(&text), "{:?}", stream.log());
         let text = format!("cannot send messages from offset 0 on to {orders}");
         world.within(Duration::from_secs(90), "the delayer begins anew", || delayer.says(&[&text, "trying again"]));

@@ -246,8 +246,9 @@ fn a_writer_whose_clock_is_wrong_makes_nothing_early_or_late() {
     assert_in_time(&held(&world, &by_the_broker), &by_the_broker);
     // More than the broker takes: nothing is announced, so nothing may be changed.
     let refused = format!(
-        "cannot send the delay messages; nothing was changed: cannot write to topic {by_the_writer}-delay: Kafka did not \
-         take the record: InvalidTimestamp (Broker: Invalid timestamp); are the clocks of this machine and of the brokers right?"
+        "cannot send the delay messages; nothing that they announce was changed: cannot write to topic {by_the_writer}-delay: \
+         Kafka did not take the record: InvalidTimestamp (Broker: Invalid timestamp); are the clocks of this machine and of \
+         the brokers right?"
     );
     assert_eq!(write(&by_the_writer, 2.0 * HOUR), (End::Status(1), vec![refused]));
 }

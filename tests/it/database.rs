@@ -50,6 +50,24 @@ async fn a_table_of_200_columns_is_read_as_it_is_and_its_large_rows_a_few_at_a_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_rows_that_may_be_large_few_are_asked_for_at_first_and_more_as_they_fit() {
+    for primary in primaries("large").await {
+        primary.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, pad TEXT)").await;
+        primary.execute(&numbers("INSERT INTO t SELECT n, 'x' FROM numbers", 1_000)).await;
+        let sizes = async |payload, bytes| {
+            let chunks = primary.chunks(&Source { payload, ..table("t") }, Limit { rows: 600, bytes }).await;
+            assert_eq!(keys(&chunks).len(), 1_000, "{primary:?}");
+            chunks.iter().map(|chunk| chunk.changes.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(Payload::Row, 1 << 20).await, [100, 200, 400, 300], "{primary:?}");
+        assert_eq!(sizes(Payload::Key, 1 << 20).await, [600, 400], "{primary:?}");
+        // Where large ones are followed by small ones.
+        primary.execute(&format!("UPDATE t SET pad = '{}' WHERE id <= 10", "x".repeat(10_000))).await;
+        assert_eq!(sizes(Payload::Row, 60_000).await, [6, 12, 24, 48, 96, 192, 384, 238], "{primary:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_condition_and_a_query_choose_the_rows() {
     for primary in primaries("choice").await {
         primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name VARCHAR(9))").await;

@@ -45,11 +45,38 @@ async fn a_source_that_does_not_fit_is_refused_before_a_row_is_read() {
             let trouble = database.prepare(&source).await.err().unwrap();
             assert_eq!(text(&trouble), format!("misconfigured: {expected}"), "{primary:?}");
         }
-        let second = Rows::Table { table: "products".to_owned(), filter: Some("id = 1; DROP TABLE bare".to_owned()) };
-        let trouble =
-            database.prepare(&Source { rows: second, key: Vec::new(), payload: Payload::Key }).await.err().unwrap();
-        let expected = "refused: cannot use the condition: it goes on after the ';'; one statement is all that is run";
-        assert_eq!(text(&trouble), expected);
+        for (filter, expected) in [
+            ("id = 1; DROP TABLE bare", "it goes on after the ';'; one statement is all that is run"),
+            // What is asked besides would hold for one half of it.
+            ("id = 1) OR (id = 2", "it has a ')' that closes nothing"),
+        ] {
+            let rows = Rows::Table { table: "products".to_owned(), filter: Some(filter.to_owned()) };
+            let source = Source { rows, key: Vec::new(), payload: Payload::Key };
+            let trouble = database.prepare(&source).await.err().unwrap();
+            assert_eq!(text(&trouble), format!("refused: cannot use the condition: {expected}"), "{primary:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_the_database_sets_back_ends() {
+    let [_, mariadb, _] = primaries("set_back").await;
+    // It is compared as a number of 35 digits before the point.
+    mariadb.execute("CREATE TABLE t (k DECIMAL(50,0) NOT NULL)").await;
+    let digits = "0".repeat(39);
+    mariadb.execute(&format!("INSERT INTO t VALUES (1{digits}), (2{digits}), (3{digits})")).await;
+    let source = Source { key: vec!["k".to_owned()], ..table("t") };
+    let mut database = mariadb.open().await;
+    for rows in [1, 2] {
+        let mut scan = database.prepare(&source).await.unwrap();
+        let limit = Limit { rows, bytes: 1 << 20 };
+        assert!(database.next_chunk(&mut scan, limit).await.unwrap().is_some());
+        let trouble = database.next_chunk(&mut scan, limit).await.err().unwrap();
+        let told = format!(
+            "misconfigured: table t cannot be read on behind '{rows}{digits}': the database gives rows again that were read \
+             before, since it does not compare the k exactly (numbers with too many digits, perhaps); name another --key"
+        );
+        assert_eq!(text(&trouble), told);
     }
 }
 

@@ -222,7 +222,7 @@ fn while_kafka_is_away_nothing_is_committed_and_what_was_is_told_so() {
         let tx = change(2).await;
         kill_process(broker, Signal::STOP).unwrap();
         let error = tx.commit().await.unwrap_err();
-        let told = "nothing was committed: cannot send the delay messages; nothing was changed: Kafka has not";
+        let told = "nothing was committed: cannot send the delay messages; nothing that they announce was changed: Kafka has not";
         assert!(error.is_committed() == Some(false) && error.to_string().starts_with(told), "{error}");
         assert_eq!(sqlite.texts("SELECT id FROM products").await, ["1"]);
         kill_process(broker, Signal::CONT).unwrap();

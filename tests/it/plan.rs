@@ -105,7 +105,7 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
              about 3 chunks of at most 10 rows, the first of them has 10, up to id 10\n\
              for each chunk:\n  \
              delay messages to {topic}-delay (2 partitions), acknowledged; they are held for 5m\n  \
-             UPDATE products SET price = 1 WHERE id IN (the keys from 1 on)\n  \
+             UPDATE products  SET price = 1 WHERE id IN (the keys from 1 on)\n  \
              instant messages to {topic} (2 partitions), acknowledged\n\
              each consumer of {topic} gets about 50 records\n\
              it takes at least 5s by --rate and --pause\n\
@@ -132,6 +132,29 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
     let mut refused = world.stream("- -t products --dry-run");
     assert_eq!(refused.wait(), End::Status(2));
     assert!(refused.says(&["--dry-run needs rows of a database"]), "{:?}", refused.log());
+}
+
+#[test]
+fn a_dry_run_shows_the_statement_as_it_is_and_no_terminal_obeys_a_key() {
+    let world = World::new("dry-text");
+    let [.., sqlite] = block_on(primaries("plan_text"));
+    block_on(sqlite.execute("CREATE TABLE notes (name TEXT PRIMARY KEY, body TEXT)"));
+    block_on(sqlite.execute("INSERT INTO notes VALUES ('a' || char(27) || '[31m' || char(10) || 'b', '')"));
+    let (file, printed) = (world.file("sql"), world.file("plan"));
+    let sql = "UPDATE notes -- of :keys,\n\tSET body = '  :keys'\nWHERE name IN (:keys);\n";
+    fs::write(&file, sql).unwrap();
+    let topic = world.topic_with_delay("notes", 1);
+    let source = format!("-t {topic} --database {} --table notes", sqlite.url);
+    let command = format!("{STREAM} {source} --dry-run --sql @{} > {}", file.display(), printed.display());
+    let mut stream = world.start("sh", &format!("-c \"{command}\""), &[]);
+    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+    let plan = fs::read_to_string(&printed).unwrap();
+    let key = r"a\u{1b}[31m\nb";
+    let shown = format!(
+        "\n  UPDATE notes -- of :keys,\n      SET body = '  :keys'\n  WHERE name IN (the keys from {key} on)\n"
+    );
+    assert!(plan.contains(&shown) && plan.contains(&format!(" by name, from {key} to {key}\n")), "{plan}");
+    assert!(!plan.contains('\u{1b}'), "{plan}");
 }
 
 /// ksync-stream on a terminal, which shows in a file what it does.

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use ksync::database::Dialect;
+use sqlx::{Connection, MySqlConnection};
 
 use crate::support::{End, Primary, World, block_on, pooler, primaries};
 
@@ -40,11 +41,18 @@ fn rows_are_read_from_a_replica_and_changed_in_the_primary_which_keeps_how_far_i
         assert_eq!(block_on(primary.texts("SELECT job FROM ksync_checkpoints")).len(), 1, "{primary:?}");
         assert_eq!(world.kafka.count(&topic), 3);
         if primary.dialect != Dialect::Sqlite {
-            // On another address of the primary it is the same job.
-            let elsewhere = command.replace(&primary.url, &primary.url.replace("127.0.0.1", "localhost"));
-            let mut again = world.stream(&elsewhere);
-            assert_eq!((again.wait(), prices(&primary)), (End::Status(0), vec!["1".into(); 3]), "{:?}", again.log());
-            assert!(again.says(&["says that this job was finished"]), "{:?}", again.log());
+            // On another address of the primary it is the same job, and so it is by another replica.
+            let elsewhere = [&primary.url, &replica.url];
+            for url in elsewhere {
+                let mut again = world.stream(&command.replace(url, &url.replace("127.0.0.1", "localhost")));
+                assert_eq!(
+                    (again.wait(), prices(&primary)),
+                    (End::Status(0), vec!["1".into(); 3]),
+                    "{:?}",
+                    again.log()
+                );
+                assert!(again.says(&["says that this job was finished"]), "{:?}", again.log());
+            }
             assert_eq!(block_on(primary.texts("SELECT job FROM ksync_checkpoints")).len(), 1, "{primary:?}");
         }
         // The same rows changed elsewhere are another job.
@@ -104,17 +112,26 @@ fn the_operator_s_own_settings_hold_for_all_of_a_session() {
 }
 
 #[test]
-fn a_session_tells_the_database_what_it_is_for() {
-    let world = World::new("session-name");
+fn a_session_tells_the_database_what_it_is_for_by_a_name_of_its_own() {
+    let world = World::new("name");
     let [primary, ..] = block_on(primaries("session_name"));
     products_of(&primary);
     let (topic, gate) = (new_topic(&world), world.gate());
     let action = world.script(&format!("cat > /dev/null; await {gate}"));
-    let mut stream = world.stream(&format!("-t {topic} --database {} --table products -- {action}", primary.url));
-    let sql = format!("SELECT 1::text FROM pg_stat_activity WHERE application_name = 'ksync-stream/{topic}'");
-    world.eventually("the session has its name", || block_on(primary.texts(&sql)).len() == 1);
+    let source = format!("-t {topic} --database {} --table products", primary.url);
+    let streams = [1, 2].map(|id| world.stream(&format!("{source} --where 'id = {id}' -- {action}")));
+    let begin = format!("ksync-stream/{topic}/products/");
+    let sql = format!("SELECT application_name FROM pg_stat_activity WHERE application_name LIKE '{begin}%'");
+    let mut names = vec![];
+    world.eventually("both sessions have their names", || {
+        names = block_on(primary.texts(&sql));
+        names.len() == 2
+    });
+    assert!(names[0] != names[1] && names.iter().all(|name| name.len() == begin.len() + 6), "{names:?}");
     gate.open();
-    assert_eq!(stream.wait(), End::Status(0));
+    for mut stream in streams {
+        assert_eq!(stream.wait(), End::Status(0));
+    }
 }
 
 #[test]
@@ -221,6 +238,30 @@ fn what_is_wrong_with_a_url_or_a_key_is_told_before_anything_is_sent() {
             stream.log()
         );
     }
+    assert_eq!(world.kafka.count(&topic), 0);
+}
+
+#[test]
+fn a_login_of_mariadb_that_cannot_be_used_is_told_from_one_that_cannot_be_used_yet() {
+    let world = World::new("login");
+    let [_, mariadb, _] = block_on(primaries("session_login"));
+    products_of(&mariadb);
+    let user = |name: &str| mariadb.url.replace("//ksync@", &format!("//ksync_{name}@"));
+    for sql in [
+        "CREATE OR REPLACE USER ksync_locked@'127.0.0.1' ACCOUNT LOCK",
+        "CREATE OR REPLACE USER ksync_crowded@'127.0.0.1' WITH MAX_USER_CONNECTIONS 1",
+        "GRANT SELECT ON products TO ksync_crowded@'127.0.0.1'",
+    ] {
+        block_on(mariadb.execute(sql));
+    }
+    let topic = new_topic(&world);
+    let held = block_on(MySqlConnection::connect(&user("crowded"))).unwrap();
+    for (name, status, told) in [("locked", 78, "account is locked"), ("crowded", 75, "max_user_connections")] {
+        let mut stream = world.stream(&format!("-t {topic} --database {} --table products", user(name)));
+        assert_eq!(stream.wait(), End::Status(status), "{name}: {:?}", stream.log());
+        assert!(stream.says(&["error: cannot connect to MySQL or MariaDB at ", told]), "{name}: {:?}", stream.log());
+    }
+    block_on(held.close()).unwrap();
     assert_eq!(world.kafka.count(&topic), 0);
 }
 

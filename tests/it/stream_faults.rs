@@ -69,7 +69,7 @@ fn a_connection_that_the_database_ends_leaves_whole_chunks_and_the_next_run_goes
         world.eventually("some chunks are done", || changed(&primary).len() >= 20);
         let (ends, sessions) = match primary.dialect {
             Dialect::Postgres => {
-                let named = format!("application_name = 'ksync-stream/{topic}'");
+                let named = format!("application_name LIKE 'ksync-stream/{topic}/%'");
                 ("SELECT pg_terminate_backend", format!("SELECT '(' || pid || ')' FROM pg_stat_activity WHERE {named}"))
             }
             _ => {

@@ -1,0 +1,132 @@
+//! Statements of ksync-stream besides plain updates of rows that nobody else wants.
+
+use std::thread;
+
+use ksync::database::Dialect;
+use sqlx::{Connection, MySqlConnection, PgConnection};
+
+use crate::stream::delayed;
+use crate::support::{End, Primary, World, block_on, primaries};
+
+fn products_of(primary: &Primary, rows: usize) {
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
+    let rows: Vec<_> = (1..=rows).map(|id| format!("({id}, 0)")).collect();
+    block_on(primary.execute(&format!("INSERT INTO products VALUES {}", rows.join(", "))));
+}
+
+fn new_topic(world: &World) -> String {
+    world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1)
+}
+
+#[test]
+fn rows_are_copied_chunk_by_chunk_and_those_that_are_there_already_are_refused() {
+    let world = World::new("insert-select");
+    for primary in block_on(primaries("statements_copy")) {
+        products_of(&primary, 25);
+        block_on(primary.execute("CREATE TABLE archive (id INTEGER PRIMARY KEY, price INTEGER)"));
+        let archived = || block_on(primary.texts("SELECT id FROM archive ORDER BY id"));
+        let all: Vec<_> = (1..=25).map(|id| id.to_string()).collect();
+        let payloads: Vec<_> = all.iter().map(|id| format!("{{\"id\":{id}}}")).collect();
+        let sql = "--sql 'INSERT INTO archive SELECT id, price FROM products WHERE id IN (:keys)'";
+        let run = |topic: &str| {
+            let source = format!("--database {} --table products --chunk-size 10 --chunk-time 1h", primary.url);
+            world.stream(&format!("-t {topic} {source} {sql}"))
+        };
+        let topic = new_topic(&world);
+        let mut copies = run(&topic);
+        assert_eq!((copies.wait(), archived()), (End::Status(0), all.clone()), "{primary:?}: {:?}", copies.log());
+        let instant: Vec<_> = world.kafka.records(&topic).into_iter().map(|record| record.value.unwrap()).collect();
+        assert_eq!((&delayed(&world, &topic), &instant), (&payloads, &payloads), "{primary:?}");
+
+        block_on(primary.execute("DELETE FROM archive WHERE id < 20"));
+        let topic = new_topic(&world);
+        let mut refused = run(&topic);
+        assert_eq!(refused.wait(), End::Status(1), "{primary:?}: {:?}", refused.log());
+        assert!(refused.says(&["error: cannot run the statement: "]), "{primary:?}: {:?}", refused.log());
+        // The first chunk is whole, of the second one, which has the row 20, is nothing.
+        let expected = [&all[..10], &all[19..]].concat();
+        assert_eq!((archived(), world.kafka.count(&topic)), (expected, 10), "{primary:?}");
+    }
+}
+
+/// A row of `products` that gets the price 1 takes the only row of `stock`, too.
+fn stocked(primary: &Primary) {
+    products_of(primary, 1);
+    block_on(primary.execute("CREATE TABLE stock (n INTEGER); INSERT INTO stock VALUES (0)"));
+    block_on(primary.execute(match primary.dialect {
+        // It waits for a lock before that.
+        Dialect::Postgres => {
+            "CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               PERFORM pg_advisory_xact_lock(60606);
+               UPDATE stock SET n = n + 1;
+               RETURN NEW;
+             END $$;
+             CREATE TRIGGER take AFTER UPDATE ON products FOR EACH ROW WHEN (NEW.price = 1) EXECUTE FUNCTION take()"
+        }
+        _ => {
+            "CREATE TRIGGER take AFTER UPDATE ON products FOR EACH ROW
+               IF NEW.price = 1 THEN UPDATE stock SET n = n + 1; END IF"
+        }
+    }));
+}
+
+const BUY: &str = "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'";
+
+#[test]
+fn a_statement_that_postgres_ends_in_a_deadlock_is_tried_again() {
+    let world = World::new("deadlock");
+    let [primary, ..] = block_on(primaries("statements_deadlock"));
+    stocked(&primary);
+    let connect = || block_on(PgConnection::connect(&primary.url)).unwrap();
+    let is_seen = |sql: &str| !block_on(primary.texts(sql)).is_empty();
+    let (mut gate, mut other) = (connect(), connect());
+    block_on(sqlx::raw_sql("SELECT pg_advisory_lock(60606)").execute(&mut gate)).unwrap();
+    // It never looks whether it waits in a circle: the stream does, after a second.
+    let begin = "SET deadlock_timeout = '1h'; BEGIN; UPDATE stock SET n = n + 10";
+    block_on(sqlx::raw_sql(begin).execute(&mut other)).unwrap();
+    let topic = new_topic(&world);
+    let mut stream = world.stream(&format!("-t {topic} --database {} --table products {BUY}", primary.url));
+    let waits = "SELECT pid::text FROM pg_locks WHERE locktype = 'advisory' AND objid = 60606 AND NOT granted";
+    world.eventually("the statement has its row", || is_seen(waits));
+    let other = thread::spawn(move || {
+        let buy = "UPDATE products SET price = 5 /* of the other */; COMMIT";
+        block_on(sqlx::raw_sql(buy).execute(&mut other)).unwrap();
+    });
+    let waits = "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid <> pg_backend_pid()
+                 AND query LIKE '%of the other%'";
+    world.eventually("the other waits for that row", || is_seen(waits));
+    block_on(gate.close()).unwrap();
+    other.join().unwrap();
+    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+    let told = ["warn: the statement met another transaction: deadlock detected", "; trying again in 50ms"];
+    assert!(stream.says(&told) && stream.says(&["; 2 messages, 1 retries; "]), "{:?}", stream.log());
+    assert_eq!(block_on(primary.texts("SELECT price::text FROM products")), ["1"]);
+    assert_eq!(block_on(primary.texts("SELECT n::text FROM stock")), ["11"]);
+    assert_eq!(world.kafka.count(&topic), 1);
+}
+
+#[test]
+fn a_statement_that_mariadb_ends_in_a_deadlock_is_tried_again() {
+    let world = World::new("deadlock");
+    let [_, primary, _] = block_on(primaries("statements_circle"));
+    stocked(&primary);
+    // Who has changed less is ended.
+    block_on(primary.execute("CREATE TABLE ballast (n INTEGER)"));
+    let ballast = vec!["(1)"; 100].join(", ");
+    let mut other = block_on(MySqlConnection::connect(&primary.url)).unwrap();
+    let begin = format!("BEGIN; UPDATE stock SET n = n + 10; INSERT INTO ballast VALUES {ballast}");
+    block_on(sqlx::raw_sql(sqlx::AssertSqlSafe(begin)).execute(&mut other)).unwrap();
+    let topic = new_topic(&world);
+    let mut stream = world.stream(&format!("-t {topic} --database {} --table products {BUY}", primary.url));
+    let waits = "SELECT CAST(id AS CHAR) FROM information_schema.innodb_trx
+                 JOIN information_schema.processlist ON id = trx_mysql_thread_id
+                 WHERE db = 'ksync_statements_circle' AND trx_state = 'LOCK WAIT'";
+    world.eventually("the statement waits for the other", || !block_on(primary.texts(waits)).is_empty());
+    block_on(sqlx::raw_sql("UPDATE products SET price = 5; COMMIT").execute(&mut other)).unwrap();
+    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+    let told = ["warn: the statement met another transaction: 1213 ", "; trying again in 50ms"];
+    assert!(stream.says(&told) && stream.says(&["; 2 messages, 1 retries; "]), "{:?}", stream.log());
+    assert_eq!(block_on(primary.texts("SELECT price FROM products")), ["1"]);
+    assert_eq!(block_on(primary.texts("SELECT n FROM stock")), ["11"]);
+    assert_eq!(world.kafka.count(&topic), 1);
+}

@@ -1,0 +1,102 @@
+//! ksync-stream that ends before its work is done: what it tells of that, and what it has taken by then.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{End, Primary, Process, World, block_on, primaries};
+
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+
+fn products_of(primary: &Primary, rows: usize) {
+    block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
+    let rows: Vec<_> = (1..=rows).map(|id| format!("({id}, 0)")).collect();
+    block_on(primary.execute(&format!("INSERT INTO products VALUES {}", rows.join(", "))));
+}
+
+fn lines(count: usize) -> String {
+    (1..=count).map(|id| format!("{{\"id\":{id}}}\n")).collect()
+}
+
+#[test]
+fn without_delay_messages_nobody_is_told_that_they_cover_a_change() {
+    let world = World::new("instant-only");
+    let [.., sqlite] = block_on(primaries("ends_instant"));
+    products_of(&sqlite, 2);
+    let topic = format!("products-{}", world.id);
+    // None is taken.
+    world.kafka.create(&topic, 1, &[("max.message.bytes", "20")]);
+    let source = format!("--database {} --table products --chunk-size 1", sqlite.url);
+    let (done, fails) = (world.script("cat > /dev/null"), world.script("cat > /dev/null; exit 3"));
+    let lost = "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk \
+                again: ";
+    let failed = "the action failed: exit status 3; what it may have changed is announced to nobody: announce the rows of this \
+                  chunk again";
+    for (source, action, told) in [("-", &done, lost), (&source, &done, lost), ("-", &fails, failed)] {
+        let mut stream = world.stream_lines(&format!("-t {topic} --only instant {source} -- {action}"), lines(1));
+        assert_eq!(stream.wait(), End::Status(1), "{source} {action}");
+        let errors = stream.log_of("error");
+        assert!(errors.len() == 1 && errors[0].starts_with(told), "{source} {action}: {errors:?}");
+        assert!(!stream.says(&["delay messages"]), "{:?}", stream.log());
+    }
+    assert_eq!(world.kafka.count(&topic), 0);
+}
+
+#[test]
+fn a_run_that_fails_tells_how_far_it_came_and_how_the_next_one_begins() {
+    let world = World::new("failed-after");
+    let [.., sqlite] = block_on(primaries("ends_failed"));
+    products_of(&sqlite, 30);
+    let run = |options: &str, text: &str| -> Process {
+        let (topic, begun) =
+            (world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1), world.file("begun"));
+        let begun = begun.display();
+        let action = world.script(&format!("cat > /dev/null; echo >> {begun}; [ $(wc -l < {begun}) -lt 3 ]"));
+        let mut stream = world.stream_lines(&format!("-t {topic} --chunk-size 10 {options} -- {action}"), text);
+        assert_eq!(stream.wait(), End::Status(1), "{options}: {:?}", stream.log());
+        stream
+    };
+    let source = format!("--database {} --table products --chunk-time 1h", sqlite.url);
+    let keep = format!("{source} --checkpoint {}", world.file("checkpoint").display());
+    for (options, text, outlook) in [
+        (&source, "", "; without a --checkpoint the next run begins with the first row"),
+        (&keep, "", "; run it again to go on behind key 20"),
+        (&"- --chunk-wait 5s".to_owned(), lines(30).as_str(), ""),
+    ] {
+        let log = run(options, text).log();
+        let [.., last, error] = &log[..] else { panic!("{options}: {log:?}") };
+        assert_eq!(last, &format!("info: failed after 20 rows{outlook}"), "{log:?}");
+        assert!(error.starts_with("error: the action failed: exit status 1; "), "{log:?}");
+    }
+    let figures = run(&format!("{source} --progress json"), "").log();
+    let figures = figures.iter().rfind(|line| line.starts_with('{')).expect("it has shown its last figures");
+    let figures: serde_json::Value = serde_json::from_str(figures).unwrap();
+    assert_eq!((figures["done"].as_u64(), figures["finished"].as_bool()), (Some(20), Some(false)), "{figures}");
+}
+
+#[test]
+fn of_lines_that_are_held_up_no_chunk_is_taken_ahead() {
+    let world = World::new("not-taken");
+    let topic = world.topic("products", 1);
+    let [.., sqlite] = block_on(primaries("ends_lines"));
+    let file = world.file("lines");
+    // A chunk of these is larger than what is taken from a pipe at once.
+    let line = format!("{{\"id\":1,\"pad\":\"{}\"}}\n", "x".repeat(1000));
+    fs::write(&file, line.repeat(12_000)).unwrap();
+    let held = format!("--throttle-database {} --throttle-query 'SELECT 1' --chunk-size 3000", sqlite.url);
+    let command = format!("exec {STREAM} -t {topic} - {held} < {}", file.display());
+    let mut stream = world.start("sh", &format!("-c \"{command}\""), &[]);
+    world.eventually("it is held up", || {
+        stream.ask();
+        stream.says(&["; paused since "])
+    });
+    let taken = || {
+        let stdin = fs::read_to_string(format!("/proc/{}/fdinfo/0", stream.pid)).unwrap();
+        stdin.lines().find_map(|line| line.strip_prefix("pos:")).unwrap().trim().parse::<usize>().unwrap()
+    };
+    world.for_a_while(Duration::from_secs(1), "it takes no more than a buffer", || taken() <= 2 << 20);
+    stream.signal(Signal::TERM);
+    assert_eq!((stream.wait(), world.kafka.count(&topic)), (End::Status(75), 0));
+    assert!(stream.says(&["info: 0 rows in "]), "{:?}", stream.log());
+}
