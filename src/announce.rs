@@ -20,7 +20,7 @@ pub const UNCOVERED: &str = "cannot send the delay messages; nothing that they a
 pub const UNANNOUNCED: &str = "cannot send the instant messages; the delay messages cover the change";
 /// The same where there are no delay messages.
 const LOST: &str =
-    "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk again";
+    "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk";
 
 /// How often delay messages are sent that take too long.
 const COVERINGS: usize = 10;
@@ -35,6 +35,7 @@ pub struct Announcer {
     instants: Lane,
     /// How long the longest action took that delay messages were sent for.
     longest: Duration,
+    has_lost_before: bool,
 }
 
 /// A topic and its delay topic, to which messages go.
@@ -77,11 +78,12 @@ impl Phases {
         })
     }
 
-    /// What it means that instant messages of a change do not arrive.
-    pub fn unannounced(self) -> &'static str {
+    /// What it means that instant messages do not arrive: of these changes, or of those before them.
+    pub fn unannounced(self, changed: &[Changed<'_>]) -> String {
+        let changes = changed.last().map(|changed| changed.changes).unwrap_or_default();
         match self {
-            Phases::Both | Phases::DelayOnly => UNANNOUNCED,
-            Phases::InstantOnly => LOST,
+            Phases::Both | Phases::DelayOnly => UNANNOUNCED.to_owned(),
+            Phases::InstantOnly => format!("{LOST}{} and of the one before again", named(changes)),
         }
     }
 
@@ -98,7 +100,7 @@ impl Announcer {
     /// `delay` is how long the delayer holds a message back.
     pub fn new(writer: &Writer, delay: Duration) -> Announcer {
         let (delays, ahead, instants) = (writer.lane(), writer.lane(), writer.lane());
-        Announcer { delay, delays, ahead, instants, longest: Duration::ZERO }
+        Announcer { delay, delays, ahead, instants, longest: Duration::ZERO, has_lost_before: false }
     }
 
     /// Has delay messages of the changes acknowledged.
@@ -121,7 +123,7 @@ impl Announcer {
         phases: Phases,
         action: impl Future<Output = Result<T>>,
     ) -> Result<(T, Result<Covered>)> {
-        let Announcer { delay, delays, ahead, instants, longest } = self;
+        let Announcer { delay, delays, ahead, instants, longest, has_lost_before } = self;
         let (delay, renews) = (*delay, now.since.is_some() && !Mutant::RenewsNothing.is_on());
         let mut since = now.since.unwrap_or_else(Instant::now);
         if renews && since.elapsed() >= half(delay) {
@@ -155,11 +157,12 @@ impl Announcer {
         if phases != Phases::DelayOnly {
             // Of the changes before; what was changed since is announced whatever became of these.
             let before = settled(instants).await;
+            *has_lost_before = before.is_err();
             let now = instant_messages(instants, changed).await;
             if let Err(error) = before.and(now) {
                 // Those that are on their way may arrive all the same.
                 drop(settled(instants).await);
-                return Err(error.context(phases.unannounced()));
+                return Err(error.context(phases.unannounced(changed)));
             }
         }
         let next_covered = match next_covered {
@@ -167,6 +170,11 @@ impl Announcer {
             None => ahead.await,
         };
         Ok((done, next_covered))
+    }
+
+    /// Whether instant messages of the changes before have not arrived, which [`Announcer::act`] has told by its error.
+    pub fn has_lost_before(&self) -> bool {
+        self.has_lost_before
     }
 
     /// Says so where an action took longer than the delay.
@@ -232,6 +240,15 @@ impl Destination {
             (among, Some(key)) => Some(partition_of(key, among)),
             (among, None) => Some(among[rand::random_range(0..among.len())]),
         }
+    }
+}
+
+/// By which keys a person finds them, where they have keys: ` (keys 1 to 20)`.
+pub fn named(changes: &[Change]) -> String {
+    let key = |change: Option<&Change>| Some(String::from_utf8_lossy(change?.key.as_deref()?).into_owned());
+    match (key(changes.first()), key(changes.last())) {
+        (Some(first), Some(last)) => format!(" (keys {first} to {last})"),
+        _ => String::new(),
     }
 }
 

@@ -71,7 +71,8 @@ impl Stream {
         };
         let mut run = Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
         let mut retries = 0;
-        let ended = if action.is_none() && phases == Phases::InstantOnly {
+        let is_reindex = action.is_none() && phases == Phases::InstantOnly;
+        let ended = if is_reindex {
             run.reindex(source, chunk).await
         } else {
             let ended = run.update(&mut source, chunk, action.as_mut()).await;
@@ -79,12 +80,17 @@ impl Stream {
             retries = target(action.as_mut(), &mut source).map_or(0, |database| database.retries());
             ended
         };
-        let outlook = run.journal.outlook();
+        let outlook = run.journal.outlook(ended.is_err());
         match ended {
             Ok(_) => run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases)),
             Err(_) => {
+                // Where nothing is kept, a re-index counts what it has queued.
+                let most = if is_reindex && !run.journal.is_kept() { "at most " } else { "" };
+                // What was changed without delay messages may be gone, or left out by the condition.
+                let may_be_lost = phases == Phases::InstantOnly && !is_reindex && !outlook.is_empty();
+                let but = if may_be_lost { "; what it does not find any more it does not announce" } else { "" };
                 let rows = run.progress.give_up();
-                info!("failed after {rows} rows{outlook}");
+                info!("failed after {most}{rows} rows{outlook}{but}");
             }
         }
         if let Ok(Exit::Again) = ended {
@@ -287,8 +293,12 @@ impl Run<'_> {
     /// Waits for the instant messages of the chunk before, and notes that it is done.
     async fn settle(&mut self) -> Result<()> {
         let Some(chunk) = self.unsettled.take() else { return Ok(()) };
+        if self.announcer.has_lost_before() {
+            // Its error was told, and it is not done.
+            return Ok(());
+        }
         let settled = self.announcer.settled().await;
-        settled.context(self.phases.unannounced())?;
+        settled.with_context(|| self.phases.unannounced(&[chunk.changed(&self.to)]))?;
         self.journal.end_chunk().await?;
         self.done(&chunk);
         Ok(())

@@ -171,8 +171,8 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let (mut left, mut plan) = (None, None);
         if let (Source::Rows { database, scan }, Some(resume), Some(beginning)) = (&mut source, &resume, &beginning) {
             let mut rest = scan.clone();
-            beginning.apply(&mut rest)?;
             if !beginning.is_over {
+                beginning.apply(&mut rest)?;
                 let wanted = (chunk.rows, cli.plan.count);
                 left = cli.source.survey(database, (&rest, beginning.rows()), wanted).await?;
             }

@@ -174,8 +174,7 @@ impl SourceOptions {
             return database.count(scan).await.map(Some).map_err(failure);
         }
         let Some(source) = self.of_database(Payload::Key) else { return Ok(None) };
-        let estimate = database.estimate(&source).await.map_err(failure)?;
-        Ok(estimate.map(|all| all.saturating_sub(done)))
+        database.estimate(&source, (scan, done)).await.map_err(failure)
     }
 
     /// The rows of the database that are named, if any are.

@@ -54,9 +54,10 @@ impl Database {
 
     /// The time zone of the session, where a key is read in it: in another one its text means another time.
     pub async fn time_zone(&mut self, scan: &Scan) -> Result<Option<String>, Trouble> {
-        match &mut self.connection {
+        let Database { connection, watch, is_lost, .. } = self;
+        match connection {
             Connection::MySql(mysql) if scan.key.iter().any(|column| column.is_zoned) => {
-                Ok(Some(mysql.time_zone().await?))
+                Ok(Some(watch.over(mysql.time_zone(), is_lost).await??))
             }
             _ => Ok(None),
         }

@@ -170,7 +170,9 @@ impl Postgres {
 /// A name that no other session has: by it another one sees whether this one is still at work.
 fn distinct(name: &str, number: u32) -> String {
     let end = format!("/{:06x}", number & 0xff_ffff);
-    format!("{}{end}", &name[..name.floor_char_boundary(LONGEST_NAME - end.len())])
+    // Postgres writes what is not plain ASCII as `?`, from 16 on as `\xc3`, and cuts off what by that does not fit any more.
+    let plain = name.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' });
+    plain.take(LONGEST_NAME - end.len()).collect::<String>() + &end
 }
 
 /// What `:keys` becomes: the rows of one array for each column, each value of its column's exact type.
@@ -238,9 +240,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tells_a_session_from_others_is_left_of_a_long_name_too() {
+    fn what_tells_a_session_from_others_is_left_of_a_long_name_and_of_one_that_is_not_ascii() {
         assert_eq!(distinct("ksync-stream/products", 0xff00_00a7), "ksync-stream/products/0000a7");
         assert_eq!(distinct(&"x".repeat(100), 7), format!("{}/000007", "x".repeat(56)));
-        assert_eq!(distinct(&format!("x{}", "ä".repeat(40)), 7), format!("x{}/000007", "ä".repeat(27)));
+        assert_eq!(distinct("Größe\n", 7), "Gr??e?/000007");
+        assert_eq!(distinct(&"ä".repeat(100), 7), format!("{}/000007", "?".repeat(56)));
     }
 }

@@ -31,9 +31,9 @@ impl Database {
 
     /// Where the scan stands after its next row, and after its last one; `None` where it has none.
     pub async fn edges(&mut self, scan: &Scan) -> Result<Option<(Position, Position)>, Trouble> {
-        let first = self.edge(scan, false).await?;
-        let last = self.edge(scan, true).await?;
-        Ok(first.zip(last))
+        // Without a first one the last one would be looked for among all rows, those that were read, too.
+        let Some(first) = self.edge(scan, false).await? else { return Ok(None) };
+        Ok(self.edge(scan, true).await?.map(|last| (first, last)))
     }
 
     /// How many rows the next chunk would have, and where the scan would stand behind it.

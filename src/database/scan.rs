@@ -294,10 +294,12 @@ impl Scan {
     /// Whether rows that were read come again, as far as that can be told: which of two texts lies behind the other only the
     /// database knows.
     pub(super) fn stands_still(&self, chunk: &Chunk) -> bool {
-        let (Some(last), Some(first), Some(end)) = (&self.last, chunk.keys().next(), chunk.keys().last()) else {
-            return false;
-        };
-        end == last.as_slice() || order(first, last).is_some_and(Ordering::is_le)
+        let (Some(last), Some(first)) = (&self.last, chunk.keys().next()) else { return false };
+        match order(first, last) {
+            Some(order) => order.is_le(),
+            // Not only the last one: this chunk may be larger than the one before.
+            None => chunk.keys().any(|key| key == last.as_slice()),
+        }
     }
 
     /// Goes on behind a chunk that ends with `last`; `ahead` is the row behind it.

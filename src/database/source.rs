@@ -43,19 +43,21 @@ pub enum Rows {
 }
 
 impl Database {
-    /// About how many rows there are, where that is known without reading them: of whole tables.
-    pub async fn estimate(&mut self, source: &Source) -> Result<Option<u64>, Trouble> {
+    /// About how many rows of the source a scan has left, of which so many were done before, where that is known without reading
+    /// them: of whole tables. SQLite counts those that are left.
+    pub async fn estimate(&mut self, source: &Source, (scan, done): (&Scan, u64)) -> Result<Option<u64>, Trouble> {
         let Rows::Table { table, filter: None } = &source.rows else {
             return Ok(None);
         };
         let table = Table::parse(table).map_err(Trouble::Misconfigured)?;
-        let estimate = match &mut self.connection {
+        let all = match &mut self.connection {
             Connection::Postgres(postgres) => postgres.estimate(&table).await?,
             Connection::MySql(mysql) => mysql.estimate(&table).await?,
-            Connection::Sqlite(sqlite) => sqlite.count(&table).await?,
+            Connection::Sqlite(_) => return self.count(scan).await.map(Some),
         };
-        // Postgres says 0 or -1 of a table that it has not counted yet.
-        Ok(estimate.and_then(|rows| u64::try_from(rows).ok()).filter(|rows| *rows > 0))
+        let left = all.and_then(|all| u64::try_from(all).ok()).map(|all| all.saturating_sub(done));
+        // Postgres says 0 or -1 of a table that it has not counted yet; and an estimate that is used up tells nothing.
+        Ok(left.filter(|left| *left > 0))
     }
 
     /// Checks that the rows can be read in order, each once, and stands before the first.

@@ -30,11 +30,6 @@ impl Sqlite {
         opened.map(Sqlite).map_err(|error| Trouble::from(error).context(place))
     }
 
-    pub async fn count(&mut self, table: &Table) -> sqlx::Result<Option<i64>> {
-        let text = format!("SELECT count(*) FROM {}", table.quoted(Dialect::Sqlite));
-        sqlx::query_scalar(Sql::new(Dialect::Sqlite, text).text()).fetch_optional(&mut self.0).await
-    }
-
     pub async fn columns(&mut self, relation: &Relation) -> Result<Vec<Column>, Trouble> {
         let statement = (&mut self.0).prepare(Sql::new(Dialect::Sqlite, &relation.whole).text().into_sql_str()).await?;
         Ok(statement.columns().iter().map(|found| column(relation, found.name().to_owned())).collect())

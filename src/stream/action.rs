@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 
 use super::failure;
 use super::source::{Chunk, Source};
-use crate::announce::Phases;
+use crate::announce::{Phases, named};
 use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
 use crate::handler::{Command, Failed, Failure, Input, Kind, Outcome};
@@ -101,12 +101,13 @@ async fn run(command: &Command, changes: &[Change], phases: Phases) -> Result<()
     let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment, told: None };
     let outlook = match phases {
-        Phases::Both | Phases::DelayOnly => "; the delay messages of its chunk are sent",
-        Phases::InstantOnly => {
-            "; what it may have changed is announced to nobody: announce the rows of this chunk again"
-        }
+        Phases::Both | Phases::DelayOnly => "; the delay messages of its chunk are sent".to_owned(),
+        Phases::InstantOnly => format!(
+            "; what it may have changed is announced to nobody: announce the rows of this chunk{} again",
+            named(changes)
+        ),
     };
-    ended(command.run(input, ready(true), pending()).await, "the action", outlook)
+    ended(command.run(input, ready(true), pending()).await, "the action", &outlook)
 }
 
 /// What the end of a command means for the run.

@@ -38,6 +38,12 @@ impl Job {
         self
     }
 
+    /// The same job, with what is known of it now; of what is not the old parts stay.
+    pub fn extended(mut self, now: Job) -> Job {
+        self.0.extend(now.0);
+        self
+    }
+
     /// Where the rows are read, in words: `postgres at db1:5432, shop, schema public`.
     pub fn place(&self) -> String {
         self.joined(&[SERVER, DATABASE])

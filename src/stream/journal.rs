@@ -158,9 +158,11 @@ impl Journal {
         }
     }
 
-    /// What becomes of the rest where this run ends early.
-    pub fn outlook(&self) -> String {
+    /// What becomes of the rest where this run ends early. In a table it may be further than a run knows that has failed: behind
+    /// a commit that nobody answered for, or whose instant messages did not arrive.
+    pub fn outlook(&self, has_failed: bool) -> String {
         match &self.kept {
+            Some(Kept { keeper: Keeper::Table(_), .. }) if has_failed => "; run it again to go on".to_owned(),
             Some(Kept { checkpoint: Checkpoint { last: Some(last), .. }, .. }) => {
                 format!("; run it again to go on behind key {last}")
             }
@@ -247,8 +249,8 @@ fn go_on(found: Option<Checkpoint>, job: Job, label: &str, has_action: bool) -> 
         );
         return Err(Exit::Misconfigured.because(error));
     }
-    // It may know more than an older run did.
-    found.job = job;
+    // It may know more than an older run did, and less: not of its cluster, where Kafka did not answer in time.
+    found.job = found.job.extended(job);
     let Checkpoint { rows, written, .. } = &found;
     let finished = format!("{label} says that this job was finished at {written}, with {rows} rows");
     Ok(match (&found.last, found.finished) {
@@ -269,5 +271,21 @@ fn named(trouble: Trouble, job: &Job) -> anyhow::Error {
     match trouble {
         Trouble::Busy(error) => Exit::Busy.because(error.context(format!("cannot begin ({job})"))),
         other => failure(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_does_not_learn_its_cluster_leaves_the_one_in_the_checkpoint() {
+        let job = |cluster: Option<&str>| {
+            Job::new([("topic", Some("products".to_owned())), ("cluster", cluster.map(str::to_owned))])
+        };
+        for (kept, now) in [(Some("x"), None), (None, Some("x")), (Some("x"), Some("x"))] {
+            let beginning = go_on(Some(Checkpoint::new(job(kept))), job(now), "the checkpoint", true).unwrap();
+            assert_eq!(beginning.checkpoint.job, job(Some("x")), "{kept:?} {now:?}");
+        }
     }
 }

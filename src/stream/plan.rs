@@ -64,7 +64,9 @@ impl Plan<'_> {
         let rows = left.map_or("an unknown number of rows".to_owned(), |left| format!("about {left} rows"));
         lines.push(format!("{} in {}: {rows} by {key}, from {first} to {last}", scan.label(), resume.job.place()));
         let chunks = left.map(|left| left.div_ceil(chunk.rows as u64));
-        let count = chunks.map_or("chunks".to_owned(), |count| format!("about {count} chunks"));
+        // With more than keys the first ones are smaller, nobody knows how many of them.
+        let count = chunks.filter(|_| !scan.tells_more_than_keys());
+        let count = count.map_or("chunks".to_owned(), |count| format!("about {count} chunks"));
         if let Some((size, end)) = chunk_end {
             lines.push(format!(
                 "{count} of at most {} rows, the first of them has {size}, up to {key} {}",

@@ -43,6 +43,12 @@ fn a_run_that_goes_on_does_not_look_at_the_rows_again_that_are_done() {
     let condition = "--where \"CASE WHEN nextval('looks') > 0 THEN n END = 0\"";
     let command = format!("{} {condition} {UPDATE}", source(&world, &primary));
     run_a_part(&world, &command, &primary, 20);
+    // Nor where it finds none behind them.
+    block_on(primary.execute("UPDATE items SET n = 1 WHERE id > 20"));
+    let before = looks();
+    let mut plan = world.stream(&format!("{command} --dry-run"));
+    assert_eq!((plan.wait(), looks() - before), (End::Status(0), 10), "{:?}", plan.log());
+    block_on(primary.execute("UPDATE items SET n = 0 WHERE id > 20"));
     let before = looks();
     let mut rest = world.stream(&command);
     assert_eq!((rest.wait(), looks() - before), (End::Status(0), 10), "{:?}", rest.log());

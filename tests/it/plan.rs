@@ -120,6 +120,10 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
              instant messages to {topic} (2 partitions), acknowledged\n"
         );
         assert_eq!(reindex, expected, "{primary:?}");
+        // The first chunks are smaller, so that nobody knows how many there will be.
+        let large = run("--count --payload row --rate 5");
+        assert!(large.contains("\nchunks of at most 10 rows, the first of them has 10, up to id 10\n"), "{large}");
+        assert!(large.contains("\nit takes at least 5s by --rate and --pause\n"), "{large}");
         assert_eq!(run("--where 'id > 30'"), "table products has no rows left: nothing would be done\n", "{primary:?}");
         let file = world.file("checkpoint");
         let resumed = run(&format!("--checkpoint {} --only delay -- wc -l", file.display()));

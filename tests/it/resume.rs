@@ -350,6 +350,12 @@ fn a_checkpoint_that_cannot_be_used_is_told_before_anything_is_sent() {
         let errors = stream.log_of("error");
         assert!(errors.len() == 1 && errors[0].starts_with(&text), "{errors:?}, not {text}");
     }
+    // Where nothing is left to be read, its key is all the same.
+    kept["finished"] = json!(true);
+    fs::write(&retyped, kept.to_string()).unwrap();
+    let mut over = world.stream(&format!("{} --checkpoint {} {UPDATE}", source(&topic, &sqlite), retyped.display()));
+    assert_eq!(over.wait(), End::Status(0), "{:?}", over.log());
+    assert!(over.says(&["says that this job was finished at "]), "{:?}", over.log());
     assert_eq!(world.kafka.count(&format!("{topic}-delay")), 3);
 }
 

@@ -29,18 +29,78 @@ fn without_delay_messages_nobody_is_told_that_they_cover_a_change() {
     world.kafka.create(&topic, 1, &[("max.message.bytes", "20")]);
     let source = format!("--database {} --table products --chunk-size 1", sqlite.url);
     let (done, fails) = (world.script("cat > /dev/null"), world.script("cat > /dev/null; exit 3"));
-    let lost = "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk \
-                again: ";
-    let failed = "the action failed: exit status 3; what it may have changed is announced to nobody: announce the rows of this \
-                  chunk again";
-    for (source, action, told) in [("-", &done, lost), (&source, &done, lost), ("-", &fails, failed)] {
+    let lost = |id| {
+        format!(
+            "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk \
+             (keys {id} to {id}) and of the one before again: "
+        )
+    };
+    let failed = String::from(
+        "the action failed: exit status 3; what it may have changed is announced to nobody: announce the rows of this chunk \
+         (keys 1 to 1) again",
+    );
+    let outlook = "; without a --checkpoint the next run begins with the first row; what it does not find any more it does not \
+                   announce";
+    for (source, action, told, outlook) in [
+        ("-", &done, lost(1), ""),
+        // The second chunk is done when it shows that nothing has come of the first.
+        (&source, &done, lost(2), outlook),
+        ("-", &fails, failed.clone(), ""),
+        (&source, &fails, failed, outlook),
+    ] {
         let mut stream = world.stream_lines(&format!("-t {topic} --only instant {source} -- {action}"), lines(1));
         assert_eq!(stream.wait(), End::Status(1), "{source} {action}");
         let errors = stream.log_of("error");
-        assert!(errors.len() == 1 && errors[0].starts_with(told), "{source} {action}: {errors:?}");
+        assert!(errors.len() == 1 && errors[0].starts_with(&told), "{source} {action}: {errors:?}");
         assert!(!stream.says(&["delay messages"]), "{:?}", stream.log());
+        let told = format!("failed after 0 rows{outlook}");
+        assert_eq!(stream.log_of("info").last(), Some(&told), "{source} {action}");
     }
     assert_eq!(world.kafka.count(&topic), 0);
+}
+
+#[test]
+fn of_a_re_index_that_fails_it_is_told_how_many_rows_are_done_at_most() {
+    let world = World::new("at-most");
+    let [.., sqlite] = block_on(primaries("ends_at_most"));
+    products_of(&sqlite, 2);
+    let topic = format!("products-{}", world.id);
+    // None is taken.
+    world.kafka.create(&topic, 1, &[("max.message.bytes", "20")]);
+    let source = format!("-t {topic} --database {} --table products", sqlite.url);
+    let keep = format!("--checkpoint {}", world.file("checkpoint").display());
+    for (options, told) in [
+        ("", "at most 2 rows; without a --checkpoint the next run begins with the first row"),
+        (&keep, "0 rows; run it again to go on"),
+    ] {
+        let mut stream = world.stream(&format!("{source} {options}"));
+        assert_eq!((stream.wait(), world.kafka.count(&topic)), (End::Status(1), 0), "{options}");
+        assert_eq!(stream.log_of("info").last(), Some(&format!("failed after {told}")), "{options}");
+    }
+}
+
+#[test]
+fn a_run_that_fails_behind_a_commit_does_not_tell_a_key_that_its_table_has_left_behind() {
+    let world = World::new("behind-commit");
+    let [.., sqlite] = block_on(primaries("ends_commit"));
+    block_on(sqlite.execute("CREATE TABLE products (id VARCHAR(999) PRIMARY KEY, price INTEGER)"));
+    let large = "b".repeat(500);
+    block_on(sqlite.execute(&format!("INSERT INTO products VALUES ('a', 0), ('{large}', 0), ('c', 0)")));
+    let topic = format!("products-{}", world.id);
+    // The second row's delay message is taken, its instant message is not.
+    world.kafka.create(&topic, 1, &[("max.message.bytes", "400")]);
+    world.kafka.create(&format!("{topic}-delay"), 1, &[("message.timestamp.type", "LogAppendTime")]);
+    let options = "--chunk-size 1 --checkpoint-table -X compression.type=none --allow-unsafe message-size";
+    let sql = "--sql 'UPDATE products SET price = price + 1 WHERE id IN (:keys)'";
+    let command = format!("-t {topic} --database {} --table products {options} {sql}", sqlite.url);
+    let mut stream = world.stream(&command);
+    assert_eq!(stream.wait(), End::Status(1), "{:?}", stream.log());
+    let told = "failed after 1 rows; run it again to go on".to_owned();
+    assert_eq!(stream.log_of("info").last(), Some(&told), "{:?}", stream.log());
+    let mut next = world.stream(&command);
+    assert_eq!((next.wait(), world.kafka.count(&topic)), (End::Status(0), 2), "{:?}", next.log());
+    assert!(next.says(&["info: going on behind key b", "b: 2 rows were done by 20"]), "{:?}", next.log());
+    assert_eq!(block_on(sqlite.texts("SELECT DISTINCT price FROM products")), ["1"]);
 }
 
 #[test]
