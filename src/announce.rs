@@ -1,12 +1,12 @@
 //! Announcing changes: delay messages acknowledged, then the action, then instant messages. The one place where that
-//! order stands.
+//! order stands; only an application that asks [`crate::serve`] acts by itself, and keeps it by what it asks.
 
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use log::{info, warn};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::exit::Exit;
 use crate::kafka::{Lane, Plain, Undelivered, Writer};
@@ -101,6 +101,24 @@ impl Announcer {
     pub fn new(writer: &Writer, delay: Duration) -> Announcer {
         let (delays, ahead, instants) = (writer.lane(), writer.lane(), writer.lane());
         Announcer { delay, delays, ahead, instants, longest: Duration::ZERO, has_lost_before: false }
+    }
+
+    /// All of it for somebody who waits: for the delay messages, and again for the instant messages, at most for `patience`. The
+    /// action takes as long as it takes, as in [`Announcer::act`].
+    pub async fn announce<T>(
+        mut self,
+        changed: &[Changed<'_>],
+        patience: Duration,
+        action: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = || anyhow!("Kafka has not acknowledged them within {}", humantime::format_duration(patience));
+        let covered = timeout(patience, self.cover(changed, Phases::Both)).await;
+        let covered = covered.unwrap_or_else(|_| Err(late().context(UNCOVERED)))?;
+        // The instant messages not by it, but in time.
+        let (done, _) = self.act(covered, (changed, &[]), Phases::DelayOnly, action).await?;
+        let announced = timeout(patience, self.announce_now(changed)).await;
+        announced.unwrap_or_else(|_| Err(late())).context(UNANNOUNCED)?;
+        Ok(done)
     }
 
     /// Has delay messages of the changes acknowledged.
@@ -209,6 +227,12 @@ impl Announcer {
     /// How many messages are queued and not acknowledged yet.
     pub fn in_flight(&self) -> usize {
         self.delays.in_flight() + self.ahead.in_flight() + self.instants.in_flight()
+    }
+
+    /// Has instant messages of the changes acknowledged.
+    pub async fn announce_now(&mut self, changed: &[Changed<'_>]) -> Result<()> {
+        self.instant_messages(changed).await?;
+        self.settled().await
     }
 
     /// Waits until all instant messages that were queued are acknowledged.

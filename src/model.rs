@@ -46,12 +46,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
-use crate::announce::{self, Changed, Destination, Phases};
+use crate::announce::{self, Changed, Destination};
 use crate::kafka::{Admin, Check, Cluster, Hazard, Pair, Property, Writer};
 use crate::message::Change;
 use crate::topic::Topic;
@@ -232,11 +231,6 @@ impl<DB: sqlx::Database> Transaction<'_, DB> {
         }
         let changed: Vec<_> = sets.iter().map(|set| Changed { to: &set.to, changes: &set.changes }).collect();
         let Shared { writer, delay, ack_timeout, .. } = &*announcer;
-        let late = || anyhow!("Kafka has not acknowledged them within {}", humantime::format_duration(*ack_timeout));
-        let mut announcing = announce::Announcer::new(writer, *delay);
-        let covered = timeout(*ack_timeout, announcing.cover(&changed, Phases::Both)).await;
-        let covered = covered.unwrap_or_else(|_| Err(late().context(announce::UNCOVERED)));
-        let covered = covered.map_err(CommitError::NotCommitted)?;
         let committed = Mutex::new(Committed::No);
         let action = async {
             let told = |is_so| *committed.lock().unwrap_or_else(PoisonError::into_inner) = is_so;
@@ -254,18 +248,7 @@ impl<DB: sqlx::Database> Transaction<'_, DB> {
                 }
             }
         };
-        // The instant messages not by it, but in time.
-        let acted = announcing.act(covered, (&changed, &[]), Phases::DelayOnly, action).await;
-        let announced = match acted {
-            Ok(_) => {
-                let announced = timeout(*ack_timeout, async {
-                    announcing.instant_messages(&changed).await?;
-                    announcing.settled().await
-                });
-                announced.await.unwrap_or_else(|_| Err(late())).context(announce::UNANNOUNCED)
-            }
-            Err(error) => Err(error),
-        };
+        let announced = announce::Announcer::new(writer, *delay).announce(&changed, *ack_timeout, action).await;
         let committed = committed.into_inner().unwrap_or_else(PoisonError::into_inner);
         announced.map_err(|error| match committed {
             Committed::No => CommitError::NotCommitted(error),
@@ -282,8 +265,11 @@ impl<DB: sqlx::Database> Transaction<'_, DB> {
 
 /// Whether it is the database itself that has not committed: not a pooler that has lost it, or a server that goes down meanwhile.
 fn is_refusal(error: &sqlx::Error) -> bool {
-    let Some(error) = error.as_database_error() else { return false };
-    let code = error.code().unwrap_or_default();
+    error.as_database_error().is_some_and(|error| is_code_of_refusal(&error.code().unwrap_or_default()))
+}
+
+/// By its SQLSTATE, of SQLite by the number that it has there.
+fn is_code_of_refusal(code: &str) -> bool {
     // Connection exceptions, statement_completion_unknown, operator intervention, internal errors; of MySQL and MariaDB all that
     // has no class of its own; SQLITE_IOERR, SQLITE_CORRUPT
     let is_unclear = ["08", "40003", "57P", "XX", "HY", "70"].iter().any(|unclear| code.starts_with(unclear));
@@ -347,3 +333,26 @@ impl fmt::Display for CommitError {
 }
 
 impl std::error::Error for CommitError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_database_itself_has_refused_is_known_not_to_be_committed() {
+        // Postgres: a deferred constraint, a serialization failure, a deadlock, a full disk; MySQL and MariaDB: the same, and a
+        // transaction that may only read; SQLite: SQLITE_BUSY, its _SNAPSHOT, a full disk, a deferred foreign key, a unique one.
+        for code in ["23505", "40001", "40P01", "53100", "23000", "25006", "5", "517", "13", "787", "2067"] {
+            assert!(is_code_of_refusal(code), "{code}");
+        }
+        // Postgres: a connection, nobody knows, a server that goes down, an internal error, CockroachDB's schema change; MySQL
+        // and MariaDB: a server that goes down, all without a class, an interruption; SQLite: SQLITE_IOERR and its _WRITE,
+        // _FSYNC and _DATA, SQLITE_CORRUPT and its _INDEX.
+        let postgres = ["08006", "08P01", "40003", "57P01", "XX000", "XXA00"];
+        let others = ["08S01", "HY000", "70100", "10", "778", "1034", "8202", "11", "779"];
+        for code in postgres.iter().chain(&others) {
+            assert!(!is_code_of_refusal(code), "{code}");
+        }
+        assert!(!is_refusal(&sqlx::Error::PoolTimedOut), "it does not come from the database");
+    }
+}

@@ -129,6 +129,7 @@ impl Verify {
     async fn all_keys(&mut self, suspects: &mut Suspects, found: &mut Found, mut progress: Progress) -> Result<usize> {
         let Verify { primary, store, is_cache, .. } = self;
         let (sender, mut pieces) = Store::pieces();
+        let mut unfit = Suspects::new()?;
         let looking = async {
             let (mut keys, mut count) = (HashSet::new(), 0);
             loop {
@@ -141,16 +142,14 @@ impl Verify {
                 }
                 count += keys.len();
                 progress.add(keys.len());
-                let (absent, unfit) = primary.absent(keys.drain().collect()).await?;
+                let (absent, no_keys) = primary.absent(keys.drain().collect()).await?;
                 if !absent.is_empty() {
                     let rows = primary.rows(absent).await?;
                     let held = primary.database.kept_awake(store.held(&rows)).await.map_err(failure)??;
                     suspects.add_all(&rows, &held, *is_cache)?;
                 }
-                for (key, why) in unfit {
-                    found.unfit += 1;
-                    let (difference, error) = (Difference::Surplus, Some(format!("{why:#}")));
-                    print(&Line { key: &key, difference, version: None, held: None, error })?;
+                for (key, _) in no_keys {
+                    unfit.add(Suspect::new(key, None, None))?;
                 }
                 if piece.is_none() {
                     return Ok(count);
@@ -159,7 +158,25 @@ impl Verify {
         };
         let (count, ()) = tokio::try_join!(looking, store.list(sender))?;
         progress.finish(0, 0, "what differs is looked at again");
+        self.tell_unfit(unfit, found).await?;
         Ok(count)
+    }
+
+    /// Tells of keys that can be none of the table. There is no row to wait for.
+    async fn tell_unfit(&mut self, keys: Suspects, found: &mut Found) -> Result<()> {
+        let mut keys = keys.read()?;
+        loop {
+            let some = keys.next(Limit { rows: KEYS, ..self.chunk })?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            let (_, unfit) = self.primary.absent(some.into_iter().map(|suspect| suspect.key).collect()).await?;
+            for (key, why) in unfit {
+                found.unfit += 1;
+                let (difference, error) = (Difference::Surplus, Some(format!("{why:#}")));
+                print(&Line { key: &key, difference, version: None, held: None, error })?;
+            }
+        }
     }
 
     /// Looks again at what differed, once all that was announced before has had its time; announces what differs still, and gives
@@ -186,7 +203,7 @@ impl Verify {
                     let difference = match verdict {
                         Verdict::Equal => continue,
                         Verdict::Changing => {
-                            changing.add(&suspect)?;
+                            changing.add(suspect)?;
                             continue;
                         }
                         Verdict::Differs(difference) => difference,
@@ -194,8 +211,8 @@ impl Verify {
                     found.count(difference);
                     let (version, held) = (row.as_ref().map(|row| &*row.json), held.as_ref().map(|held| &*held.json));
                     print(&Line { key: &suspect.key, difference, version, held, error: None })?;
-                    left.add(&suspect)?;
-                    keys.push(suspect.key);
+                    keys.push(suspect.key.clone());
+                    left.add(suspect)?;
                 }
                 if !self.announce(keys, shutdown).await? {
                     return Ok(None);
@@ -217,8 +234,7 @@ impl Verify {
         }
         let changes = self.primary.changes(keys).await?;
         self.throttle.begin(&changes);
-        self.announcer.instant_messages(&[Changed { to, changes: &changes }]).await?;
-        self.announcer.settled().await?;
+        self.announcer.announce_now(&[Changed { to, changes: &changes }]).await?;
         self.throttle.done(&changes);
         Ok(true)
     }
@@ -239,7 +255,7 @@ impl Verify {
                         // It follows.
                         Verdict::Changing if is_last => {}
                         // By the look before this one: what stands still, and differs, follows nothing.
-                        _ => left.add(&Suspect::new(key, row.as_ref(), held.as_ref()))?,
+                        _ => left.add(Suspect::new(key, row.as_ref(), held.as_ref()))?,
                     }
                 }
             }

@@ -46,22 +46,19 @@ const exchange = ({ tx, op, messages }) => new Promise((resolve, reject) => {
   socket.write(`{"id":${id},"tx":"${tx}","op":"${op}"${messages ? `,"messages":[${messages}]` : ''}}\n`);
 });
 
-/** Resolves to the connection that knows of it. One that has broken is made anew once. */
-async function ask(request) {
+async function ask(request) { // resolves to the connection that knows of it; one that has broken is made anew, once
   if (collected) return void collected.push({ ...request, messages: (request.messages ?? []).map((text) => JSON.parse(text)) });
   return exchange(request).catch((error) => (error.isBroken ? exchange(request) : Promise.reject(error)));
 }
 
-function json(id) {
+function json(id) { // a number above 2^53 was rounded when it was read: it is the id of another record
   if (Array.isArray(id) && id.length > 0) return `[${id.map(json)}]`;
   if (typeof id === 'string') return JSON.stringify(id);
   if (typeof id === 'bigint' || (Number.isFinite(id) && Math.abs(id) <= Number.MAX_SAFE_INTEGER)) return String(id);
-  // A larger number was rounded when it was read: it is the id of another record.
   throw new TypeError(`an id is a string, a BigInt, a number up to 2^53 or a list of these, not ${String(id)}`);
 }
 
-/** What the record is called, and the message of it. */
-function message([topic, id, payload]) {
+function message([topic, id, payload]) { // what the record is called, and its text
   const key = JSON.stringify(typeof id === 'string' ? id : json(id));
   const body = payload === undefined ? `{"id":${json(id)}}` : JSON.stringify(payload);
   const record = `"topic":${JSON.stringify(String(topic))},"key":${key}`;
@@ -77,8 +74,8 @@ function slices(messages) { // of 250 or fewer: a request may have 16 MiB
 class Transaction {
   #tx = randomBytes(8).toString('hex');
   #messages = new Map(); // of each record the last
-  #coverings = [];
-  #known = new Set(); // the connections that know of its changes; undefined where some are known to none
+  #coverings = []; // each resolves to the connection that knows of its changes, or to { error }: why none does
+  #send = (op, messages) => slices([...messages.values()]).map((some) => ask({ tx: this.#tx, op, messages: some }));
   isOver = false;
   saved = (topic, id, payload) => this.cover([[topic, id, payload]]);
   touched = this.saved;
@@ -87,18 +84,14 @@ class Transaction {
   cover(changes) {
     if (setting('DISABLED') === '1' || changes.length === 0) return;
     if (this.isOver) throw new KsyncError('a change came after the end of its transaction; is all that belongs to it awaited?');
-    const named = changes.map(message);
-    named.forEach(([record, text]) => this.#messages.set(record, text));
-    for (const messages of slices(named.map(([, text]) => text))) {
-      const covering = ask({ tx: this.#tx, op: 'delay', messages });
-      covering.then((connection) => this.#known.add(connection), () => this.#known.add(undefined));
-      this.#coverings.push(covering);
-    }
+    const messages = new Map(changes.map(message));
+    messages.forEach((text, record) => this.#messages.set(record, text));
+    this.#coverings.push(...this.#send('delay', messages).map((covering) => covering.catch((error) => ({ error }))));
   }
 
   async covered() {
     this.isOver = true;
-    const cause = (await Promise.allSettled(this.#coverings)).find(({ reason }) => reason)?.reason;
+    const cause = (await Promise.all(this.#coverings)).find((covering) => covering?.error)?.error;
     if (!cause) return;
     if (setting('ON_ERROR') !== 'log') throw new KsyncError(`${cause.message}; the database has not committed`, { cause });
     log(`A TRANSACTION GOES ON WITHOUT DELAY MESSAGES (KSYNC_ON_ERROR=log): ${cause.message}`);
@@ -106,17 +99,16 @@ class Transaction {
 
   async committed() {
     if (this.#messages.size === 0) return;
-    const instant = { tx: this.#tx, op: 'instant' };
-    const all = () => Promise.all(slices([...this.#messages.values()]).map((messages) => ask({ ...instant, messages })));
-    const rest = (error) => (error.message.includes('not known') ? all() : Promise.reject(error));
-    const isKnown = this.#known.size === 1 && this.#known.has(shared);
+    const all = () => Promise.all(this.#send('instant', this.#messages));
+    const orAll = (error) => (error.message.includes('not known') ? all() : Promise.reject(error));
     const note = (error) => log(`the database has committed, but changes are not announced at once: ${error.message}`);
-    await (isKnown ? ask(instant).catch(rest) : all()).catch(note);
+    const isKnown = (await Promise.all(this.#coverings)).every((connection) => connection === shared);
+    await (isKnown ? ask({ tx: this.#tx, op: 'instant' }).catch(orAll) : all()).catch(note);
   }
 
   async rolledBack() {
     this.isOver = true;
-    await Promise.allSettled(this.#coverings); // so that none that is sent again comes after it. What is closed has forgotten.
+    await Promise.all(this.#coverings); // so that none that is sent again comes after it. What is closed has forgotten.
     if (this.#messages.size > 0 && (collected || shared)) ask({ tx: this.#tx, op: 'forget' }).catch(() => {});
   }
 }
@@ -183,16 +175,15 @@ function work(handle) {
   process.stdout.write = process.stderr.write.bind(process.stderr); // what console.log prints is no answer
   const answer = (said) => write(`${JSON.stringify(said)}\n`);
   const named = ({ offset, error, permanent }) => ({ offset, error: String(error?.message ?? error), permanent: !!permanent });
-  const run = async ({ id, ...told }, given) => {
-    try {
-      const failed = await (async () => handle(given, told))().catch((error) => error?.failed ?? Promise.reject(error));
-      answer({ type: 'done', id, failed: (failed ?? []).map(named) });
-    } catch (error) {
+  const run = ({ id, ...told }, given) => Promise.resolve()
+    .then(() => handle(given, told))
+    .catch((error) => error?.failed ?? Promise.reject(error))
+    .then((failed) => answer({ type: 'done', id, failed: (failed ?? []).map(named) }))
+    .catch((error) => {
       if (error?.backoff) return answer({ type: 'backoff', id, ms: Math.ceil(error.backoff) });
       console.error(error);
       process.exit(1); // not by a throw, which Sentry and the like may catch: then no answer would ever come
-    }
-  };
+    });
   let [batch, records, working] = [null, [], null];
   const end = () => Promise.resolve(working).then(() => process.exit(0));
   eachLine(process.stdin.on('end', end), (told) => {

@@ -10,6 +10,7 @@ const os = require('node:os');
 const path = require('node:path');
 const { setTimeout: pause } = require('node:timers/promises');
 const { describe, test } = require('node:test');
+const { runInNewContext } = require('node:vm');
 const ksync = require('./ksync.js');
 
 /** The connections that ksync.js has made. */
@@ -70,7 +71,9 @@ async function serve(t, { reply = () => OK, journal = [], at = path.join(directo
     sockets.add(socket);
     socket.on('error', () => {}).on('close', () => sockets.delete(socket));
     socket.setEncoding('utf8').on('data', (text) => {
-      const lines = (rest + text).split('\n');
+      rest += text;
+      if (!text.includes('\n')) return; // a line may be long
+      const lines = rest.split('\n');
       rest = lines.pop();
       lines.forEach(async (line) => {
         const request = JSON.parse(line);
@@ -240,6 +243,15 @@ describe('a transaction', () => {
       assert.match(error.message, /^cannot reach ksync-stream at .*nobody\.sock: .*ENOENT.*; the database has not committed$/);
       return error.committed === false;
     });
+    assert.deepEqual(journal, ['BEGIN', 'ROLLBACK', 'release']);
+  });
+
+  check('fails before COMMIT by an error of another realm, too, as libraries of tests make them', async (t) => {
+    const journal = [];
+    process.env.KSYNC_SOCKET = path.join(directory(t), 'another.sock');
+    t.mock.method(net, 'connect', () => runInNewContext('throw new TypeError("no socket")'));
+    const message = 'no socket; the database has not committed';
+    await assert.rejects(ksync.transaction(pgPool(journal), one), { message, committed: false });
     assert.deepEqual(journal, ['BEGIN', 'ROLLBACK', 'release']);
   });
 

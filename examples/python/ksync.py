@@ -28,48 +28,37 @@ def message(topic, id, payload=None):  # for bulk(), where there is no object; t
     return {"topic": topic, "key": key, "payload": {"id": id} if payload is None else payload}
 
 def describe(record, id=None):
-    if id is None:
-        id = record.pk if hasattr(record, "_meta") else inspect(record).identity
+    if id is None: id = record.pk if hasattr(record, "_meta") else inspect(record).identity
     if isinstance(id, tuple) and len(id) == 1: id = id[0]
     return message(record.__ksync_topic__, id, record.ksync_payload() if hasattr(record, "ksync_payload") else None)
 
 class Changes:
     """Those of one transaction, then of the next. While there are some they have a connection of their own: no thread
     and no forked process shares it, and if nobody tells the end, the side process forgets them with it."""
+    link = None
+
     def __init__(self): self.reset()
     def __del__(self): self.end("forget")
 
     def reset(self):
-        self.messages, self.socket, self.asked, self.answered, self.pid = {}, None, 0, 0, os.getpid()
-        self.is_lost = self.is_committing = self.is_given_up = False
-        self.failure = None  # of add()
+        self.hang_up()
+        self.messages, self.pid, self.is_committing, self.is_given_up = {}, os.getpid(), False, False
+        self.failure = None  # else the side process knows nothing of them
 
     def add(self, messages):  # and go on: settle() waits for the answers
         if not messages or os.environ.get("KSYNC_DISABLED") == "1": return
         self.messages.update({(message["topic"], message["key"]): message for message in messages})
-        if self.is_lost: return  # settle() sends all of them
-        try:
-            self.ask("delay", messages)
-        except (OSError, ValueError) as error:
-            self.hang_up()
-            self.failure = error.with_traceback(None)  # its frames would hold these changes beyond their end
+        if not self.failure: self.failure = self.attempt("delay", messages, waits=False)  # else settle() sends all
 
     def settle(self, op="delay"):  # when Kafka has all; what the side process or the connection has lost goes once more
         if not self.messages or (op == "delay" and self.is_given_up): return
-        failure, self.failure = self.failure if op == "delay" else None, None
-        for _ in range(2):
-            if isinstance(failure, socket.timeout): break  # it would only be waited for once more
-            try:
-                if self.is_lost or op == "instant":
-                    self.ask(op, list(self.messages.values()) if self.is_lost else [])
-                while self.answered < self.asked: self.read()
-                self.is_lost = False
-                return
-            except (OSError, ValueError) as error:
-                self.hang_up()
-                failure = error.with_traceback(None)
-        text = f"cannot send {op} messages through {self.path}: {failure}"
+        for again in False, True:
+            if isinstance(self.failure, socket.timeout) and (again or op == "delay"): break  # once is long enough
+            self.failure = self.attempt(op, list(self.messages.values()) if self.failure else [])
+            if not self.failure: return
+        text = f"cannot send {op} messages through {self.path}: {self.failure}"
         if op == "delay" and os.environ.get("KSYNC_ON_ERROR") != "log":
+            failure, self.failure = self.failure, True  # whoever tries to commit again has it tried again
             raise Error(f"{text}; nothing is committed") from failure
         self.is_given_up = True
         log.error(text)
@@ -77,56 +66,57 @@ class Changes:
     def end(self, op):
         if op == "instant":
             self.settle(op)  # it is committed; if this fails, the delay messages bring the records up
-        elif self.messages and not self.is_lost and self.pid == os.getpid():
+        elif self.messages and not self.failure and self.pid == os.getpid():
             with contextlib.suppress(OSError, ValueError):
                 self.ask(op, [])  # forget
-                if self.socket:  # without its answers it would warn of us
-                    self.socket.shutdown(socket.SHUT_WR)
+                if self.link:  # to the end, as half a line may be among what was sent; with answers unread it would warn of us
+                    self.link.shutdown(socket.SHUT_WR)
                     self.answers.read()
-        self.hang_up()
         self.reset()
 
-    def hang_up(self):
-        if self.socket:
-            self.answers.close()
-            self.socket.close()
-        self.socket, self.is_lost, self.asked, self.answered = None, True, 0, 0
+    def attempt(self, op, messages, waits=True):  # returns what it has failed by
+        try:
+            if messages or op == "instant": self.ask(op, messages)
+            if waits: self.read()
+        except (OSError, ValueError) as error:
+            self.hang_up()
+            return error.with_traceback(None)  # its frames would hold these changes beyond their end
 
-    def connect(self):
-        self.tx, self.path = os.urandom(8).hex(), os.environ.get("KSYNC_SOCKET", "/run/ksync/stream.sock")
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.answers = self.socket.makefile("rb")
-        self.socket.settimeout(float(os.environ.get("KSYNC_TIMEOUT", "5")))
-        self.socket.connect(self.path)
+    def hang_up(self):
+        if self.link:
+            self.answers.close()
+            self.link.close()
+        self.link, self.asked, self.answered = None, 0, 0
 
     def ask(self, op, messages):
         if sent is not None:
-            sent.extend({"op": op, **message} for message in messages or self.messages.values())
-            return
-        if not self.socket: self.connect()
+            return sent.extend({"op": op, **message} for message in messages or self.messages.values())
+        if not self.link:
+            self.tx, self.path = os.urandom(8).hex().encode(), os.environ.get("KSYNC_SOCKET", "/run/ksync/stream.sock")
+            self.link = socket.socket(socket.AF_UNIX)
+            self.answers = self.link.makefile("rb")
+            self.link.settimeout(float(os.environ.get("KSYNC_TIMEOUT", "5")))
+            self.link.connect(self.path)
         texts = [to_json(message).encode() for message in messages]
         count = -(-8_000_000 // max([32_000, *map(len, texts)]))  # 250 or fewer: a request may have 16 MiB
         for at in range(0, len(texts) or 1, count):
-            while self.asked - self.answered >= 100: self.read()  # or the side process would stop to read requests
+            self.read(99)  # or the side process would stop to read requests
             self.asked += 1
-            some = b",".join(texts[at:at + count])
-            head = f'{{"id":{self.asked},"tx":"{self.tx}","op":"{op}","messages":['
-            self.socket.sendall(head.encode() + some + b"]}\n")
+            request = self.asked, self.tx, op.encode(), b",".join(texts[at:at + count])
+            self.link.sendall(b'{"id":%d,"tx":"%s","op":"%s","messages":[%s]}\n' % request)
 
-    def read(self):
-        answer = json.loads(self.answers.readline() or '{"error": "the connection was closed"}')
-        self.answered += 1
-        if not answer.get("ok"): raise OSError(answer.get("error"))
+    def read(self, missing=0):  # until no more answers than these are missing
+        while self.asked - self.answered > missing:
+            answer = json.loads(self.answers.readline() or '{"error": "the connection was closed"}')
+            self.answered += 1
+            if not answer.get("ok"): raise OSError(answer.get("error"))
 
 def of_session(session):
-    if "ksync" not in session.info:
-        session.info["ksync"] = Changes()
-    return session.info["ksync"]
+    return session.info.setdefault("ksync", Changes())
 
 def announce_session(target):
     def changed(session, record, id=None):
-        if hasattr(record, "__ksync_topic__"):
-            of_session(session).add([describe(record, id)])
+        if hasattr(record, "__ksync_topic__"): of_session(session).add([describe(record, id)])
     def modified(session):
         return {inspect(record) for record in session.dirty if session.is_modified(record)}
     def before_flush(session, *_):
@@ -139,25 +129,19 @@ def announce_session(target):
     def before_commit(session):  # its flush comes after this
         of_session(session).is_committing = True
         of_session(session).settle()
-    def flushed(session, _):
-        if of_session(session).is_committing:
-            of_session(session).settle()
+    def after_flush_postexec(session, _):
+        if of_session(session).is_committing: of_session(session).settle()
     def after_commit(session):
         of_session(session).is_committing = False
         if not session.in_nested_transaction():  # else it was only a savepoint
             of_session(session).end("instant")
-    def ended(session, transaction):
-        if transaction.parent is None:
-            of_session(session).end("forget")  # nothing, if it was committed
+    def after_transaction_end(session, transaction):
+        if transaction.parent is None: of_session(session).end("forget")  # nothing, if it was committed
 
-    event.listen(target, "before_flush", before_flush)
-    event.listen(target, "after_flush", after_flush)
-    event.listen(target, "after_flush_postexec", flushed)
-    event.listen(target, "pending_to_persistent", changed)
-    event.listen(target, "persistent_to_deleted", changed)  # orphans are told, too
-    event.listen(target, "before_commit", before_commit)
-    event.listen(target, "after_commit", after_commit)
-    event.listen(target, "after_transaction_end", ended)
+    for hears in before_flush, after_flush, after_flush_postexec, before_commit, after_commit, after_transaction_end:
+        event.listen(target, hears.__name__, hears)
+    for name in "pending_to_persistent", "persistent_to_deleted":  # orphans are told, too
+        event.listen(target, name, changed)
 
 def announce_model(model):
     save_base = model.save_base
@@ -168,13 +152,10 @@ def announce_model(model):
         with contextlib.nullcontext() if connections[using].in_atomic_block else transaction.atomic(using):
             return save_base(self, *args, **options)
 
-    def is_prepared(sender, **_):
-        if issubclass(sender, model):
-            listen(sender)
-
     model.save_base = save_in_transaction
     listen(model)
-    models.signals.class_prepared.connect(is_prepared, weak=False)
+    later = models.signals.class_prepared
+    later.connect(lambda sender, **_: issubclass(sender, model) and listen(sender), weak=False)
 
 def listen(model):  # and to its proxies and children: Django tells of their records by their own names only
     if not model._meta.abstract:
@@ -198,16 +179,16 @@ def of_keys(model, keys, using):
 
 def add_in(using, messages):  # and wait: Django has no hook before the commit, and so it is right whoever commits
     connection = connections[using]
-    known = getattr(connection, "ksync", None)
-    changes = (known and known()) or Changes()
+    changes = getattr(connection, "ksync", Changes)() or Changes()
     connection.ksync = weakref.ref(changes)  # its hooks hold it: on rollback Django drops them, and it forgets
     with transaction.mark_for_rollback_on_error(using):  # even if somebody catches the error
         try:
             changes.add(messages)
             changes.settle()
         except Error:
-            connection.ksync = None  # Django keeps the error with all of its frames: nothing later may find these
-            changes.hang_up()  # if it was a savepoint, what commits around it still has hooks, and sends all along
+            # Django keeps the error with all of its frames: nothing later may find these. If it was a savepoint, what
+            # commits around it still has hooks, and sends all along.
+            del connection.ksync
             raise
     transaction.on_commit(functools.partial(changes.end, "instant"), using)
 
@@ -215,10 +196,9 @@ class QuerySet(models.QuerySet if models else object):
     """Sees what sends no signals (delete() does), and with Meta.base_manager_name = "objects" also related.add()."""
     def update(self, **values):
         parts = getattr(self.model._meta, "pk_fields", [])  # Django 5.2
-        for field in map(self.model._meta.get_field, values):
-            if field.primary_key or field in parts:
-                raise Error("update() cannot tell both the old and the new primary keys: change them by SQL within "
-                            "ksync.bulk(), with a ksync.message() for each")
+        if any(field.primary_key or field in parts for field in map(self.model._meta.get_field, values)):
+            raise Error("update() cannot tell both the old and the new primary keys: change them by SQL within "
+                        "ksync.bulk(), with a ksync.message() for each")
         self._for_write, self._result_cache = True, None
         with transaction.atomic(self.db, savepoint=False):
             keys = list(self.values_list("pk", flat=True))  # only these, even if more come to match in between
@@ -235,8 +215,7 @@ class QuerySet(models.QuerySet if models else object):
 
 def announce(*targets):
     for target in targets:
-        announce_one = announce_model if hasattr(target, "_meta") else announce_session
-        announce_one(target)
+        announce_model(target) if hasattr(target, "_meta") else announce_session(target)
 
 @contextlib.contextmanager
 def bulk(changed, session=None, using=None):
@@ -264,10 +243,7 @@ def work(function):
     lines, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what is printed goes to the log: stdout is for answers alone
-
-    def say(**said):
-        print(json.dumps(said, default=str), file=answers)
-
+    say = lambda **said: print(json.dumps(said, default=str), file=answers)
     batch, records = None, []
     for told in map(json.loads, lines):
         kind = told.get("type")  # of our records none has a type

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 import unittest
 import uuid
@@ -61,7 +62,11 @@ class Server:
         known = set()
         with contextlib.suppress(OSError), connection, connection.makefile("rb") as lines:
             for line in lines:
-                request = json.loads(line)
+                try:
+                    request = json.loads(line)
+                except ValueError:
+                    connection.sendall(b'{"id":null,"ok":false,"error":"this is not a request"}\n')
+                    continue
                 said = self.answer(request) or self.usual(request, known)
                 with self.news:
                     self.asked.append({**request, "connection": number})
@@ -163,6 +168,15 @@ class ProtocolTest(Case):
         del changes
         self.assert_told("delay products/1", "forget", "delay products/2", "forget")
         self.assertEqual(self.server.unread, 0)
+
+    def test_a_request_that_was_cut_short_makes_nobody_wait_for_its_answer(self):
+        changes = self.change(1)
+        changes.settle()
+        changes.link.sendall(b'{"id":2,')  # and then came an exception that is none of ours
+        changes.asked += 1
+        begun = time.monotonic()
+        changes.end("forget")
+        self.assertLess(time.monotonic() - begun, 4)
 
     def test_an_answer_is_not_waited_for_before_the_commit(self):
         release, waited = threading.Event(), []

@@ -25,26 +25,20 @@ module Ksync
   module Model
     extend ActiveSupport::Concern
     included do
-      %i[after_save after_touch after_destroy].each do |change|
-        # What was never saved can be destroyed all the same: nothing has changed.
-        public_send(change) { Ksync.announce(self) unless new_record? }
-      end
+      # What was never saved can be destroyed all the same: nothing has changed.
+      %i[after_save after_touch after_destroy].each { |on| public_send(on) { Ksync.announce(self) unless new_record? } }
       # belongs_to touch: true touches as late as here, perhaps after the announcement was asked.
-      before_commit { Announcement.of(self.class)&.before_committed! unless Ksync.disabled? }
+      before_commit { Announcement.of(self.class)&.before_committed! }
     end
     class_methods { def kafka_topic = name.pluralize.underscore.tr("/", "-") }
     def kafka_payload = { id: id }
   end
 
-  # The changes of a transaction. ActiveRecord keeps it among the transaction's records and so tells it of the end:
-  # once, whatever was saved, and also where an after_commit of the application raises.
+  # The changes of a transaction, among whose records it is: so ActiveRecord tells it of the end, once, whatever may raise.
   class Announcement
-    attr_reader :ended
-
-    # That of the transaction which the model's connection is in; nil outside of any.
-    def self.of(model)
+    def self.of(model) # that of the transaction which its connection is in; nil outside of any
       connection = model.connection_pool.active_connection?
-      return unless connection && connection.current_transaction.joinable?
+      return if Ksync.disabled? || !connection&.current_transaction&.joinable?
       # Kept with the transaction that runs the callbacks: an after_commit may begin another one before we are told.
       stack = connection.transaction_manager.instance_variable_get(:@stack)
       root = stack.reverse.find { |transaction| transaction.instance_variable_get(:@run_commit_callbacks) }
@@ -56,20 +50,17 @@ module Ksync
       @connection, @tx, @messages, @requests = connection, SecureRandom.hex, {}, []
     end
 
-    # Sends delay messages, by their topic and key, at once; whether Kafka has them is seen before the commit.
-    def add(messages, wait: @committing)
+    def add(messages, wait: @committing) # delay messages, sent at once; whether Kafka has them is seen before the commit
       @messages.merge!(messages) # of each record the last counts
       raise @failure if @failure # the commit is to fail even if the exception of a save was rescued
       tell("delay", messages.values, wait: wait)
     rescue Error => error
-      Ksync.log("a change is not announced: #{error.message}; going on") if Ksync.lenient? && !@failure
-      @failure = error
-      raise unless Ksync.lenient?
+      raise @failure = error unless ENV["KSYNC_ON_ERROR"] == "log"
+      @failure ||= error.tap { Ksync.log("a change is not announced: #{error.message}; going on") }
     end
 
-    # ActiveRecord calls these. An exception of before_committed! rolls back.
     def trigger_transactional_callbacks? = true
-    def before_committed!(*) = add({}, wait: @committing = true)
+    def before_committed!(*) = add({}, wait: @committing = true) # an exception rolls back
 
     def committed!(*)
       return if @ended.tap { @ended = true } # ActiveRecord 6.1 tells it for each savepoint that it was in
@@ -81,17 +72,13 @@ module Ksync
 
     # Also of a savepoint: its changes stay announced, as part of the transaction around it.
     def rolledback!(*)
-      @connection.current_transaction.joinable? ? @connection.add_transaction_record(self) : forget
-    end
-
-    def forget
+      return @connection.add_transaction_record(self) if @connection&.current_transaction&.joinable?
       @ended = true
       tell("forget", [], wait: false) if @link&.open?
     rescue Error # with its connection it is forgotten, too
     end
 
-    # A connection that broke is made anew, once. It knows nothing of the transaction, so it is told all.
-    private def tell(op, messages, wait: true, again: false)
+    private def tell(op, messages, wait: true, again: false) # all once more, by a new connection, where one broke
       return if @messages.empty?
       return Ksync.sent.concat(messages.map { |text| JSON.parse(text).merge("op" => op) }) if Ksync.sent
       @link, @requests, messages = Link.current, [], @messages.values unless @link&.open?
@@ -113,12 +100,10 @@ module Ksync
 
     def initialize
       @pid, @last, @requests, @line, @socket = Process.pid, 0, {}, "", Socket.new(:UNIX, :STREAM)
-      # Not connect, which might wait for ever.
-      @socket.connect_nonblock(Socket.sockaddr_un(ENV.fetch("KSYNC_SOCKET", "/run/ksync/stream.sock")))
+      @socket.connect_nonblock(Socket.sockaddr_un(ENV.fetch("KSYNC_SOCKET", "/run/ksync/stream.sock"))) # waits for nobody
     end
 
-    # After a fork it is the parent's, and after half a line, which a Timeout may leave, of no use.
-    def open? = @pid == Process.pid && @line.empty? && !@socket.closed?
+    def open? = @pid == Process.pid && @line.empty? && !@socket.closed? # not the parent's, nor with half a line sent
     def close = @socket.close
 
     def ask(op, tx, messages) # in requests of 250 or fewer: one may have 16 MiB
@@ -153,74 +138,63 @@ module Ksync
     end
   end
 
-  class << self
-    attr_accessor :sent
-    def disabled? = ENV["KSYNC_DISABLED"] == "1"
-    def lenient? = ENV["KSYNC_ON_ERROR"] == "log"
-    def log(text) = (ActiveRecord::Base.logger || Logger.new($stderr)).error("ksync: #{text}")
+  singleton_class.attr_accessor :sent
+  def self.disabled? = ENV["KSYNC_DISABLED"] == "1"
+  def self.log(text) = (ActiveRecord::Base.logger || Logger.new($stderr)).error("ksync: #{text}")
+  def self.announce(record) # within a transaction
+    open = Announcement.of(record.class) || raise(Error, "no transaction is open; use bulk") unless disabled?
+    open&.add(messages([record, before_new_key(record)].compact))
+  end
 
-    def announce(record)
-      return if disabled?
-      Announcement.of(record.class).add(messages([record, before_new_key(record)].compact))
-    end
+  # Delay messages for all records, acknowledged; the block; instant messages, within a transaction after its commit.
+  def self.bulk(records)
+    records = Array(records) # a relation is loaded, once; the block gets what it had
+    return yield(records) if disabled? || records.empty?
+    (Announcement.of(records.first.class) || own = Announcement.new).add(messages(records), wait: true)
+    yield(records)
+  rescue Exception
+    own&.rolledback!
+    raise
+  ensure # the block may also be left by return or break: what it did is done
+    own&.committed!
+  end
 
-    # Delay messages for all records, acknowledged; the block; instant messages, within a transaction after its commit.
-    def bulk(records)
-      records = Array(records) # a relation is loaded, once; the block gets what it had
-      return yield(records) if disabled? || records.empty?
-      around = Announcement.of(records.first.class)
-      announcement = around || Announcement.new
-      announcement.add(messages(records), wait: true)
-      yield(records)
-    rescue Exception
-      announcement.forget if announcement && !around
-      raise
-    ensure # the block may also be left by return or break: what it did is done
-      announcement.committed! if announcement && !around && !announcement.ended
-    end
-
-    # Ksync::Error from the block: the store is away. Others, but Failed, end the program. The batch comes again.
-    def work(&block)
-      input, output = $stdin.dup, $stdout.dup
-      $stdin.reopen(File::NULL) # neither the block nor what it runs may take our lines, or print among them
-      output.sync = $stdout.reopen($stderr).sync = true
-      batch = records = nil
-      input.set_encoding("UTF-8").each_line do |line|
-        message = JSON.parse(line)
-        case message["type"]
-        when nil then records << message # of our records none has a type
-        when "hello" then output.puts(JSON.generate(type: "ready"))
-        when "batch" then batch, records = message["id"], []
-        when "cancel" then batch = nil if batch == message["id"] # another process has it now
-        when "end" then batch &&= output.puts(JSON.generate(id: batch, **outcome(records, &block))) # nil again
-        when "shutdown" then break
-        end
+  # Ksync::Error from the block: the store is away. Others, but Failed, end the program. The batch comes again.
+  def self.work
+    input, output = $stdin.dup, $stdout.dup
+    $stdin.reopen(File::NULL) # neither the block nor what it runs may take our lines, or print among them
+    output.sync = $stdout.reopen($stderr).sync = true
+    answer = ->(**said) { output.puts(JSON.generate(said)) } # and then there is no batch
+    failed = ->(said) { said.is_a?(Failed) ? said.records : [] }
+    batch = records = nil
+    input.set_encoding("UTF-8").each_line do |line|
+      message = JSON.parse(line)
+      case message["type"]
+      when nil then records << message # of our records none has a type
+      when "hello" then answer[type: "ready"]
+      when "batch" then batch, records = message["id"], []
+      when "cancel" then batch = nil if batch == message["id"] # another process has it now
+      when "end" then batch &&= answer[type: "done", id: batch, failed: failed[yield(records)]]
+      when "shutdown" then break
       end
+    rescue Failed => error
+      batch = answer[type: "done", id: batch, failed: error.records]
+    rescue Error
+      batch = answer[type: "backoff", id: batch, ms: 5000]
     end
+  end
 
-    # Their texts, by topic and key.
-    private def messages(records)
-      records.to_h do |record|
-        key = record.id.is_a?(Array) ? JSON.generate(record.id) : record.id&.to_s
-        topic = record.class.kafka_topic
-        [[topic, key], JSON.generate(topic: topic, key: key, payload: record.kafka_payload)]
-      end
+  private_class_method def self.messages(records) # their texts, by topic and key
+    records.to_h do |record|
+      named = { topic: record.class.kafka_topic, key: record.id.is_a?(Array) ? JSON.generate(record.id) : record.id&.to_s }
+      [named, JSON.generate(**named, payload: record.kafka_payload)]
     end
+  end
 
-    # What the record was where the save has changed its primary key: under the old one it is gone.
-    private def before_new_key(record)
-      names = Array(record.class.primary_key)
-      return unless names.any? { |name| record.saved_change_to_attribute?(name) }
-      key = names.to_h { |name| [name, record.attribute_before_last_save(name)] }
-      return if key.value?(nil) # it is new
-      record.dup.tap { |old| record.attributes.merge(key).each { |name, value| old[name] = value } }
-    end
-
-    private def outcome(records)
-      said = yield(records)
-      { type: "done", failed: said.is_a?(Failed) ? said.records : [] }
-    rescue Error => error
-      error.is_a?(Failed) ? { type: "done", failed: error.records } : { type: "backoff", ms: 5000 }
-    end
+  private_class_method def self.before_new_key(record) # what it was, where the save has changed its primary key
+    names = Array(record.class.primary_key)
+    key = names.to_h { |name| [name, record.attribute_before_last_save(name)] }
+    return if key.value?(nil) || names.none? { |name| record.saved_change_to_attribute?(name) } # it is new, or as before
+    record.dup.tap { |old| record.attributes.merge(key).each { |name, value| old[name] = value } }
   end
 end

@@ -562,6 +562,14 @@ class KsyncTest < Minitest::Test
     assert_equal "", @log.string
   end
 
+  def test_what_is_announced_outside_of_any_transaction_is_told_so
+    server
+    error = assert_raises(Ksync::Error) { Ksync.announce(Product.new(id: 1)) }
+    assert_equal ["no transaction is open; use bulk", []], [error.message, server.requests]
+    ENV["KSYNC_DISABLED"] = "1"
+    assert_nil Ksync.announce(Product.new(id: 1))
+  end
+
   def test_disabled_sends_nothing
     ENV["KSYNC_DISABLED"] = "1"
     Product.create!(id: 1).touch # nobody listens

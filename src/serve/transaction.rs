@@ -1,4 +1,5 @@
-//! One transaction of an application: its delay messages, until it is told what has become of it.
+//! One transaction of an application: its delay messages, until it is told what has become of it. It is the application that
+//! acts in between, once its requests are answered.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -246,8 +247,7 @@ pub(super) async fn send(
         async move {
             let _rooms = rooms;
             let mut announcer = Announcer::new(&shared.writer, shared.delay);
-            announcer.instant_messages(&changes.to(&shared.topics)).await.context(what)?;
-            announcer.settled().await.context(what)
+            announcer.announce_now(&changes.to(&shared.topics)).await.context(what)
         }
     });
     let abort = sending.abort_handle();

@@ -1,5 +1,9 @@
-/* Another wall clock for the one process that this is preloaded into: the system's, and what the file $CLOCK says besides,
- * in nanoseconds, which may change at any time. Timed waits that count by the wall clock end as the kernel would end them. */
+/* Other clocks for the one process that this is preloaded into: the system's, and what the file $CLOCK says besides, in
+ * nanoseconds, which may change at any time: of the wall clock, and of the one that only goes on. Timed waits that count
+ * by the wall clock end as the kernel would end them. Of jumps of the other one the kernel knows nothing.
+ * Who waits for so long and then looks at the clock, as tokio does, sees them once something wakes it. They are not for
+ * who waits until a time by that clock (Condvar and park_timeout of Rust's std, pthread_cond_clockwait): it would wait for
+ * longer, by all that the clock is ahead. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -13,11 +17,12 @@
 #include <unistd.h>
 
 static const int64_t SECOND = 1000000000, SLICE = 10000000;
+enum { WALL, STEADY, CLOCKS };
 static volatile int64_t *ahead;
 
 __attribute__((constructor)) static void begin(void) {
     int file = open(getenv("CLOCK"), O_RDONLY | O_CLOEXEC);
-    void *map = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, file, 0);
+    void *map = mmap(NULL, CLOCKS * sizeof *ahead, PROT_READ, MAP_SHARED, file, 0);
     if (map == MAP_FAILED) abort();
     close(file);
     ahead = map;
@@ -35,12 +40,16 @@ static struct timespec timespec_of(int64_t nanos) {
 }
 
 /* What runs before the constructor sees the system's clock. */
-static int64_t now(void) { return really() + (ahead ? *ahead : 0); }
+static int64_t now(void) { return really() + (ahead ? ahead[WALL] : 0); }
 
 int clock_gettime(clockid_t id, struct timespec *time) {
-    if (id != CLOCK_REALTIME && id != CLOCK_REALTIME_COARSE) return syscall(SYS_clock_gettime, id, time);
-    *time = timespec_of(now());
-    return 0;
+    if (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE) {
+        *time = timespec_of(now());
+        return 0;
+    }
+    int failed = syscall(SYS_clock_gettime, id, time);
+    if (!failed && id == CLOCK_MONOTONIC && ahead) *time = timespec_of(time->tv_sec * SECOND + time->tv_nsec + ahead[STEADY]);
+    return failed;
 }
 
 int gettimeofday(struct timeval *restrict time, void *restrict zone) {

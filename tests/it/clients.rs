@@ -35,10 +35,11 @@ fn the_clients_pass_their_own_tests() {
 }
 
 #[test]
-fn the_clients_are_one_file_each_of_at_most_300_lines() {
-    for client in ["ruby/ksync.rb", "python/ksync.py", "node/ksync.js"] {
+fn the_clients_are_one_file_each_and_short() {
+    // That of Python has two frameworks to plug into.
+    for (client, most) in [("ruby/ksync.rb", 200), ("node/ksync.js", 200), ("python/ksync.py", 265)] {
         let text = std::fs::read_to_string(Path::new(PROJECT).join("examples").join(client)).unwrap();
-        assert!(text.lines().count() <= 300, "{client} has {} lines", text.lines().count());
+        assert!(text.lines().count() <= most, "{client} has {} lines", text.lines().count());
     }
 }
 

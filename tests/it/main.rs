@@ -66,6 +66,7 @@ mod tls;
 mod told;
 mod vanished;
 mod verify;
+mod verify_faults;
 mod wire;
 mod worker;
 mod worker_faults;

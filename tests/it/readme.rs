@@ -127,10 +127,7 @@ fn the_lines_for_cron_run_as_cron_runs_them() {
     fs::write(&config, format!("{servers}KSYNC_DATABASE={}\n", postgres.url)).unwrap();
     fs::write(world.dir.join("night.sql"), "UPDATE products SET name = upper(name) WHERE id IN (:keys)").unwrap();
     fs::write(world.dir.join("database-url"), &postgres.url).unwrap();
-    // A store that holds all that it is asked for.
-    let holds = world.script(
-        r#"if [ "$1" = --list ]; then seq 1000 | sed 's/.*/{"key":"&"}/'; else sed 's/"payload":{[^}]*},//'; fi"#,
-    );
+    let holds = holds(&world);
     let cron = "-i PATH=/usr/bin:/bin SHELL=/bin/sh HOME=/";
     let run = |command: &str| {
         assert!(!command.contains('%'), "that is a line break to cron: {command}");
@@ -162,6 +159,34 @@ fn the_lines_for_cron_run_as_cron_runs_them() {
     assert_eq!(world.kafka.count("products"), 4000);
     let example = fs::read_to_string(Path::new(PROJECT).join("examples/systemd/ksync.cron")).unwrap();
     assert_eq!(cron_commands(&example), [nightly]);
+}
+
+/// A store that holds all that it is asked for.
+fn holds(world: &World) -> String {
+    let rows = r#"sed 's/"payload":{[^}]*},//'"#;
+    world.script(&format!(r#"if [ "$1" = --list ]; then seq 1000 | sed 's/.*/{{"key":"&"}}/'; else {rows}; fi"#))
+}
+
+#[test]
+fn the_comparisons_find_no_difference_where_there_is_none() {
+    let world = World::alone("readme-verify");
+    let [postgres, ..] = block_on(primaries("readme_verify"));
+    thousand_products(&postgres);
+    block_on(postgres.execute("ALTER TABLE products ADD updated_at TIMESTAMPTZ DEFAULT now()"));
+    world.kafka.create("products", 1, &[]);
+    let holds = holds(&world);
+    let readme = readme();
+    let (_, section) = readme.split_once("\n### Find what differs\n").unwrap();
+    let section = section.split_once("\n### ").unwrap().0.replace("\\\n", "");
+    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ksync-stream ")).collect();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    for command in commands {
+        let command = command.replace("/usr/local/lib/ksync/index-holds", &holds);
+        let script = world.script(&format!("exec {STREAM} {command}"));
+        let mut run = world.start(&script, "", &[("DATABASE_URL", postgres.url.as_str())]);
+        assert_eq!(run.wait(), End::Status(0), "{command}");
+        assert!(run.says(&["no difference"]), "{command}: {:?}", run.log());
+    }
 }
 
 #[test]

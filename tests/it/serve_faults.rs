@@ -1,4 +1,4 @@
-//! ksync-stream as it serves: applications that leave much unended, Kafka away, settings that are wrong.
+//! ksync-stream as it serves: applications that leave much unended or unread, Kafka away, settings that are wrong.
 
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::serve::{OK, instant, ok, request, serving};
 use crate::stream::delayed;
-use crate::support::{Client, End, World};
+use crate::support::{Client, End, World, is_full};
 
 #[test]
 fn transactions_whose_ends_are_not_told_are_too_many_some_day() {
@@ -86,6 +86,102 @@ fn what_cannot_be_kept_is_covered_all_the_same_and_brings_its_messages_along() {
         client.ask(&request(4, "delay", &[2]));
         client.ask(&request(5, "instant", &[])) == ok(5)
     });
+}
+
+#[test]
+fn transactions_that_nobody_ends_take_no_more_memory_than_is_kept_of_them() {
+    let world = World::new("serve-unended");
+    let topic = world.topic_with_delay("products", 1);
+    let (stream, path) = serving(&world, &topic, "");
+    let text = "x".repeat(24_000);
+    let line = |id: u32| {
+        let message = format!(r#"{{"payload":{{"id":{id},"text":"{text}"}}}}"#);
+        format!(r#"{{"id":{id},"tx":{id},"op":"delay","messages":[{message}]}}"#) + "\n"
+    };
+    let begin = |count: u32| {
+        let mut client = Client::to(&world, &path);
+        for first in (0..count).step_by(100) {
+            client.say((first..first + 100).map(&line).collect::<String>().as_bytes());
+            assert!((0..100).all(|_| client.answer().ends_with(OK)));
+        }
+        client
+    };
+    let _kept = begin(3000);
+    world.eventually("it keeps as much as it may", || {
+        stream.ask();
+        stream.says(&["1 applications, ", " transactions under way, 65"])
+    });
+    let before = stream.most_memory();
+    // 100 MB more, of which nothing is kept.
+    let _unkept = begin(4000);
+    let more = stream.most_memory() - before;
+    assert!(more < 32 << 20, "{before} bytes and {more} more");
+}
+
+#[test]
+fn an_application_that_reads_no_answers_is_not_read_either_and_takes_no_memory() {
+    let world = World::new("serve-deaf");
+    let topic = world.topic_with_delay("products", 1);
+    let (stream, path) = serving(&world, &topic, "");
+    let mut client = Client::to(&world, &path);
+    assert_eq!(client.ask(&request(1, "delay", &[1])), ok(1));
+    let before = stream.most_memory();
+    // As long as an id may be: so are the answers.
+    let (id, text) = ("i".repeat(1000), "x".repeat(10_000));
+    let (mut one, mut other) = (Client::to(&world, &path), Client::to(&world, &path));
+    let forgets = (0..100_000).map(|_| format!(r#"{{"id":"{id}","tx":1,"op":"forget"}}"#));
+    let delays = (0..10_000).map(|tx| {
+        let message = format!(r#"{{"payload":{{"id":{tx},"text":"{text}"}}}}"#);
+        format!(r#"{{"id":"{id}","tx":{tx},"op":"delay","messages":[{message}]}}"#)
+    });
+    let heard = [one.say_while_heard(forgets), other.say_while_heard(delays)];
+    // A thousand may wait for their answers to be read.
+    assert!(heard.iter().all(|count| (1000..8000).contains(count)), "{heard:?}");
+    assert_eq!(client.ask(&request(2, "instant", &[])), ok(2));
+    let more = stream.most_memory() - before;
+    assert!(more < 64 << 20, "{before} bytes and {more} more");
+    // After 30 s.
+    if is_full() {
+        world.eventually("they are sent away", || {
+            stream.ask();
+            stream.says(&["1 applications, "])
+        });
+        assert!(stream.says(&["an application is gone: it does not read its answers"]), "{:?}", stream.log());
+        assert_eq!(client.ask(&request(3, "forget", &[])), ok(3));
+    }
+}
+
+#[test]
+fn of_a_transaction_that_lasts_for_more_than_an_hour_nothing_is_kept_any_more() {
+    let world = World::new("serve-hour");
+    let topic = world.topic_with_delay("products", 1);
+    let (path, clock) = (world.file("serve"), world.clock());
+    let command = format!("-t {topic} --serve {}", path.display());
+    let stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &command, &clock.environment());
+    let mut client = Client::to(&world, &path);
+    assert_eq!(client.ask(&request(1, "delay", &[1])), ok(1));
+    assert_eq!(client.ask(&request(2, "delay", &[2]).replace("t1", "t2")), ok(2));
+    let has_kept = |kept: &str| {
+        let (before, told) = (stream.log().len(), format!("2 transactions under way, {kept} KiB kept"));
+        world.eventually(&told, || {
+            stream.ask();
+            stream.log()[before..].iter().any(|line| line.contains(&told))
+        });
+    };
+    clock.pass(1800.0);
+    // Each half of the delay.
+    world.eventually("both are covered again", || {
+        stream.ask();
+        delayed(&world, &topic).len() >= 4
+    });
+    has_kept("8");
+    clock.pass(1800.0);
+    has_kept("0");
+    let answer = client.ask(&request(3, "instant", &[]));
+    assert!(answer.contains("the transaction is not known as a whole; send its messages along"), "{answer}");
+    assert_eq!(client.ask(&request(4, "instant", &[1])), ok(4));
+    assert_eq!(client.ask(&request(5, "instant", &[2]).replace("t1", "t2")), ok(5));
+    assert_eq!(instant(&world, &topic), [r#"{"id":1}"#, r#"{"id":2}"#]);
 }
 
 #[test]

@@ -9,6 +9,8 @@ use super::World;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
+/// After which time it counts as certain that nobody reads what is said.
+const UNHEARD: Duration = Duration::from_secs(5);
 
 pub struct Client(BufReader<UnixStream>);
 
@@ -32,6 +34,13 @@ impl Client {
 
     pub fn say(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// Says lines for as long as they are read; how many were. What comes after that is cut off.
+    pub fn say_while_heard(&mut self, lines: impl Iterator<Item = String>) -> usize {
+        let stream = self.0.get_mut();
+        stream.set_write_timeout(Some(UNHEARD)).unwrap();
+        lines.take_while(|line| stream.write_all(format!("{line}\n").as_bytes()).is_ok()).count()
     }
 
     /// The next line that it answers; nothing at the end.
