@@ -272,7 +272,8 @@ fn a_broker_whose_clock_is_wrong_or_jumps_has_its_messages_held_for_the_delay_al
         world.eventually("they are sent on", || world.kafka.count(&topic) == ids.end as i64);
     }
     assert_in_time(&held(&world, &topic), &topic);
-    let told = delayer.log_of("warn").iter().filter(|line| line.contains("that of the partition's broker are 3")).count();
+    let told =
+        delayer.log_of("warn").iter().filter(|line| line.contains("that of the partition's broker are 3")).count();
     assert_eq!(told, 1, "{:?}", delayer.log());
 }
 
