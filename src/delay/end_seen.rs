@@ -66,9 +66,9 @@ impl EndSeen {
         self.asked = Some(asked);
         let (reader, partition, looks) = (self.reader.clone(), self.partition.clone(), self.looks.clone());
         self.asking = Some(tokio::spawn(async move {
-            match reader.end(&partition).await {
-                Ok(end) => {
-                    let look = Look { asked, answered: Instant::now(), end };
+            match reader.log(&partition).await {
+                Ok(log) => {
+                    let look = Look { asked, answered: Instant::now(), end: log.end };
                     looks.lock().unwrap_or_else(PoisonError::into_inner).add(look);
                 }
                 Err(error) => debug!("{error:#}"),

@@ -105,25 +105,22 @@ impl Reader {
     ///
     /// Fails where it does not answer within 5 s.
     pub async fn log(&self, partition: &TopicPartition) -> Result<Log> {
-        // By two calls: of both questions that fetch_watermarks asks the first one may fail without a word, and then the end is
-        // given for the beginning, too (rdkafka.c). At once, as each may have to wait behind a fetch.
-        let (begin, end) = tokio::try_join!(self.place(partition, At::Beginning), self.end(partition))?;
-        Ok(Log { begin, end })
-    }
-
-    /// The next record that will be written, as far as a reader of committed records may see.
-    ///
-    /// Fails where the leader does not answer within 5 s.
-    pub async fn end(&self, partition: &TopicPartition) -> Result<Offset> {
-        self.place(partition, At::End).await
-    }
-
-    async fn place(&self, partition: &TopicPartition, at: At) -> Result<Offset> {
-        let list = list_of(partition, at)?;
-        let ask = move |consumer: &Client, timeout| offset_at(consumer, list.clone(), timeout);
-        let found =
-            self.ask_leader(&partition.topic, ask).await.and_then(|found| found.context("the broker tells no offset"));
-        found.with_context(|| format!("cannot read where the log of {partition} begins and ends"))
+        let asked = partition.clone();
+        let ask = move |consumer: &Client, timeout: Duration| {
+            let begun = Instant::now();
+            let ask = |timeout: Duration| consumer.fetch_watermarks(asked.topic.as_str(), asked.partition, timeout);
+            match ask(timeout)? {
+                // librdkafka asks two questions. Where only the first one failed it may take the end for the beginning, too, and
+                // what is there would be passed over (rdkafka.c).
+                (begin, end) if begin == end && end > 0 => ask(timeout.saturating_sub(begun.elapsed())),
+                log => Ok(log),
+            }
+        };
+        let (begin, end) = self
+            .ask_leader(&partition.topic, ask)
+            .await
+            .with_context(|| format!("cannot read where the log of {partition} begins and ends"))?;
+        Ok(Log { begin: Offset(begin), end: Offset(end) })
     }
 
     /// The first offset whose record's timestamp is not before `time`; `None` where there is none yet.
