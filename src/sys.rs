@@ -15,10 +15,12 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::topic::{Topic, TopicId};
 
+mod brokers;
 mod produce;
 mod records;
 mod spawn;
 
+pub use brokers::{add_brokers, brokers_learned};
 pub use produce::{Plain, produce};
 pub use records::{Message, Records};
 pub use spawn::{Place, Program};

@@ -77,10 +77,8 @@ impl Drop for Admin {
 impl Admin {
     /// Fails where the cluster's properties do not fit together; connects later.
     pub fn new(cluster: &Cluster) -> Result<Admin> {
-        let client = cluster.config().create_with_context(cluster.quiet_log());
-        let client = client.with_context(|| format!("cannot make a client for {cluster}"));
         Ok(Admin {
-            client: Arc::new(client.map_err(|error| Exit::Misconfigured.because(error))?),
+            client: cluster.client(&cluster.config(), cluster.quiet_log())?,
             cluster: cluster.clone(),
             answers: Arc::new(AtomicI32::new(-1)),
         })

@@ -9,7 +9,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use super::{ClientLog, Cluster, drop_aside};
-use crate::exit::Exit;
 use crate::topic::{Offset, Topic};
 
 /// How long the brokers may take to answer.
@@ -45,9 +44,8 @@ impl Ends {
 
     fn with(cluster: &Cluster, isolation: &str) -> Result<Ends> {
         let mut config = cluster.config();
-        let client = config.set("isolation.level", isolation).create_with_context(cluster.quiet_log());
-        let client = client.with_context(|| format!("cannot make a client for {cluster}"));
-        Ok(Ends { client: Arc::new(client.map_err(|error| Exit::Misconfigured.because(error))?) })
+        config.set("isolation.level", isolation);
+        Ok(Ends { client: cluster.client(&config, cluster.quiet_log())? })
     }
 
     /// The next record to be written in each of these partitions, as far as a reader of committed records may see, if the

@@ -1,17 +1,17 @@
 //! Showing the offsets to Kafka's own tools, as those of a group: kafka-consumer-groups, Burrow and exporters see the lag.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use log::{debug, warn};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use super::{ClientLog, Cluster};
-use crate::exit::Exit;
 use crate::topic::{Offset, TopicPartition};
 
 /// What our commits carry, so that another program's are known from them.
@@ -38,10 +38,7 @@ impl Mirror {
     pub fn open(cluster: &Cluster, group: &str) -> Result<Mirror> {
         let mut config = cluster.config();
         config.set("group.id", group).set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
-        let consumer = config
-            .create_with_context(cluster.quiet_log())
-            .with_context(|| format!("cannot make a client for {cluster}"))
-            .map_err(|error| Exit::Misconfigured.because(error))?;
+        let consumer = cluster.client(&config, cluster.quiet_log())?;
         let (notes, noted) = sync_channel(NOTES);
         let group = Group { name: group.to_owned(), consumer, ours: BTreeSet::new() };
         std::thread::spawn(move || group.repeat(&noted));
@@ -65,7 +62,7 @@ impl Mirror {
 
 struct Group {
     name: String,
-    consumer: BaseConsumer<ClientLog>,
+    consumer: Arc<BaseConsumer<ClientLog>>,
     /// Partitions whose commits were seen to be ours, or none.
     ours: BTreeSet<TopicPartition>,
 }

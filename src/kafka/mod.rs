@@ -5,6 +5,7 @@ mod check;
 mod ends;
 mod ids;
 mod lane;
+mod lost;
 mod message;
 mod mirror;
 mod partition;
@@ -15,15 +16,15 @@ mod writer;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use log::{Level, log, warn};
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use admin::{Admin, NewTopics};
@@ -36,6 +37,8 @@ pub use mirror::Mirror;
 pub use partition::{Event, Partition};
 pub use reader::{Log, Reader, group};
 pub use writer::{Headers, Outgoing, Plain, Writer};
+
+use crate::exit::Exit;
 
 /// How to reach a cluster: what each client of ours is made with.
 #[derive(Clone, Debug)]
@@ -73,7 +76,29 @@ impl Cluster {
         config
     }
 
-    /// The same, with records written in batches of at most so many bytes, unless the user says otherwise: brokers refuse a
+    /// Makes a client of librdkafka, which connects later, and looks after it.
+    fn make<C, T>(&self, config: &ClientConfig, context: C) -> Result<Arc<T>, KafkaError>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C> + lost::Client + 'static,
+    {
+        let client: Arc<T> = Arc::new(config.create_with_context(context)?);
+        let known: Weak<T> = Arc::downgrade(&client);
+        lost::look_after(known, &self.bootstrap).map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        Ok(client)
+    }
+
+    /// The same, where it is the user's fault if it fails: the properties do not fit together.
+    fn client<C, T>(&self, config: &ClientConfig, context: C) -> Result<Arc<T>>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C> + lost::Client + 'static,
+    {
+        let client = self.make(config, context).with_context(|| format!("cannot make a client for {self}"));
+        client.map_err(|error| Exit::Misconfigured.because(error))
+    }
+
+    /// This cluster, with records written in batches of at most so many bytes, unless the user says otherwise: brokers refuse a
     /// larger one as a whole, though they would take each of its records.
     pub fn with_batches_of(mut self, bytes: i64) -> Cluster {
         // The user's come later, and count.

@@ -13,7 +13,6 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use super::partition::{Partition, Source, list_of};
 use super::slots::Slots;
 use super::{Admin, ClientLog, Cluster, TopicIds};
-use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::topic::{Epoch, Offset, Topic, TopicPartition};
 
@@ -82,11 +81,7 @@ impl Reader {
             // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
             // connection again and again, and no partition of the process gets on.
             .set("receive.message.max.bytes", i32::MAX.to_string());
-        let consumer: Client = config
-            .create_with_context(cluster.log())
-            .with_context(|| format!("cannot make a consumer for {cluster}"))
-            .map_err(|error| Exit::Misconfigured.because(error))?;
-        let consumer = Arc::new(consumer);
+        let consumer: Arc<Client> = cluster.client(&config, cluster.log())?;
         let alive = Arc::new(AtomicBool::new(true));
         serve_own_queue(consumer.clone(), alive.clone());
         // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.

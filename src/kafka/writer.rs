@@ -39,9 +39,9 @@ impl Writer {
     /// A record that could not be delivered for `give_up` is reported as failed. Connects later.
     pub fn open(cluster: &Cluster, give_up: Duration) -> Result<Writer> {
         let producer = producer(cluster, give_up)
-            .with_context(|| format!("cannot make a producer for {cluster}"))
+            .with_context(|| format!("cannot make a client for {cluster}"))
             .map_err(|error| Exit::Misconfigured.because(error))?;
-        let (cluster, producer) = (cluster.clone(), RwLock::new(Arc::new(producer)));
+        let (cluster, producer) = (cluster.clone(), RwLock::new(producer));
         Ok(Writer(Arc::new(Shared { cluster, give_up, producer, lanes: AtomicUsize::new(0) })))
     }
 
@@ -66,7 +66,7 @@ impl Writer {
         let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
         if current.client().fatal_error().is_some() {
             warn!("the producer for {} had a fatal error; going on with a new one", self.0.cluster);
-            *current = Arc::new(producer(&self.0.cluster, self.0.give_up)?);
+            *current = producer(&self.0.cluster, self.0.give_up)?;
         }
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Drop for Shared {
     }
 }
 
-fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Reports>, KafkaError> {
+fn producer(cluster: &Cluster, give_up: Duration) -> Result<Arc<ThreadedProducer<Reports>>, KafkaError> {
     let mut config = cluster.config();
     config
         .set("acks", "all")
@@ -131,7 +131,7 @@ fn producer(cluster: &Cluster, give_up: Duration) -> Result<ThreadedProducer<Rep
             config.set(name, default);
         }
     }
-    config.create_with_context(Reports(cluster.log()))
+    cluster.make(&config, Reports(cluster.log()))
 }
 
 /// A record to be written.

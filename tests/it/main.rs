@@ -23,6 +23,7 @@ mod disks;
 mod drift;
 mod exam;
 mod failover;
+mod fenced;
 mod gem;
 mod going_on;
 mod keys;

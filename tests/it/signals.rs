@@ -123,10 +123,17 @@ fn many_handler_runs_leave_no_zombie_and_no_descriptor() {
         world.kafka.produce(&products, messages);
     };
     let done = || -> i64 { (0..PARTITIONS).filter_map(|p| world.seat(&products, p, "indexer").offset()).sum() };
-    let descriptors = || fs::read_dir(Path::new("/proc").join(consumer.pid.to_string()).join("fd")).unwrap().count();
+    // A handler run holds pipes and the like. Sockets are those of the few clients, which open them as they need them.
+    let [descriptors, sockets] = [false, true].map(|is_socket| {
+        let files = Path::new("/proc").join(consumer.pid.to_string()).join("fd");
+        move || {
+            let targets = fs::read_dir(&files).unwrap().filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+            targets.filter(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:") == is_socket).count()
+        }
+    });
     send(20);
     world.eventually("it has begun", || done() == 20);
-    let before = descriptors();
+    let before = (descriptors(), sockets());
     send(runs);
     let (mut most_children, mut most_descriptors) = (0, 0);
     world.within(Duration::from_secs(600), "all are done", || {
@@ -136,7 +143,8 @@ fn many_handler_runs_leave_no_zombie_and_no_descriptor() {
     });
     // At each moment the warden, the four handlers, and the orphans that have ended just now: not those of all runs.
     assert!(most_children <= 100, "{most_children} children");
-    assert!(most_descriptors <= before + 4 * 16, "{most_descriptors} descriptors, {before} at the start");
+    assert!(most_descriptors <= before.0 + 4 * 16, "{most_descriptors} descriptors, {before:?} at the start");
     assert_eq!(children(&consumer), [warden(&consumer).unwrap()]);
-    assert!(descriptors() <= before + 2, "{} descriptors, {before} at the start", descriptors());
+    assert!(descriptors() <= before.0 + 2, "{} descriptors, {before:?} at the start", descriptors());
+    assert!(sockets() <= before.1 + 16, "{} sockets, {before:?} at the start", sockets());
 }

@@ -176,6 +176,12 @@ impl Kafka {
         (found.leader(), found.isr().to_vec())
     }
 
+    /// How many brokers a broker tells a new client of; `None` while none answers.
+    pub fn brokers(&self, topic: &str) -> Option<usize> {
+        let metadata = self.admin().inner().fetch_metadata(Some(topic), Duration::from_secs(1));
+        metadata.ok().map(|metadata| metadata.brokers().len())
+    }
+
     /// Where the log of a partition begins and ends.
     pub fn log(&self, topic: &str, partition: i32) -> (i64, i64) {
         let consumer: BaseConsumer = self.client();
