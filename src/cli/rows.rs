@@ -248,7 +248,18 @@ impl ActionOptions {
         (options, source): (&SourceOptions, &mut Source),
         needs_transactions: bool,
     ) -> Result<()> {
-        let Some(Action::Sql { database, .. }) = action else { return Ok(()) };
+        let Some(Action::Sql { statement, database }) = action else { return Ok(()) };
+        let key = match &*source {
+            Source::Rows { scan, .. } => scan.key().names(),
+            Source::Keys { key, .. } => key.names(),
+            Source::Lines(_) => Vec::new(),
+        };
+        if statement.may_scan(key.len()) {
+            let row = format!("({}) IN (:keys)", key.join(", "));
+            warn!(
+                "each chunk may go through the whole table, and lock it: of several key columns an index serves only {row}"
+            );
+        }
         if let Some(url) = &self.action_database {
             let opened = Database::open_for(url, session).await;
             *database = Some(opened.map_err(|trouble| failure(trouble.context("--action-database")))?);

@@ -29,6 +29,20 @@ pub(super) fn split(sql: &str, dialect: Dialect) -> Result<Vec<String>> {
     Ok(parts)
 }
 
+/// What a part of a statement has besides blanks and comments, piece by piece, and where each begins.
+pub(super) fn tokens(part: &str, dialect: Dialect) -> Result<Vec<(usize, &str)>> {
+    // What it closes may have been opened before it.
+    let mut lexer = Lexer { sql: part, dialect, at: 0, brackets: 0, open: part.len() };
+    let mut tokens = Vec::new();
+    while lexer.at < part.len() {
+        let from = lexer.at;
+        if lexer.token()? != Token::Blank {
+            tokens.push((from, &part[from..lexer.at]));
+        }
+    }
+    Ok(tokens)
+}
+
 #[derive(Debug, PartialEq)]
 enum Token {
     /// White space or a comment.

@@ -26,6 +26,7 @@ mod sql;
 mod sqlite;
 mod statement;
 mod trouble;
+mod tuple;
 mod value;
 mod watch;
 

@@ -147,7 +147,13 @@ impl MySql {
         let one = chunk.key.iter().map(|column| column.bind.as_str()).collect::<Vec<_>>().join(",");
         let one = if chunk.key.len() == 1 { one } else { format!("({one})") };
         let keys = vec![one; chunk.changes.len()].join(",");
-        let sql = Sql::new(Dialect::MySql, statement.with(&keys));
+        let sql = statement.with_columns(chunk.key.len(), &keys, |names| {
+            let equal = names.iter().zip(chunk.key.iter()).map(|(name, column)| format!("{name} = {}", column.bind));
+            let row = format!("({})", equal.collect::<Vec<_>>().join(" AND "));
+            // MariaDB uses no index for a list of rows.
+            format!("({})", vec![row; chunk.changes.len()].join(" OR "))
+        });
+        let sql = Sql::new(Dialect::MySql, sql);
         let mut query = sqlx::query(sql.text());
         for _ in 0..statement.places() {
             query = bind(query, &chunk.values);

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lexer::split;
+use super::tuple::Tuple;
 
 /// Which SQL the database of a URL speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ impl Dialect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     parts: Vec<String>,
+    /// For MySQL and MariaDB: what each `:keys` stands in, where that is `(a, b) IN (:keys)`.
+    tuples: Vec<Option<Tuple>>,
 }
 
 impl Statement {
@@ -39,7 +42,13 @@ impl Statement {
             parts.len() > 1,
             "the statement has no :keys outside of strings and comments; write for example ... WHERE id IN (:keys)"
         );
-        Ok(Statement { parts })
+        let tuples = match dialect {
+            Dialect::MySql => {
+                parts.windows(2).map(|pair| Tuple::between(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?
+            }
+            Dialect::Postgres | Dialect::Sqlite => Vec::new(),
+        };
+        Ok(Statement { parts, tuples })
     }
 
     /// The statement as it was given, but for a `;` at its end.
@@ -55,6 +64,33 @@ impl Statement {
     /// The statement with `keys` written in each place.
     pub fn with(&self, keys: &str) -> String {
         self.parts.join(keys)
+    }
+
+    /// The same, but with a condition of these columns in place of each `(a, b) IN (:keys)` that has so many.
+    pub(super) fn with_columns(&self, columns: usize, keys: &str, condition: impl Fn(&[String]) -> String) -> String {
+        let (mut text, mut from) = (String::new(), 0);
+        for (at, part) in self.parts.iter().enumerate() {
+            let tuple = self.tuples.get(at).and_then(Option::as_ref);
+            match tuple.filter(|tuple| columns > 1 && tuple.names.len() == columns) {
+                Some(tuple) => {
+                    text.push_str(&part[from..tuple.begin]);
+                    text.push_str(&condition(&tuple.names));
+                    from = tuple.end;
+                }
+                None => {
+                    text.push_str(&part[from..]);
+                    text.push_str(if at < self.places() { keys } else { "" });
+                    from = 0;
+                }
+            }
+        }
+        text
+    }
+
+    /// Whether the database would look for the rows of so many key columns without an index.
+    pub fn may_scan(&self, columns: usize) -> bool {
+        let has_all = |tuple: &Option<Tuple>| tuple.as_ref().is_some_and(|tuple| tuple.names.len() == columns);
+        columns > 1 && !self.tuples.iter().all(has_all)
     }
 }
 
@@ -201,6 +237,40 @@ mod tests {
             assert_eq!(marked(sql, dialect), expected);
         }
     }
+
+    #[test]
+    fn a_list_of_rows_becomes_a_condition_of_its_columns_where_no_index_would_serve_it() {
+        let written = |sql: &str| {
+            let statement = Statement::parse(sql, MySql).unwrap();
+            (statement.with_columns(2, "<>", |names| format!("<{}>", names.join("|"))), statement.may_scan(2))
+        };
+        for (sql, expected) in [
+            ("UPDATE t SET n = 1 WHERE (a, b) IN (:keys) AND c = 2", "UPDATE t SET n = 1 WHERE <a|b> AND c = 2"),
+            ("WHERE not ( `a` , /* x */ t.`b, c` )\nin( :keys )", "WHERE not <`a`|t.`b, c`>"),
+            ("WHERE ((a, b) IN (:keys)) OR (c, ü) IN (:keys);", "WHERE (<a|b>) OR <c|ü>"),
+        ] {
+            assert_eq!(written(sql), (expected.to_owned(), false));
+        }
+        for sql in [
+            "WHERE (a, b) NOT IN (:keys)",
+            "WHERE (a, b, c) IN (:keys)",
+            "WHERE f(a, b) IN (:keys)",
+            "WHERE (a, 'b') IN (:keys)",
+            "WHERE (a, f(b)) IN (:keys)",
+            "WHERE (a, b) IN (:keys, (1, 2))",
+            "WHERE a IN (:keys)",
+            "UPDATE t JOIN (VALUES :keys) AS k SET n = 1",
+        ] {
+            assert_eq!(written(sql), (sql.replace(":keys", "<>"), true));
+        }
+        let one = Statement::parse("WHERE (a) IN (:keys)", MySql).unwrap();
+        assert_eq!(
+            (one.with_columns(1, "<>", |_| String::new()), one.may_scan(1)),
+            ("WHERE (a) IN (<>)".to_owned(), false)
+        );
+        assert!(!Statement::parse("WHERE (a, b) NOT IN (:keys)", Postgres).unwrap().may_scan(2));
+    }
+
     #[test]
     fn a_condition_is_whole_by_itself() {
         assert_eq!(fragment("a IN (1, 2) AND b <> ')' -- (", MySql).unwrap(), "a IN (1, 2) AND b <> ')' -- (");

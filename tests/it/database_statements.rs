@@ -1,6 +1,6 @@
 //! Statements that are run for the keys of a chunk: what they touch, and what becomes of those that fail.
 
-use ksync::database::{Dialect, Limit, Statement};
+use ksync::database::{Database, Dialect, Limit, Question, Rows, Source, Statement};
 
 use crate::database::{numbers, table, text};
 use crate::support::primaries;
@@ -25,6 +25,50 @@ async fn a_statement_meets_exactly_the_keys_of_its_chunk() {
         assert_eq!(primary.run("DELETE FROM products WHERE id IN (:keys)", &rows, 2_000).await, 2_500);
         assert_eq!(primary.texts("SELECT count(*) FROM products").await, ["0"], "{primary:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_for_keys_of_several_columns_reads_the_rows_of_its_chunk_and_not_the_whole_table() {
+    let [postgres, mariadb, _] = primaries("several").await;
+    for primary in [postgres, mariadb] {
+        let columns = "a INTEGER, b VARCHAR(9), n INTEGER, pad VARCHAR(400), PRIMARY KEY (a, b)";
+        primary.execute(&format!("CREATE TABLE parts ({columns})")).await;
+        let insert = format!("INSERT INTO parts SELECT n, 'x', 0, '{}' FROM numbers", "x".repeat(400));
+        primary.execute(&numbers(&insert, 10_000)).await;
+        primary
+            .execute(if primary.dialect == Dialect::Postgres { "ANALYZE parts" } else { "ANALYZE TABLE parts" })
+            .await;
+        let rows = Rows::Table { table: "parts".to_owned(), filter: Some("a <= 200".to_owned()) };
+        let chunks = primary.chunks(&Source { rows, ..table("parts") }, Limit { rows: 20, bytes: 1 << 20 }).await;
+        let mut database = primary.open().await;
+        let before = scanned(&mut database, primary.dialect).await;
+        for sql in ["UPDATE parts SET n = n + 1 WHERE (a, b) IN (:keys)", "DELETE FROM parts WHERE (a, b) IN (:keys)"] {
+            let statement = Statement::parse(sql, primary.dialect).unwrap();
+            for chunk in &chunks {
+                assert_eq!(database.run(&statement, chunk, None).await.unwrap(), 20, "{primary:?}: {sql}");
+            }
+        }
+        // Twenty statements: the whole table for each would be 200,000. MariaDB counts those of its own variables, too.
+        let scanned = scanned(&mut database, primary.dialect).await - before;
+        assert!(scanned < 10_000.0, "{primary:?}: {scanned} rows");
+        assert_eq!(primary.texts("SELECT count(*) FROM parts").await, ["9800"], "{primary:?}");
+    }
+}
+
+/// How many rows the session has read so far without an index.
+async fn scanned(database: &mut Database, dialect: Dialect) -> f64 {
+    let sql = match dialect {
+        Dialect::Postgres => {
+            // A session tells others of it now and then, or when it is asked to.
+            let tell = Question::parse("SELECT pg_stat_force_next_flush() IS NOT NULL", dialect).unwrap();
+            database.number(&tell).await.unwrap();
+            "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relid = 'parts'::regclass"
+        }
+        _ => {
+            "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Handler_read_rnd_next'"
+        }
+    };
+    database.number(&Question::parse(sql, dialect).unwrap()).await.unwrap().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
