@@ -57,7 +57,7 @@ struct Cli {
     chunk_size: Option<u32>,
 
     /// How large a chunk may be; one row fits whatever its size
-    #[arg(long, env = "KSYNC_CHUNK_BYTES", value_name = "SIZE", default_value = "8MiB", value_parser = size)]
+    #[arg(long, env = "KSYNC_CHUNK_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = size)]
     chunk_bytes: usize,
 
     /// How long an action on rows of a database is to take; where it takes longer, the next chunk is smaller

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ksync::database::Dialect;
 use rustix::process::{Signal, kill_process};
 
+use crate::database::numbers;
 use crate::stream::delayed;
 use crate::support::{End, Primary, Record, World, block_on, is_full, primaries};
 
@@ -232,4 +233,32 @@ fn a_queue_that_is_full_all_the_time_holds_up_the_source_and_takes_no_memory() {
     assert_eq!(records.len(), count);
     let is_it = |(id, record): (usize, &Record)| record.value.as_deref() == Some(&format!("{{\"id\":{id}}}"));
     assert!(records.iter().enumerate().all(is_it), "in their order");
+}
+
+#[test]
+fn rows_that_are_large_take_no_more_memory_the_more_of_them_there_are() {
+    let world = World::new("large-rows");
+    for primary in block_on(primaries("faults_large")) {
+        if primary.dialect == Dialect::Sqlite && !is_full() {
+            continue;
+        }
+        block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER, text TEXT)"));
+        let insert = format!("INSERT INTO products SELECT n, 0, '{}' FROM numbers", "x".repeat(50_000));
+        block_on(primary.execute(&numbers(&insert, 2_000)));
+        for action in ["", "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'"] {
+            let topic = new_topic(&world);
+            let source = format!("--database {} --table products --payload row", primary.url);
+            let mut stream = world.stream(&format!("-t {topic} {source} {action}"));
+            let mut most = 0;
+            world.within(Duration::from_secs(240), "it has ended", || {
+                most = most.max(stream.memory().unwrap_or_default());
+                !stream.is_running()
+            });
+            assert_eq!(stream.wait(), End::Status(0), "{primary:?} {action}: {:?}", stream.log());
+            assert!(most < 64 << 20, "{primary:?} {action}: {} MiB", most >> 20);
+            assert_eq!(world.kafka.count(&topic), 2_000);
+        }
+        // A hundred megabytes.
+        block_on(primary.execute("DROP TABLE products"));
+    }
 }

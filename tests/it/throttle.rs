@@ -101,6 +101,29 @@ fn consumers_are_waited_for_that_are_too_far_behind() {
 }
 
 #[test]
+fn a_consumer_at_work_that_is_more_than_100_000_records_behind_is_waited_for_where_no_option_says_so() {
+    let world = World::new("lag-default");
+    let topic = world.topic("products", 1);
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let _consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
+    world.eventually("it has begun", || world.seat(&topic, 0, "indexer").offset() == Some(0));
+    // Without --zookeeper nobody is seen.
+    let mut unseen = world.stream_lines(&format!("- -q -t {topic}"), lines(1..=100_000));
+    assert_eq!(unseen.wait(), End::Status(0));
+    let command = format!("- -q -t {topic} --zookeeper {} --chunk-size 10", world.zookeeper());
+    let mut stream = world.stream_lines(&command, lines(100_001..=100_030));
+    world.eventually("it says what it waits for", || {
+        stream.ask();
+        stream.says(&["; paused since 2", "Z: lag of indexer is 100010, more than 100000; pauses so far: lag "])
+    });
+    assert_eq!(world.kafka.count(&topic), 100_010);
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(0));
+    assert_eq!(world.kafka.count(&topic), 100_030);
+}
+
+#[test]
 fn with_an_action_too_no_chunk_is_covered_while_consumers_are_too_far_behind() {
     let world = World::new("lag-action");
     let [primary, ..] = block_on(primaries("throttle_lag"));
