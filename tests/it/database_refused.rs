@@ -95,16 +95,20 @@ async fn mariadb_keys_that_sort_otherwise_than_they_compare_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_only_the_database_takes_for_equal_are_refused_where_one_would_be_lost() {
-    for primary in primaries("collation").await {
-        let kind = match primary.dialect {
-            Dialect::Postgres => "NUMERIC",
-            Dialect::MySql => "VARCHAR(9) COLLATE utf8mb4_general_ci",
-            Dialect::Sqlite => "TEXT COLLATE NOCASE",
-        };
-        let (rows, values) = match primary.dialect {
-            Dialect::Postgres => ("(1, 1.0), (2, 1.00), (3, 2)", ["1.0", "1.00"]),
+    let [postgres, mariadb, sqlite] = primaries("collation").await;
+    let folded = "provider = icu, locale = 'und-u-ks-level2', deterministic = false";
+    postgres.execute(&format!("CREATE COLLATION folded ({folded})")).await;
+    for (primary, kind) in [
+        (&postgres, "NUMERIC"),
+        (&postgres, "TEXT COLLATE folded"),
+        (&mariadb, "VARCHAR(9) COLLATE utf8mb4_general_ci"),
+        (&sqlite, "TEXT COLLATE NOCASE"),
+    ] {
+        let (rows, values) = match kind {
+            "NUMERIC" => ("(1, 1.0), (2, 1.00), (3, 2)", ["1.0", "1.00"]),
             _ => ("(1, 'a'), (2, 'A'), (3, 'b')", ["a", "A"]),
         };
+        primary.execute("DROP TABLE IF EXISTS t").await;
         primary.execute(&format!("CREATE TABLE t (id INTEGER PRIMARY KEY, k {kind} NOT NULL)")).await;
         primary.execute(&format!("INSERT INTO t VALUES {rows}")).await;
         let source = Source { key: vec!["k".to_owned()], ..table("t") };
@@ -139,6 +143,7 @@ async fn no_password_is_told_when_the_database_cannot_be_opened() {
         format!("{scheme}://nobody:Canary@{host}")
     };
     let missing = sqlite.url.replace(".db", "-missing.db");
+    let nobody = format!("{}.test", "x".repeat(64));
     let cases = [
         (wrong(&postgres), "misconfigured: cannot connect to Postgres at "),
         (wrong(&mariadb), "misconfigured: cannot connect to MySQL or MariaDB at "),
@@ -156,6 +161,15 @@ async fn no_password_is_told_when_the_database_cannot_be_opened() {
         ),
         ("oracle://me:Canary@127.0.0.1/shop".to_owned(), "misconfigured: a database URL begins with postgres://, "),
         ("me:Canary@127.0.0.1/shop".to_owned(), "misconfigured: a database URL begins with postgres://, "),
+        // No name server is asked for one with so long a part.
+        (
+            format!("postgres://me:Canary@{nobody}/shop"),
+            &format!("away: cannot connect to Postgres at {nobody}:5432: "),
+        ),
+        (
+            format!("mysql://me:Canary@{nobody}/shop"),
+            &format!("away: cannot connect to MySQL or MariaDB at {nobody}:3306: "),
+        ),
         (missing.clone(), "misconfigured: cannot open the SQLite database "),
     ];
     for (url, expected) in cases {

@@ -55,6 +55,8 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
     let smallest = [r#"{"k":-9223372036854775808}"#, r#"{"k":9223372036854775807}"#];
     let decimals = [r#"{"k":-0.50}"#, r#"{"k":12345678901234567890.01}"#, r#"{"k":12345678901234567890.02}"#];
     let times = [r#"{"k":"2024-02-29 23:59:59.000001"}"#, r#"{"k":"2024-02-29 23:59:59.000002"}"#];
+    let zoned = [r#"{"k":"2024-02-29 23:59:59.000001+00"}"#, r#"{"k":"2024-03-01 00:00:00+00"}"#];
+    let letters = [r#"{"k":"a"}"#, r#"{"k":"A"}"#, r#"{"k":"z"}"#, r#"{"k":"ä"}"#];
     let bytes = [r#"{"k":"\\x00ff"}"#, r#"{"k":"\\x6162"}"#];
     let cases: Vec<(Dialect, &str, &str, &[&str])> = vec![
         (Postgres, "SMALLINT", "-1, 2", &[r#"{"k":-1}"#, r#"{"k":2}"#]),
@@ -64,6 +66,12 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
         (Postgres, "UUID", uuids, &uuid),
         (Postgres, "CHAR(3)", "'ab', 'abc'", &[r#"{"k":"ab"}"#, r#"{"k":"abc"}"#]),
         (Postgres, "TIMESTAMP", "'2024-02-29 23:59:59.000001', '2024-02-29 23:59:59.000002'", &times),
+        (Postgres, "TIMESTAMPTZ", "'2024-02-29 23:59:59.000001+00', '2024-03-01 00:00:00+00'", &zoned),
+        (Postgres, "DATE", "'2024-02-29', '2025-01-01'", &[r#"{"k":"2024-02-29"}"#, r#"{"k":"2025-01-01"}"#]),
+        // Sorted as they stand there, not as texts.
+        (Postgres, "mood", "'sad', 'glad'", &[r#"{"k":"sad"}"#, r#"{"k":"glad"}"#]),
+        (Postgres, "TEXT COLLATE \"de-x-icu\"", "'z', 'ä', 'a', 'A'", &letters),
+        (Postgres, "VARCHAR(9) COLLATE folded", "'z', 'Ä', 'b'", &[r#"{"k":"b"}"#, r#"{"k":"z"}"#, r#"{"k":"Ä"}"#]),
         (Postgres, "BYTEA", "'\\x00ff', 'ab'", &bytes),
         (Postgres, "BOOLEAN", "false, true", &[r#"{"k":false}"#, r#"{"k":true}"#]),
         (Postgres, "DOUBLE PRECISION", "0.1, 'NaN'", &[r#"{"k":0.1}"#, r#"{"k":"NaN"}"#]),
@@ -91,6 +99,11 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
         (Sqlite, "", "1, 1.5, '1', X'31'", &[r#"{"k":1}"#, r#"{"k":1.5}"#, r#"{"k":"1"}"#, r#"{"k":"\\x31"}"#]),
     ];
     for primary in primaries("types").await {
+        if primary.dialect == Postgres {
+            primary.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')").await;
+            let folded = "provider = icu, locale = 'und-u-ks-level2', deterministic = false";
+            primary.execute(&format!("CREATE COLLATION folded ({folded})")).await;
+        }
         let cases = cases.iter().filter(|(dialect, ..)| *dialect == primary.dialect);
         for (at, (_, kind, values, expected)) in cases.enumerate() {
             // Without an index the database compares as the SQL says, not as the index would.

@@ -118,7 +118,10 @@ impl Job<'_> {
 #[test]
 fn streams_killed_at_random_change_all_rows_each_covered_and_with_a_table_each_once() {
     let world = World::new("killed");
-    let mut random = StdRng::seed_from_u64(if is_full() { rand::random() } else { SEED });
+    let seed = if is_full() { rand::random() } else { SEED };
+    // Shown where it fails.
+    eprintln!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
     let kills = if is_full() { 50 } else { 2 };
     let (mut topics, mut killed) = (vec![], 0);
     for primary in block_on(primaries("resume_killed")) {
