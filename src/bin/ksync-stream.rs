@@ -173,6 +173,10 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
             let mut rest = scan.clone();
             if !beginning.is_over {
                 beginning.apply(&mut rest)?;
+                // Of rows with the same key the key itself is announced once.
+                if matches!(action, Some(Action::Sql { .. })) || rest.tells_more_than_keys() {
+                    cli.source.check_keys(database, &rest, cli.plan.count).await?;
+                }
                 let wanted = (chunk.rows, cli.plan.count);
                 left = cli.source.survey(database, (&rest, beginning.rows()), wanted).await?;
             }

@@ -155,6 +155,26 @@ impl SourceOptions {
         Ok(Source::Rows { database, scan })
     }
 
+    /// For rows that must not have the same key: warns where no index says so, or looks for such rows where all are counted.
+    pub async fn check_keys(&self, database: &mut Database, scan: &Scan, is_counted: bool) -> Result<()> {
+        if database.has_unique_key(scan).await.map_err(failure)? {
+            return Ok(());
+        }
+        if is_counted {
+            return database.refuse_shared_keys(scan).await.map_err(failure);
+        }
+        // A query has no indexes.
+        if self.table.is_some() {
+            warn!(
+                "no unique index of {} covers its key {}: should rows have the same one, the run ends at them, behind the chunks \
+                 before; --count looks for them first",
+                scan.label(),
+                scan.key_names()
+            );
+        }
+        Ok(())
+    }
+
     /// About how many rows a scan has left, of which so many were done before, where that is known; exactly where they are to be
     /// counted. Warns where a chunk of so many rows costs far more than to read them.
     pub async fn survey(

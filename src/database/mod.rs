@@ -27,6 +27,7 @@ mod sqlite;
 mod statement;
 mod trouble;
 mod tuple;
+mod unique;
 mod value;
 mod watch;
 

@@ -69,6 +69,13 @@ impl MySql {
         sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
     }
 
+    /// The columns of unique indexes, each with its index; an expression has no name.
+    pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
+        let sql = "SELECT index_name, COALESCE(column_name, '') FROM information_schema.statistics
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0";
+        sqlx::query_as(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
+    }
+
     /// The engine of the table, where that knows no transactions.
     pub async fn engine_without_transactions(&mut self, table: &Table) -> sqlx::Result<Option<String>> {
         let sql =

@@ -62,6 +62,15 @@ impl Postgres {
         sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 
+    /// The columns of unique indexes, each with its index.
+    pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
+        let sql = "SELECT indexrelid::text, attname::text
+                   FROM pg_index, unnest(indkey) WITH ORDINALITY AS keys (attnum, place) JOIN pg_attribute USING (attnum)
+                   WHERE indrelid = $1::text::regclass AND attrelid = indrelid AND place <= indnkeyatts
+                   AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL";
+        sqlx::query_as(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
+    }
+
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
         Ok(query(sql).persistent(false).fetch_optional(&mut self.0).await?.is_some())
     }

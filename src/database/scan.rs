@@ -230,6 +230,14 @@ impl Scan {
         sql
     }
 
+    /// A key that several of the rows have that are left.
+    pub(super) fn shared_keys(&self) -> Sql {
+        let (names, mut sql) = (self.names(), self.relation.select("1"));
+        self.push_rest(&names, &mut sql);
+        sql.push(&format!(" GROUP BY {} HAVING count(*) > 1 LIMIT 1", names.join(", ")));
+        sql
+    }
+
     /// Whether COPY can read it: Postgres does that faster, but takes no values for it.
     pub(super) fn is_copied(&self) -> bool {
         let is_plain = self.others.is_empty() && self.key.iter().all(|column| column.kind == Kind::Integer);

@@ -40,6 +40,15 @@ impl Sqlite {
         sqlx::query_scalar(sql).bind(table.name.clone()).bind(table.schema.clone()).fetch_all(&mut self.0).await
     }
 
+    /// The columns of unique indexes, each with its index; an expression has no name.
+    pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
+        let sql = "SELECT list.name, coalesce(info.name, '')
+                   FROM pragma_index_list(?, ?) AS list, pragma_index_info(list.name, ?) AS info
+                   WHERE list.\"unique\" = 1 AND list.partial = 0";
+        let (name, schema) = (table.name.clone(), table.schema.clone());
+        sqlx::query_as(sql).bind(name).bind(schema.clone()).bind(schema).fetch_all(&mut self.0).await
+    }
+
     pub async fn exists(&mut self, sql: &Sql) -> sqlx::Result<bool> {
         let query = bind(sqlx::query(sql.text()), &sql.values).persistent(false);
         Ok(query.fetch_optional(&mut self.0).await?.is_some())

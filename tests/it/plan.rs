@@ -219,6 +219,42 @@ fn a_key_without_an_index_is_told_with_the_words_of_the_database() {
 }
 
 #[test]
+fn a_key_that_rows_may_share_is_told_and_looked_for_first_where_they_are_counted() {
+    let world = World::new("shared-key");
+    for primary in block_on(primaries("plan_shared")) {
+        products_of(&primary, 30);
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let run = |options: &str| {
+            let mut stream = world.stream(&format!("-t {topic} --database {} --table products {options}", primary.url));
+            let (end, mut told) = (stream.wait(), stream.log_of("warn"));
+            told.retain(|line| line.contains(" unique index "));
+            (end, [told, stream.log_of("error")].concat())
+        };
+        let quiet = (End::Status(0), vec![]);
+        let warned = vec![
+            "no unique index of table products covers its key code: should rows have the same one, the run ends at them, behind \
+             the chunks before; --count looks for them first"
+                .to_owned(),
+        ];
+        for options in ["--key code", "--key code,id --payload row", "--key code --payload row --count"] {
+            assert_eq!(run(options), quiet, "{primary:?}: {options}");
+        }
+        let update = "--key code --sql 'UPDATE products SET price = 1 WHERE code IN (:keys)'";
+        for options in ["--key code --payload row", update] {
+            assert_eq!(run(options), (End::Status(0), warned.clone()), "{primary:?}: {options}");
+        }
+        block_on(primary.execute("UPDATE products SET code = 0 WHERE id IN (7, 19)"));
+        let sent = world.kafka.count(&topic);
+        let refused = "table products has several rows with the same code; name a --key that tells them apart";
+        assert_eq!(run(&format!("--count {update}")), (End::Status(78), vec![refused.to_owned()]), "{primary:?}");
+        assert_eq!(world.kafka.count(&topic), sent);
+        block_on(primary.execute("UPDATE products SET code = id"));
+        block_on(primary.execute("CREATE UNIQUE INDEX codes ON products (code)"));
+        assert_eq!(run(update), quiet, "{primary:?}");
+    }
+}
+
+#[test]
 fn a_slow_action_gets_smaller_chunks_of_rows_but_not_of_lines() {
     let world = World::new("chunk-time");
     let [primary, ..] = block_on(primaries("plan_time"));
