@@ -57,6 +57,7 @@ mod sessions;
 mod settings;
 mod shop;
 mod signals;
+mod standby;
 mod standstill;
 mod statements;
 mod stream;

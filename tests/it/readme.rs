@@ -21,7 +21,7 @@ fn readme() -> String {
 }
 
 /// The first block of SQL in a section.
-fn sql_of(section: &str) -> String {
+pub fn sql_of(section: &str) -> String {
     let readme = readme();
     let (_, section) = readme.split_once(&format!("\n### {section}\n")).unwrap();
     let (_, block) = section.split_once("\n```sql\n").unwrap();

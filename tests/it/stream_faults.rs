@@ -152,29 +152,6 @@ fn what_others_change_meanwhile_changes_nothing_about_whom_a_chunk_announces() {
 }
 
 #[test]
-fn a_replica_that_is_behind_is_healed_by_the_delay_message() {
-    let world = World::new("replica-behind");
-    let topic = new_topic(&world);
-    let [primary, replica, copy] = ["primary", "replica", "copy"].map(|name| world.file(name));
-    for file in [&primary, &replica] {
-        fs::write(file, "old").unwrap();
-    }
-    let handler = world.handler(&format!("cp {} {}", replica.display(), copy.display()));
-    let delayer = world.delayer(&format!("-t {topic} --delay 4s"));
-    let consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
-    for process in [&delayer, &consumer] {
-        world.eventually("it leads", || process.says(&["leading from offset 0"]));
-    }
-    let action = world.script(&format!("cat > /dev/null; printf new > {}", primary.display()));
-    let mut stream = world.stream_lines(&format!("- -t {topic} --delay 4s -- {action}"), "{\"id\":1}\n");
-    assert_eq!(stream.wait(), End::Status(0));
-    world.eventually("the instant message is handled", || fs::read_to_string(&copy).is_ok_and(|text| text == "old"));
-    fs::copy(&primary, &replica).unwrap();
-    world.eventually("the delay message has healed it", || fs::read_to_string(&copy).unwrap() == "new");
-    assert_eq!(handler.runs().len(), 2);
-}
-
-#[test]
 fn a_checkpoint_that_cannot_be_written_ends_the_run_before_its_first_message() {
     let world = World::new("disk-full");
     let [primary, ..] = block_on(primaries("faults_disk"));

@@ -50,6 +50,12 @@ impl Services {
         Arc::new(Services::up(dir, &["zookeeper", "--zookeepers", "3"], true))
     }
 
+    /// A Postgres that ends with the value.
+    pub fn postgres(id: &str) -> Services {
+        let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
+        Services::up(dir, &["postgres"], true)
+    }
+
     fn up(dir: PathBuf, servers: &[&str], is_own: bool) -> Services {
         let mut services = Services { dir, variables: HashMap::new(), is_own };
         services.call("up", servers);
