@@ -1,6 +1,6 @@
 //! What a run would do, for a person who is to decide whether it may.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use humantime::format_duration;
@@ -58,7 +58,9 @@ impl Plan<'_> {
             lines.push(format!("{} has no rows left: nothing would be done", self.scan.label()));
             return Ok((lines, Prospect::NoRows));
         };
+        let begun = Instant::now();
         let chunk_end = self.database.peek(self.scan, limit).await.map_err(failure)?;
+        let (took, size) = (begun.elapsed(), chunk_end.as_ref().map(|(size, _)| *size));
         let Plan { scan, left, chunk, action, phases, topic, partitions, resume, .. } = &*self;
         let (first, last, key) = (shown(&first), shown(&last), scan.key_names());
         let rows = left.map_or("an unknown number of rows".to_owned(), |left| format!("about {left} rows"));
@@ -98,6 +100,11 @@ impl Plan<'_> {
         if let Some(left) = left {
             lines.push(format!("each consumer of {topic} gets about {} records", phases.count() * left));
         }
+        // Of more than keys the first chunk is small.
+        let known = left.zip(size).filter(|_| !scan.tells_more_than_keys());
+        if let Some(time) = known.and_then(|(left, size)| reading_time(left, size, took)) {
+            lines.push(format!("reading alone takes about {} at the pace of the first chunk", format_duration(time)));
+        }
         if let Some(time) = self.least_time(chunks) {
             lines.push(format!("it takes at least {} by --rate and --pause", format_duration(time)));
         }
@@ -130,6 +137,28 @@ impl Plan<'_> {
     }
 }
 
+/// How long it takes to read so many rows where the first ones took so long; `None` where it is too short to be told by that.
+fn reading_time(left: u64, rows: usize, took: Duration) -> Option<Duration> {
+    let minutes = took.as_secs_f64() * left as f64 / rows as f64 / 60.0;
+    (minutes >= 1.0).then(|| Duration::from_secs((minutes as u64).saturating_mul(60)))
+}
+
 fn shown(key: &Position) -> String {
     printable(key.to_string().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_reading_is_told_in_minutes() {
+        let time = |left, rows, millis| {
+            let time = reading_time(left, rows, Duration::from_millis(millis));
+            time.map(|time| format_duration(time).to_string())
+        };
+        assert_eq!(time(100_000_000, 1000, 50), Some("1h 23m".to_owned()));
+        assert_eq!(time(60_000, 1000, 1000), Some("1m".to_owned()));
+        assert_eq!(time(59_000, 1000, 1000), None);
+    }
 }
