@@ -21,7 +21,8 @@ pub struct PlanOptions {
     #[arg(long, short, env = "KSYNC_YES", help_heading = "Plan")]
     pub yes: bool,
 
-    /// Counts the rows first, for the time that is left; the database goes through all of them
+    /// Counts the rows first, for the time that is left, and looks for keys that rows share where none may be; the database goes
+    /// through all of them
     #[arg(long, env = "KSYNC_COUNT", help_heading = "Plan")]
     pub count: bool,
 }
