@@ -49,6 +49,23 @@ fn rows_are_copied_chunk_by_chunk_and_those_that_are_there_already_are_refused()
     }
 }
 
+#[test]
+fn a_statement_that_no_index_of_mariadb_serves_is_told_with_what_to_write() {
+    let world = World::new("listed-rows");
+    let [_, primary, _] = block_on(primaries("statements_listed"));
+    block_on(primary.execute("CREATE TABLE parts (a INTEGER, b INTEGER, n INTEGER, PRIMARY KEY (a, b))"));
+    block_on(primary.execute("INSERT INTO parts VALUES (1, 1, 0), (1, 2, 0)"));
+    let topic = new_topic(&world);
+    let is_told = |row: &str| {
+        let sql = format!("--sql 'UPDATE parts SET n = n + 1 WHERE {row} IN (:keys)'");
+        let mut stream = world.stream(&format!("-t {topic} --database {} --table parts {sql}", primary.url));
+        assert_eq!(stream.wait(), End::Status(0), "{row}: {:?}", stream.log());
+        stream.says(&["warn: each chunk may go through the whole table", " an index serves only (a, b) IN (:keys)"])
+    };
+    assert_eq!(["(a, b)", "ROW(a, b)"].map(is_told), [false, true]);
+    assert_eq!(block_on(primary.texts("SELECT n FROM parts")), ["2", "2"]);
+}
+
 /// A row of `products` that gets the price 1 takes the only row of `stock`, too.
 fn stocked(primary: &Primary) {
     products_of(primary, 1);
