@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::future;
 use std::io::{BufRead, BufReader};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
@@ -65,6 +66,48 @@ fn a_log_that_cannot_be_written_or_that_nobody_reads_holds_up_no_work() {
         }
         does_five_records_and_ends(&world, &products, &handler, consumer);
     }
+}
+
+#[test]
+fn how_many_lines_of_the_log_were_lost_is_told_once_somebody_reads_it_again() {
+    let world = World::new("lost-lines");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let log = world.file("log");
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let arguments = format!("-v -t {products} -n indexer -- {handler}");
+    let mut consumer = consume_with(&world, &arguments, &format!("2>{}", log.display()));
+    let mut first = String::new();
+    BufReader::new(File::open(&log).unwrap()).read_line(&mut first).unwrap();
+    world.kafka.produce(&products, ids(1..=5));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("they are done, and nobody has read of it", || seat.offset() == Some(5));
+
+    let lines = Arc::<Mutex<Vec<String>>>::default();
+    let kept = lines.clone();
+    let reader = std::thread::spawn(move || {
+        BufReader::new(File::open(log).unwrap()).lines().for_each(|line| kept.lock().unwrap().push(line.unwrap()));
+    });
+    let told = || {
+        let lines = lines.lock().unwrap();
+        let told = lines.iter().filter_map(|line| line.split_once(" warn: lines of the log that could not be written"));
+        told.map(|(_, rest)| rest.to_owned()).collect::<Vec<_>>()
+    };
+    world.eventually("it is told", || {
+        consumer.ask();
+        !told().is_empty()
+    });
+    let answered = lines.lock().unwrap().len();
+    world.eventually("more is said", || {
+        consumer.ask();
+        lines.lock().unwrap().len() > answered + 3
+    });
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+    reader.join().unwrap();
+    let [told] = &told()[..] else { panic!("it is told once: {:?}", lines.lock().unwrap()) };
+    let count: u32 = told.strip_prefix(", and are lost: ").unwrap().parse().unwrap();
+    assert!(count > 0, "{told}");
 }
 
 #[test]
