@@ -31,6 +31,11 @@ pub(super) async fn stand(
             () = won.closed() => None,
         };
         let Some(session) = session else { return };
+        if let Err(refused) = session.may_lead() {
+            // Nobody listens where the candidacy was dropped meanwhile.
+            drop(won.send(Err(refused.context(format!("cannot queue for {seat}")))));
+            return;
+        }
         let err = match queue(&session, &zookeeper, (&seat, &place), &mut won).await {
             Ok(Some(led)) => return led.serve(won, &session).await,
             Ok(None) => return,

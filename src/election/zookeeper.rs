@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use log::{debug, info, warn};
 use rustix::system::uname;
 use tokio::select;
@@ -91,6 +92,8 @@ pub(super) struct Session {
     pub client: Client,
     /// As the server granted it.
     pub timeout: Duration,
+    /// As we wanted it.
+    asked: Duration,
     /// Asked for when the election is closed: whoever holds this session then lets go of it.
     pub closing: Shutdown,
     pub pulse: Arc<Pulse>,
@@ -143,6 +146,20 @@ impl Session {
     pub fn has_ended(&self) -> bool {
         self.client.state().is_terminated()
     }
+
+    /// Fails where the server has granted more than it was asked for. That is then the least that it grants, which is two of
+    /// its ticks unless it was told otherwise, and with less than five another process may lead before the handlers of this
+    /// one are gone. A server tells its tick to no client.
+    pub fn may_lead(&self) -> Result<()> {
+        let enough = (self.timeout * 5 / 2).as_millis().div_ceil(1000);
+        ensure!(
+            self.timeout <= self.asked,
+            "ZooKeeper grants no session timeout below {:?}, and so near to that another process might lead before the handlers \
+             of this one are ended; ask for {enough}s or more (--session-timeout)",
+            self.timeout
+        );
+        Ok(())
+    }
 }
 
 /// Makes session after session.
@@ -184,7 +201,7 @@ impl Keeper {
 
     fn publish(&self, client: &Client) {
         let timeout = client.session_timeout();
-        if timeout != self.session_timeout {
+        if timeout < self.session_timeout {
             warn!(
                 "ZooKeeper at {}: grants a session timeout of {timeout:?}, not {:?}",
                 self.servers, self.session_timeout
@@ -192,8 +209,8 @@ impl Keeper {
         }
         debug!("session {} with a timeout of {timeout:?}", client.session_id());
         let chroot = self.servers.chroot.as_str().into();
-        let (client, closing) = (client.clone(), self.closing.clone());
-        let session = Session { client, timeout, closing, pulse: Arc::default(), chroot };
+        let (client, asked, closing) = (client.clone(), self.session_timeout, self.closing.clone());
+        let session = Session { client, timeout, asked, closing, pulse: Arc::default(), chroot };
         self.sessions.send_replace(Some(session));
     }
 

@@ -55,6 +55,35 @@ async fn a_lease_ends_in_time_though_its_own_server_goes_on_to_answer() {
     }
 }
 
+#[test]
+fn a_session_timeout_that_zookeeper_makes_longer_is_refused_and_it_is_said_what_to_ask_for() {
+    let world = World::new("short-session");
+    let products = world.topic_with_delay("products", 1);
+    let handler = world.handler("");
+    // The servers of the tests grant two ticks of half a second, or more.
+    let consume = format!("-t {products} -n indexer --session-timeout");
+    let daemon = world.consume(&format!("{consume} 999ms -- {handler}"));
+    let bounded = world.consume(&format!("{consume} 500ms -e -- {handler}"));
+    let delayer = world.delayer(&format!("-t {products} --session-timeout 900ms"));
+    let consumed = format!("{products}/0 as indexer");
+    for (mut process, seat) in
+        [(daemon, &consumed), (bounded, &consumed), (delayer, &format!("{products}-delay/0 as delayer"))]
+    {
+        assert_eq!(process.wait(), End::Status(78));
+        let told = format!(
+            "cannot queue for {seat}: ZooKeeper grants no session timeout below 1s, and so near to that another process might \
+             lead before the handlers of this one are ended; ask for 3s or more (--session-timeout)"
+        );
+        assert_eq!((process.log_of("error"), process.log_of("warn")), (vec![told], vec![]));
+    }
+    let mut longer = world.consume(&format!("{consume} 3s -e -- {handler}"));
+    assert_eq!((longer.wait(), longer.log_of("warn")), (End::Status(0), vec![]));
+    let mut shorter = world.consume(&format!("{consume} 60s -e -- {handler}"));
+    assert_eq!(shorter.wait(), End::Status(0));
+    let told = format!("ZooKeeper at {}: grants a session timeout of 10s, not 60s", world.zookeeper());
+    assert_eq!(shorter.log_of("warn"), [told]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_line_moves_no_leadership() {
     let world = election::World::new("slow").await;
