@@ -66,6 +66,8 @@ pub struct Log {
     pub end: Offset,
     /// The broker says that the log was cut off before the kept offset, whatever came after that.
     pub is_cut: bool,
+    /// What is there now in the place of the last record that was read; `None` where nothing is, or it was not looked at.
+    pub last: Option<LastRecord>,
 }
 
 /// A loss that the operator accepts, `products/0:100-4711@TOPICID`: of this partition, from the kept offset to the one
@@ -111,7 +113,8 @@ impl fmt::Display for AcceptLoss {
 /// which option accepts it.
 pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[AcceptLoss]) -> Result<Offset> {
     let Standing { offset, topic_id, .. } = kept;
-    let trouble = if let Some(id) = topic_id.filter(|id| *id != log.topic_id && !Mutant::IgnoresTopicId.is_on()) {
+    let is_other = |id: &TopicId| id.differs_from(log.topic_id) && !Mutant::IgnoresTopicId.is_on();
+    let trouble = if let Some(id) = topic_id.filter(is_other) {
         anyhow!("the topic was deleted and made again (its id was {id}): what followed offset {offset} is lost")
     } else if offset < log.begin {
         anyhow!("the log begins at {} now: the records from {offset} to {} are lost", log.begin, log.begin.0 - 1)
@@ -119,6 +122,12 @@ pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[Acc
         anyhow!("the log ends at {} now, before the kept offset {offset}: it was truncated", log.end)
     } else if log.is_cut {
         anyhow!("the log was truncated before the kept offset {offset}, and other records came after that")
+    } else if let Some((read, _)) = kept.last.zip(log.last).filter(|(read, there)| read != there) {
+        anyhow!(
+            "the record at offset {} is not the one that was read there: the topic was made again or truncated, and what \
+             followed offset {offset} is lost",
+            read.offset
+        )
     } else {
         return Ok(offset);
     };
@@ -140,17 +149,38 @@ mod tests {
     fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
         let products: crate::topic::Topic = "products".parse().unwrap();
         let kept = Standing { topic_id: id, ..Standing::at(Offset(offset)) };
-        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: false };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: false, last: None };
         fit(&products.partition(3), kept, log, accepted)
     }
 
     #[test]
     fn an_offset_in_a_log_that_was_cut_off_before_it_does_not_fit() {
         let partition = "products".parse::<crate::topic::Topic>().unwrap().partition(3);
-        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: true };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: true, last: None };
         let error = format!("{:#}", fit(&partition, Standing::at(Offset(70)), log, &[]).unwrap_err());
         assert!(error.contains(&format!("--accept-loss products/3:70-50@{NOW}")), "{error}");
         assert!(error.ends_with("truncated before the kept offset 70, and other records came after that"), "{error}");
+    }
+
+    #[test]
+    fn without_an_id_a_log_is_recognised_by_the_last_record_that_was_read() {
+        let partition = "products".parse::<crate::topic::Topic>().unwrap().partition(3);
+        let last = |crc32c| Some(LastRecord { offset: Offset(68), ts: Some(1), crc32c });
+        let fit_to = |topic_id, there| {
+            let kept = Standing { topic_id: Some(TopicId(0)), last: last(7), ..Standing::at(Offset(70)) };
+            let log = Log { topic_id, begin: Offset(50), end: Offset(100), is_cut: false, last: there };
+            fit(&partition, kept, log, &[])
+        };
+        for id in [TopicId(0), NOW] {
+            // Compaction or retention may have taken it.
+            assert_eq!((fit_to(id, last(7)).unwrap(), fit_to(id, None).unwrap()), (Offset(70), Offset(70)));
+            let error = format!("{:#}", fit_to(id, last(8)).unwrap_err());
+            assert!(
+                error.contains(&format!("--accept-loss products/3:70-50@{id}: the record at offset 68 ")),
+                "{error}"
+            );
+            assert!(error.ends_with("made again or truncated, and what followed offset 70 is lost"), "{error}");
+        }
     }
 
     #[test]

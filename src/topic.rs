@@ -152,6 +152,17 @@ pub struct Epoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicId(pub u128);
 
+impl TopicId {
+    pub fn is_known(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether it is that of another topic for sure.
+    pub fn differs_from(self, other: TopicId) -> bool {
+        self.is_known() && other.is_known() && self != other
+    }
+}
+
 impl fmt::Display for TopicId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -194,5 +205,14 @@ mod tests {
         let id = TopicId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(id.to_string(), "0123456789abcdef0123456789abcdef");
         assert_eq!(id.to_string().parse::<TopicId>().unwrap(), id);
+    }
+
+    #[test]
+    fn an_id_that_is_not_known_differs_from_none() {
+        let differ = |one, other| TopicId(one).differs_from(TopicId(other));
+        assert_eq!(
+            [differ(1, 2), differ(1, 1), differ(0, 2), differ(1, 0), differ(0, 0)],
+            [true, false, false, false, false]
+        );
     }
 }

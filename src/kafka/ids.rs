@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use log::warn;
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,12 +33,19 @@ impl TopicIds {
     ) -> TopicIds {
         let (questions, mut asked) = mpsc::channel::<Question>(64);
         std::thread::spawn(move || {
+            let mut has_warned = false;
             while let Some(first) = asked.blocking_recv() {
                 let mut waiting = vec![first];
                 while let Ok(another) = asked.try_recv() {
                     waiting.push(another);
                 }
-                answer(waiting, &ask);
+                if let Some(topic) = answer(waiting, &ask).filter(|_| !has_warned) {
+                    has_warned = true;
+                    warn!(
+                        "topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again is seen only \
+                         where it is led anew, by the last record that was read"
+                    );
+                }
             }
         });
         TopicIds { questions }
@@ -54,7 +62,11 @@ impl TopicIds {
     }
 }
 
-fn answer(waiting: Vec<Question>, ask: &impl Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError>) {
+/// Answers all questions, and gives a topic of which the brokers tell no id.
+fn answer(
+    waiting: Vec<Question>,
+    ask: &impl Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError>,
+) -> Option<Topic> {
     let mut topics: Vec<_> = waiting.iter().map(|question| question.topic.clone()).collect();
     topics.sort();
     topics.dedup();
@@ -72,6 +84,8 @@ fn answer(waiting: Vec<Question>, ask: &impl Fn(&[Topic], Duration) -> Result<sy
         // Who asked may have gone in the meantime.
         drop(answer.send(id.with_context(|| format!("cannot read the id of topic {topic}"))));
     }
+    let ids = ids.ok()?;
+    topics.into_iter().find(|topic| matches!(ids.get(topic.as_str()), Some(Ok(id)) if !id.is_known()))
 }
 
 fn is_missing(error: &KafkaError) -> bool {

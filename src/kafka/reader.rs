@@ -10,15 +10,18 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
-use super::partition::{Partition, Source, list_of};
+use super::partition::{Event, Partition, Source, list_of};
 use super::slots::Slots;
 use super::{Admin, ClientLog, Cluster, TopicIds};
 use crate::mutants::Mutant;
+use crate::record::LastRecord;
 use crate::topic::{Epoch, Offset, Topic, TopicPartition};
 
 /// How long a question may take as a whole, and how long it may take to hear anew where the leaders are.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const HEARING: Duration = Duration::from_secs(1);
+/// How long it may take to read one record: with many partitions it has to wait for its turn.
+const READING: Duration = Duration::from_secs(30);
 
 type Client = BaseConsumer<ClientLog>;
 
@@ -125,6 +128,28 @@ impl Reader {
         let ask = move |consumer: &Client, timeout| offset_at(consumer, list.clone(), timeout);
         let found = self.ask_leader(&partition.topic, ask).await;
         found.with_context(|| format!("cannot look up a time in {partition}"))
+    }
+
+    /// What tells the record at `offset` from others; `None` where none is there any more, or none that can be read.
+    ///
+    /// Fails where nothing was read within 30 s.
+    pub async fn record_at(&self, partition: &TopicPartition, offset: Offset) -> Result<Option<LastRecord>> {
+        let mut records = self.partition(partition, offset, None);
+        let read = async {
+            loop {
+                match records.poll() {
+                    Some(Event::Record(message)) => {
+                        return (message.offset() == offset).then(|| LastRecord::of(&message.record()));
+                    }
+                    Some(Event::End(_) | Event::OutOfLog | Event::Damaged(_)) => return None,
+                    Some(Event::Trouble(_)) => continue,
+                    None => {}
+                }
+                records.readable().await;
+            }
+        };
+        let read = tokio::time::timeout(READING, read).await;
+        read.with_context(|| format!("cannot read the record at offset {offset} of {partition}"))
     }
 
     /// Asks the leader of a partition; a second time, if it did not answer, once librdkafka has heard anew where the leaders

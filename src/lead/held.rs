@@ -48,8 +48,13 @@ impl Held<'_> {
         loop {
             match self.during(Waiting::Kafka, topic_id(&self.ids, topic)).await {
                 Ok(Some(id)) if id == self.topic_id || Mutant::IgnoresTopicId.is_on() => return Ok(Checked(id)),
-                Ok(Some(id)) => {
+                Ok(Some(id)) if id.differs_from(self.topic_id) => {
                     return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
+                }
+                Ok(Some(_)) => {
+                    return Err(End::Again(anyhow!(
+                        "not all brokers tell the id of topic {topic}, as Kafka does since 2.8"
+                    )));
                 }
                 Ok(None) => return Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
                 Err(error) => debug!("{}: {error:#}", self.seat),

@@ -12,6 +12,7 @@ use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
 use crate::fit::{self, Standing};
 use crate::kafka;
+use crate::record::LastRecord;
 use crate::shutdown::Shutdown;
 use crate::topic::{Epoch, Offset, TopicId};
 
@@ -188,9 +189,10 @@ impl Reign<'_> {
             let standing = Standing { topic_id: Some(topic_id), ..Standing::at(offset) };
             return Ok(Place { standing, topic_id, epoch: None, is_new: true });
         };
-        let log = fit::Log { topic_id, begin: log.begin, end: log.end, is_cut };
+        let last = self.last(&kept, topic_id, log).await.map_err(End::Again)?;
+        let log = fit::Log { topic_id, begin: log.begin, end: log.end, is_cut, last };
         let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
-        let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id != topic_id);
+        let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id.differs_from(topic_id));
         let standing = match moved {
             true => Standing { topic_id: Some(topic_id), skipped: kept.skipped, ..Standing::at(offset) },
             false => Standing { topic_id: Some(topic_id), ..kept },
@@ -198,6 +200,18 @@ impl Reign<'_> {
         // What lies before the log's beginning cannot be read any more.
         let epoch = standing.epoch().map(|epoch| Epoch { end: epoch.end.max(log.begin), ..epoch });
         Ok(Place { standing, topic_id, epoch, is_new: moved })
+    }
+
+    /// What is there now in the place of the last record that was read, where ids do not tell this log from another one.
+    async fn last(&self, kept: &Standing, topic_id: TopicId, log: kafka::Log) -> Result<Option<LastRecord>> {
+        let has_ids = topic_id.is_known() && kept.topic_id.is_none_or(TopicId::is_known);
+        match kept.last {
+            // With ids it would cost each take-over a fetch for nothing.
+            Some(last) if !has_ids && (log.begin..log.end).contains(&last.offset) => {
+                self.leading.reader.record_at(&self.seat.partition, last.offset).await
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What the take-over found; `None` where no offset is stored.

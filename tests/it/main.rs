@@ -40,6 +40,7 @@ mod moments_delayer;
 mod names;
 mod neighbours;
 mod offsets;
+mod old_brokers;
 mod plan;
 mod protocol;
 mod quorum;

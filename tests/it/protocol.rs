@@ -18,23 +18,34 @@ use tokio::sync::{OnceCell, watch};
 use crate::support::{Kafka, World, block_on, is_full, log_lines, value};
 
 /// A broker that gives the errors that it is told to give, with a topic of one partition.
-struct Mock {
-    broker: MockCluster<'static, DefaultProducerContext>,
+pub struct Mock {
+    pub broker: MockCluster<'static, DefaultProducerContext>,
     kafka: Kafka,
     cluster: Cluster,
     topic: Topic,
 }
 
 impl Mock {
-    fn new(topic: &str) -> Mock {
+    pub fn new(topic: &str) -> Mock {
+        Mock::of(MockCluster::new(1).unwrap(), topic)
+    }
+
+    /// As Kafka 2.7 has it, which knows no ids of topics.
+    pub fn without_ids(topic: &str) -> Mock {
         let broker = MockCluster::new(1).unwrap();
+        broker.apiversion(Metadata, Some(0), Some(9)).unwrap();
+        broker.apiversion(Fetch, Some(0), Some(12)).unwrap();
+        Mock::of(broker, topic)
+    }
+
+    fn of(broker: MockCluster<'static, DefaultProducerContext>, topic: &str) -> Mock {
         broker.create_topic(topic, 1, 1).unwrap();
         let bootstrap = broker.bootstrap_servers();
         let kafka = Kafka::at(&bootstrap);
         Mock { broker, kafka, cluster: Cluster { bootstrap, properties: vec![] }, topic: topic.parse().unwrap() }
     }
 
-    fn produce(&self, text: &str) {
+    pub fn produce(&self, text: &str) {
         self.kafka.produce(self.topic.as_str(), [value(text)]);
     }
 
@@ -54,7 +65,7 @@ fn errors() -> Vec<(RDKafkaRespErr, usize)> {
 }
 
 /// Commits each record as soon as it has it.
-struct Take(Arc<Mutex<Vec<String>>>);
+pub struct Take(pub Arc<Mutex<Vec<String>>>);
 
 impl Work for Take {
     async fn work(&self, records: &mut Partition, held: &mut Held<'_>, shutdown: &Shutdown) -> End {
@@ -91,7 +102,7 @@ impl Work for Take {
     }
 }
 
-async fn leading(world: &World, mock: &Mock) -> Leading {
+pub async fn leading(world: &World, mock: &Mock) -> Leading {
     let admin = Admin::new(&mock.cluster).unwrap();
     let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
     Leading {

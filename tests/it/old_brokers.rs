@@ -1,0 +1,93 @@
+//! Brokers before Kafka 2.8, which tell no ids of topics, by librdkafka's own mock of a broker.
+
+use std::sync::{Arc, Mutex};
+
+use ksync::fit::AcceptLoss;
+use ksync::lead::Leading;
+use ksync::shutdown::Shutdown;
+use rdkafka::types::RDKafkaApiKey::{Fetch, Metadata};
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use crate::protocol::{Mock, Take, leading};
+use crate::support::{World, block_on, log_lines};
+
+/// Leads the mock's partition until it is so; gives what was taken.
+fn led(world: &World, mock: &Mock, accepted: &[AcceptLoss], is_so: impl FnMut() -> bool) -> Vec<String> {
+    let (taken, (trigger, shutdown)) = (Arc::<Mutex<Vec<String>>>::default(), Shutdown::new());
+    let work = Take(taken.clone());
+    // Each mock is a cluster of its own.
+    let claimed = OnceCell::new_with(Some(()));
+    let leading = Leading { claimed, accept_loss: accepted.to_vec(), ..block_on(leading(world, mock)) };
+    let daemon = std::thread::spawn(move || block_on(leading.run(work, &shutdown)));
+    world.eventually("it is led so far", is_so);
+    trigger.request();
+    daemon.join().unwrap().unwrap();
+    let taken = taken.lock().unwrap();
+    taken.clone()
+}
+
+/// What was said of this topic.
+fn said(level: &str, topic: &str) -> Vec<String> {
+    log_lines(&format!("{level} ")).into_iter().filter(|line| line.contains(topic)).collect()
+}
+
+#[test]
+fn without_ids_a_topic_that_was_made_again_is_recognised_by_the_last_record_that_was_read() {
+    let world = World::new("no-ids");
+    let topic = format!("products-{}", world.id);
+    assert_eq!(said("WARN", &topic), [""; 0]);
+    let seat = world.seat(&topic, 0, "indexer");
+    let mock = Mock::without_ids(&topic);
+    (1..=3).for_each(|id| mock.produce(&id.to_string()));
+    assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(3)), ["1", "2", "3"]);
+    assert_eq!(seat.state()["topic_id"], json!("0".repeat(32)));
+    let told =
+        format!("WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again");
+    let warnings = said("WARN", &topic);
+    assert!(warnings.len() == 1 && warnings[0].starts_with(&told), "{warnings:?}");
+    // It is the same still.
+    mock.produce("4");
+    assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
+    assert_eq!(said("ERROR", &topic), [""; 0]);
+
+    // Longer than the old one: the offset looks as if it fitted.
+    let again = Mock::without_ids(&topic);
+    ["a", "b", "c", "d", "e"].iter().for_each(|text| again.produce(text));
+    let halted = led(&world, &again, &[], || said("ERROR", &topic).len() == 1);
+    assert_eq!((halted, seat.offset()), (vec![], Some(4)));
+    let error = said("ERROR", &topic).remove(0);
+    assert!(error.contains(": the record at offset 3 is not the one that was read there: "), "{error}");
+    let (_, option) = error.split_once("--accept-loss ").unwrap();
+    let accepted: AcceptLoss = option.split_once(": ").unwrap().0.parse().unwrap();
+    assert_eq!(accepted.to_string(), format!("{topic}/0:4-0@{}", "0".repeat(32)));
+    let taken = led(&world, &again, &[accepted], || seat.offset() == Some(5));
+    assert_eq!(taken, ["a", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn brokers_that_become_newer_and_tell_ids_are_not_taken_for_other_topics() {
+    for is_made_again in [false, true] {
+        let world = World::new(&format!("new-ids-{is_made_again}"));
+        let topic = format!("products-{}", world.id);
+        let seat = world.seat(&topic, 0, "indexer");
+        assert_eq!(said("ERROR", &topic), [""; 0]);
+        let mock = Mock::without_ids(&topic);
+        (1..=3).for_each(|id| mock.produce(&id.to_string()));
+        led(&world, &mock, &[], || seat.offset() == Some(3));
+
+        if is_made_again {
+            let again = Mock::new(&topic);
+            (1..=4).for_each(|id| again.produce(&format!("other {id}")));
+            let taken = led(&world, &again, &[], || !said("ERROR", &topic).is_empty());
+            assert_eq!((taken, seat.offset()), (vec![], Some(3)));
+            continue;
+        }
+        mock.broker.apiversion(Metadata, Some(0), Some(12)).unwrap();
+        mock.broker.apiversion(Fetch, Some(0), Some(16)).unwrap();
+        mock.produce("4");
+        assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
+        assert_ne!(seat.state()["topic_id"], json!("0".repeat(32)));
+        assert_eq!(said("ERROR", &topic), [""; 0]);
+    }
+}
