@@ -113,10 +113,10 @@ impl Leading {
     ///
     /// Trouble of one partition ends neither the process nor the others. Fails where a partition's task panicked.
     pub async fn run<W: Work>(mut self, work: W, shutdown: &Shutdown) -> Result<Exit> {
-        let (lookout, board) = (self.lookout.take(), self.board.clone());
+        let (lookout, board, election) = (self.lookout.take(), self.board.clone(), self.election.clone());
         let look = async {
             match lookout {
-                Some(lookout) => lookout.go_on(&board).await,
+                Some(lookout) => lookout.go_on(&board, &election).await,
                 None => pending().await,
             }
         };

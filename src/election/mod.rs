@@ -14,6 +14,7 @@ mod sequence;
 mod servers;
 mod standing;
 mod tenure;
+mod voters;
 mod zookeeper;
 
 use std::collections::BTreeMap;
@@ -155,6 +156,13 @@ impl Election {
     pub async fn queues(&self, topic: &Topic, name: &Name) -> Result<BTreeMap<Seat, Vec<Process>>> {
         let Election::ZooKeeper(zookeeper) = self;
         zookeeper.queues(topic, name).await
+    }
+
+    /// How many servers are to agree, by more than half, on whatever is written; `None` where they do not tell. Waits for a
+    /// server.
+    pub async fn voters(&self) -> Result<Option<usize>> {
+        let Election::ZooKeeper(zookeeper) = self;
+        zookeeper.voters().await
     }
 
     /// Whether a server answers now.

@@ -42,6 +42,7 @@ pub struct Check {
     /// The refusals that were overridden.
     allowed: Vec<Hazard>,
     told: Vec<Finding>,
+    brokers: usize,
     largest_batch: Option<i64>,
     /// How long each topic keeps a record, where it deletes any.
     retentions: BTreeMap<Topic, Duration>,
@@ -53,8 +54,8 @@ impl Check {
     /// Fails with status 78 where one is refused that is not `allowed`. Settings that cannot be read are one warning, and
     /// hold nothing up.
     pub async fn start(admin: &Admin, pairs: Vec<Pair>, allowed: Vec<Hazard>) -> Result<Check> {
-        let (told, largest_batch, retentions) = Default::default();
-        let mut check = Check { admin: admin.clone(), pairs, allowed, told, largest_batch, retentions };
+        let (told, brokers, largest_batch, retentions) = Default::default();
+        let mut check = Check { admin: admin.clone(), pairs, allowed, told, brokers, largest_batch, retentions };
         let found = match check.look(PATIENCE).await {
             Ok(found) => found,
             Err(error) => {
@@ -79,6 +80,11 @@ impl Check {
     /// give it.
     pub fn small_batches(&self) -> Option<i64> {
         self.largest_batch.filter(|bytes| *bytes < BATCH)
+    }
+
+    /// How many brokers there are, as they told it last; 0 where they did not.
+    pub fn brokers(&self) -> usize {
+        self.brokers
     }
 
     /// How long the topic keeps a record, as it was read last; `None` where that is for ever, or unknown.
@@ -121,6 +127,7 @@ impl Check {
     /// What is found now and was not the last time.
     async fn look(&mut self, patience: Duration) -> Result<Vec<Finding>> {
         let settings = self.settings(patience).await?;
+        self.brokers = settings.brokers.len();
         self.largest_batch = settings.topics.values().filter_map(|topic| topic.number("max.message.bytes")).min();
         let kept = settings.topics.iter().filter_map(|(topic, settings)| Some((topic.clone(), settings.retention()?)));
         self.retentions = kept.filter(|(_, time)| *time < Duration::MAX).collect();

@@ -11,7 +11,7 @@ use log::{debug, warn};
 use tokio::time::{Instant, sleep_until};
 
 use super::Board;
-use crate::election::Seat;
+use crate::election::{Election, Seat};
 use crate::kafka::{Check, Cluster, Ends};
 use crate::topic::{Offset, Topic};
 
@@ -65,7 +65,12 @@ impl Lookout {
         Ok(Lookout { pause: PAUSE, check, committed, written, stood: BTreeMap::new(), told: BTreeSet::new() })
     }
 
-    pub(super) async fn go_on(mut self, board: &Board) -> Infallible {
+    pub(super) async fn go_on(self, board: &Board, election: &Election) -> Infallible {
+        let brokers = self.check.brokers();
+        tokio::join!(self.look_out(board), warn_of_one_server(election, brokers)).0
+    }
+
+    async fn look_out(mut self, board: &Board) -> Infallible {
         let (mut settings, mut look) = (Instant::now() + self.pause, Instant::now() + SOON);
         loop {
             tokio::select! {
@@ -164,5 +169,20 @@ impl Lookout {
             }
         }
         Ok(())
+    }
+}
+
+/// Who has several brokers wants to go on without one, which one ZooKeeper server lets nobody do.
+async fn warn_of_one_server(election: &Election, brokers: usize) {
+    if brokers < 2 {
+        return;
+    }
+    match election.voters().await {
+        Ok(Some(1)) => warn!(
+            "{election} is one server, beside {brokers} brokers: while it is away nobody works, and with its disk all offsets \
+             are lost; three servers go on without one of them"
+        ),
+        Ok(_) => {}
+        Err(error) => debug!("cannot see how many servers {election} has: {error:#}"),
     }
 }

@@ -33,6 +33,7 @@ async fn a_lease_ends_in_time_though_its_own_server_goes_on_to_answer() {
     for own in [follower, leader] {
         let world = election::World::on(servers[own], &format!("cut-off-{own}")).await;
         let election = world.election_through(servers[own]);
+        assert_eq!(within(4 * T, election.voters()).await.unwrap(), Some(3));
         let mut candidacy = election.candidate(seat(0));
         let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
         lease.commit(at(7)).await.unwrap();

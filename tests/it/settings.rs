@@ -305,6 +305,11 @@ fn replicas_are_judged_where_there_are_several_brokers_and_the_command_mends_the
         consumer.log_of("warn")
     };
     world.eventually("nothing is wrong any more", || runs().is_empty());
+    // Only those that go on tell of it.
+    let daemon = world.consume(&format!("{topics} -n indexer -- {handler}"));
+    let told =
+        format!("ZooKeeper at {} is one server, beside 3 brokers: while it is away nobody works", world.zookeeper());
+    world.eventually("ZooKeeper is judged, too", || daemon.says(&["warn: ", &told]));
 }
 
 /// Starts the only broker of this world anew, such that it keeps to access control lists where there are some.
