@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::consume::ids;
 use crate::settings::guarded_broker;
-use crate::support::{End, Flow, World, is_full, value};
+use crate::support::{End, World, is_full, value};
 
 /// A delay message with this payload.
 pub fn delay_message(payload: &str) -> String {
@@ -251,45 +251,4 @@ fn a_right_that_is_taken_away_is_told_and_the_work_goes_on_once_it_is_back() {
     world.eventually("all are done", || seat.offset() == Some(6));
     let lines = consumer.log_of("warn");
     assert_eq!(lines.len(), 1, "{lines:?}");
-}
-
-#[test]
-fn leaders_that_move_while_messages_flow_lose_none_and_send_none_twice() {
-    let world = World::alone_with("moving", 3);
-    let flow = Flow::start(&world, &[&[1, 2, 3], &[2, 3, 1]]);
-    let (first, second) = (world.services.pid("kafka-1"), world.services.pid("kafka-2"));
-    flow.goes_on();
-    // Its leaders are handed over first.
-    world.end_broker(first, Signal::TERM);
-    flow.goes_on();
-    let mut again = None;
-    if is_full() {
-        again = Some(world.start_broker("kafka-1", ""));
-        let [products, delay_topic] = &flow.topics;
-        world.leads(delay_topic, 1, (2, &[1, 2, 3]));
-        // The preferred leader of the first partitions is back, and they are moved to it.
-        let server = world.services.get("KSYNC_BOOTSTRAP_SERVER");
-        let tool = format!("kafka-leader-election.sh --bootstrap-server {server}");
-        world.shell(&format!("{tool} --election-type preferred --all-topic-partitions"));
-        world.leads(products, 0, (1, &[1, 2, 3]));
-        world.end_broker(second, Signal::KILL);
-        world.leads(delay_topic, 1, (3, &[1, 3]));
-        flow.goes_on();
-    }
-    flow.end();
-    drop(again);
-}
-
-#[test]
-fn partitions_that_are_moved_to_other_brokers_while_messages_flow_lose_none_and_send_none_twice() {
-    let world = World::alone_with("reassigned", 3);
-    let flow = Flow::start(&world, &[&[1, 2], &[2, 3]]);
-    flow.goes_on();
-    let moves: [[&[i32]; 2]; 3] = [[&[2, 3], &[3, 1]], [&[3, 1], &[1, 2]], [&[1, 2], &[2, 3]]];
-    for brokers in moves.iter().take(if is_full() { 3 } else { 1 }) {
-        // Each leader is left without its partition.
-        flow.move_to(brokers);
-        flow.goes_on();
-    }
-    flow.end();
 }

@@ -28,6 +28,7 @@ mod gem;
 mod going_on;
 mod keys;
 mod late_readers;
+mod leaders;
 mod life;
 mod life_phases;
 mod limits;

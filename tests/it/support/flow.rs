@@ -1,6 +1,7 @@
 //! Messages that flow through a delayer and a consumer, while a test does something to their brokers.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,14 +14,21 @@ use super::{Handler, Process, World, value};
 const SLICE: i32 = 100;
 const PACE: Duration = Duration::from_millis(400);
 
-/// How long it may stand still, or take to its end.
+/// How long a test waits for it to go on, or for its end.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long it may stand still while a partition gets another leader.
+pub const STALL: Duration = Duration::from_secs(10);
+/// After so long without a sign of life a broker counts as dead: Kafka's own `broker.session.timeout.ms`.
+pub const MISSED: Duration = Duration::from_secs(9);
 
 pub struct Flow<'a> {
     world: &'a World,
     /// The topic of two partitions, and its delay topic, to which the messages are written.
     pub topics: [String; 2],
     handler: Handler,
+    /// In which the handler notes when it begins, and at which partition.
+    begun: PathBuf,
     /// They are written as long as this is there.
     open: Arc<()>,
     writer: JoinHandle<i32>,
@@ -36,13 +44,17 @@ impl<'a> Flow<'a> {
             let settings = [("min.insync.replicas", "2"), ("message.timestamp.type", "LogAppendTime")];
             world.kafka.create_on(topic, brokers, &settings);
         }
-        let handler = world.handler("");
+        let begun = world.file("begun");
+        let note = format!("read -r now idle < /proc/uptime; echo $KSYNC_BATCH_PARTITION $now >> {}", begun.display());
+        let handler = world.handler(&note);
         // A lease that a busy machine costs would have messages sent twice.
         let patient = "--session-timeout 10s";
         let delayer = world.delayer(&format!("-t {topic} --delay 100ms {patient}"));
         let consumer = world.consume(&format!("-t {topic} -n indexer {patient} -- {handler}"));
         let (open, delay_topic) = (Arc::new(()), topics[1].clone());
-        let (is_open, kafka) = (Arc::downgrade(&open), world.kafka.with("enable.idempotence", "true"));
+        // Nor does the writer wait for long where a broker does not answer.
+        let impatient = world.kafka.with("request.timeout.ms", "3000").with("api.version.request.timeout.ms", "2000");
+        let (is_open, kafka) = (Arc::downgrade(&open), impatient.with("enable.idempotence", "true"));
         let writer = thread::spawn(move || {
             let mut written = 0;
             while is_open.strong_count() > 0 {
@@ -53,7 +65,7 @@ impl<'a> Flow<'a> {
             }
             written
         });
-        Flow { world, topics, handler, open, writer, processes: [delayer, consumer] }
+        Flow { world, topics, handler, begun, open, writer, processes: [delayer, consumer] }
     }
 
     /// Waits until more of both partitions is handled.
@@ -86,19 +98,23 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Ends the writing and waits for the rest. Each message has to be sent on once and in order, and handled once.
-    pub fn end(self) {
-        let Flow { world, topics: [topic, _], handler, open, writer, processes } = self;
+    /// Ends the writing and waits for the rest. Each message has to be sent on once and in order, and handled once, and
+    /// meanwhile no partition may have stood still for longer than `stall`.
+    pub fn end(self, stall: Duration) {
+        let Flow { world, topics: [topic, _], handler, begun, open, writer, processes } = self;
         drop(open);
         let written = writer.join().unwrap();
         let all = i64::from(written / 2);
         world.within(LIMIT, "all are handled", || handled(world, &topic) == [all, all]);
         let records = world.kafka.records(&topic);
         for partition in 0..2 {
-            let sent = records.iter().filter(|record| record.partition == partition);
-            let sent: Vec<_> = sent.filter_map(|record| record.value.clone()).collect();
+            let records: Vec<_> = records.iter().filter(|record| record.partition == partition).collect();
+            let sent: Vec<_> = records.iter().filter_map(|record| record.value.clone()).collect();
             let expected: Vec<_> = (0..written).filter(|id| id % 2 == partition).map(|id| id.to_string()).collect();
             assert_eq!(sent, expected);
+            let sent_at: Vec<_> = records.iter().map(|record| record.timestamp_ms).collect();
+            let pauses = [longest_pause(&sent_at), longest_pause(&begun_at(&begun, partition))];
+            assert!(pauses.iter().all(|pause| *pause <= stall), "partition {partition} stood still for {pauses:?}");
         }
         assert_eq!(handler.payloads().len(), written as usize);
         drop(processes);
@@ -108,4 +124,16 @@ impl<'a> Flow<'a> {
 /// The offset of the consumer in both partitions.
 fn handled(world: &World, topic: &str) -> [i64; 2] {
     [0, 1].map(|partition| world.seat(topic, partition, "indexer").offset().unwrap_or(0))
+}
+
+/// When the handler began with batches of this partition, in milliseconds.
+fn begun_at(file: &Path, partition: i32) -> Vec<i64> {
+    let (noted, prefix) = (fs::read_to_string(file).unwrap(), format!("{partition} "));
+    let times = noted.lines().filter_map(|line| line.strip_prefix(&prefix));
+    times.map(|seconds| (1000.0 * seconds.parse::<f64>().unwrap()) as i64).collect()
+}
+
+fn longest_pause(times_ms: &[i64]) -> Duration {
+    let longest = times_ms.windows(2).map(|pair| pair[1] - pair[0]).max();
+    Duration::from_millis(longest.unwrap().max(0) as u64)
 }

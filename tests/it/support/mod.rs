@@ -41,7 +41,7 @@ pub use self::application::{Application, Language};
 pub use self::client::Client;
 pub use self::clock::Clock;
 pub use self::database::{Primary, primaries};
-pub use self::flow::Flow;
+pub use self::flow::{Flow, MISSED, STALL};
 pub use self::freezer::Freezer;
 pub use self::handler::{Gate, Handler, Run, payload};
 pub use self::hold::{Hold, Moment};
