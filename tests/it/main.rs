@@ -35,6 +35,7 @@ mod limits;
 mod logs;
 mod lookout;
 mod messages;
+mod mirror;
 mod models;
 mod moments;
 mod moments_delayer;
