@@ -14,7 +14,7 @@ use crate::support::election::{self, SOON, T, assert_between, at, seat, within};
 use crate::support::{End, Mode, Proxy, Seat, Services, World, block_on, is_full, pass};
 
 /// What a server says of itself in answer to a command of four letters.
-fn told(server: &str, command: &str) -> String {
+pub fn told(server: &str, command: &str) -> String {
     let mut connection = TcpStream::connect(server).unwrap();
     connection.write_all(command.as_bytes()).unwrap();
     let mut said = String::new();

@@ -56,6 +56,7 @@ mod rust_shop;
 mod secondaries;
 mod serve;
 mod serve_faults;
+mod servers_gone;
 mod sessions;
 mod settings;
 mod shop;

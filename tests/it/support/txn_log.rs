@@ -79,21 +79,23 @@ struct Txn {
     text: String,
 }
 
-fn transactions(services: &Services, since: SystemTime) -> Vec<Txn> {
-    let logs = Path::new(services.get("KSYNC_ZOOKEEPER_DATA")).join("version-2");
-    let mut files: Vec<_> = std::fs::read_dir(logs)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("log."))
-        .filter(|entry| entry.metadata().unwrap().modified().unwrap() >= since)
-        .map(|entry| entry.path())
-        .collect();
-    // log.ZXID, in hex, of its first transaction.
-    files.sort_by_key(|path| u64::from_str_radix(path.extension().unwrap().to_str().unwrap(), 16).unwrap());
-    files.iter().flat_map(|file| printed(services, file)).collect()
+/// In their order. Of several servers each may have been away for some of them.
+fn transactions(services: &Services, since: SystemTime) -> impl Iterator<Item = Txn> {
+    let mut txns = BTreeMap::new();
+    for data in services.get("KSYNC_ZOOKEEPER_DATA").split(':') {
+        for entry in std::fs::read_dir(Path::new(data).join("version-2")).unwrap() {
+            let entry = entry.unwrap();
+            let is_log = entry.file_name().to_string_lossy().starts_with("log.");
+            if is_log && entry.metadata().unwrap().modified().unwrap() >= since {
+                txns.extend(printed(services, &entry.path()));
+            }
+        }
+    }
+    txns.into_values()
 }
 
-fn printed(services: &Services, file: &Path) -> Vec<Txn> {
+/// Each with its zxid.
+fn printed(services: &Services, file: &Path) -> Vec<(u64, Txn)> {
     let output = Command::new("java")
         .args(["-Dfile.encoding=UTF-8", "-cp", services.get("KSYNC_ZOOKEEPER_CLASSPATH")])
         .args(["org.apache.zookeeper.server.persistence.TxnLogToolkit", "-d"])
@@ -101,13 +103,13 @@ fn printed(services: &Services, file: &Path) -> Vec<Txn> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut txns: Vec<Txn> = vec![];
+    let mut txns: Vec<(u64, Txn)> = vec![];
     for line in String::from_utf8_lossy(&output.stdout).split('\n') {
         // DATE session 0x.. cxid 0x.. zxid 0x.. KIND TEXT
         let head = line.split_once(" session 0x").filter(|(_, rest)| rest.contains(" cxid 0x"));
         let Some((_, rest)) = head else {
             // Data with a line break in it.
-            if let Some(txn) = txns.last_mut() {
+            if let Some((_, txn)) = txns.last_mut() {
                 txn.text.push('\n');
                 txn.text.push_str(line);
             }
@@ -115,8 +117,9 @@ fn printed(services: &Services, file: &Path) -> Vec<Txn> {
         };
         let mut words = rest.splitn(7, ' ');
         let session = words.next().unwrap().to_owned();
-        let kind = words.nth(4).unwrap_or_default().to_owned();
-        txns.push(Txn { session, kind, text: words.next().unwrap_or_default().to_owned() });
+        let zxid = words.nth(3).and_then(|zxid| u64::from_str_radix(zxid.strip_prefix("0x")?, 16).ok()).unwrap();
+        let kind = words.next().unwrap_or_default().to_owned();
+        txns.push((zxid, Txn { session, kind, text: words.next().unwrap_or_default().to_owned() }));
     }
     txns
 }
