@@ -17,6 +17,7 @@ mod compressed;
 mod consume;
 mod control;
 mod cut_off;
+mod cut_short;
 mod damaged;
 mod delayer;
 mod disks;
