@@ -1,10 +1,11 @@
 //! How a process ends that is told to, in each phase of its work.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::support::election::assert_between;
 use crate::support::{End, Mode, Process, Proxy, World, block_on, value};
 
 const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
@@ -173,4 +174,47 @@ fn sigterm_ends_a_standby_and_a_delayer_that_waits_and_no_leader_notices() {
     let seat = world.seat(&format!("{products}-delay"), 0, "delayer");
     assert_eq!((delayer.wait(), seat.candidates(), seat.offset()), (End::Status(0), vec![], Some(0)));
     assert_eq!(world.kafka.count(&products), 0);
+}
+
+#[test]
+fn an_end_that_takes_longer_than_its_grace_is_one_by_the_signal_with_nothing_committed_and_nothing_left() {
+    let world = World::new("grace");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, [value("1"), value("2")]);
+    for (number, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
+        let handler = world.handler(&format!("trap '' TERM; await {}", world.gate()));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer-{number} --grace 1s -- {handler}"));
+        world.eventually("the handler runs", || handler.runs().len() == 1);
+        consumer.signal(signal);
+        let asked = Instant::now();
+        assert_eq!(consumer.wait(), End::By(signal));
+        assert_between(asked.elapsed(), Duration::from_secs(1), Duration::from_secs(10));
+        assert_eq!(consumer.log_of("error"), ["not at an end after 1s (--grace): ending now"]);
+        world.eventually("nothing is left", || world.processes() == 0);
+        let seat = world.seat(&products, 0, &format!("indexer-{number}"));
+        assert_eq!((seat.offset(), handler.payloads()), (Some(0), vec![]));
+    }
+}
+
+#[test]
+fn a_second_signal_that_asks_for_the_end_ends_the_process_and_its_handler_at_once_whichever_the_first_was() {
+    let world = World::new("second");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, [value("1"), value("2")]);
+    for (number, (first, second)) in
+        [(Signal::INT, Signal::INT), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)].into_iter().enumerate()
+    {
+        let handler = world.handler(&format!("await {}", world.gate()));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer-{number} -- {handler}"));
+        world.eventually("the handler runs", || handler.runs().len() == 1);
+        consumer.signal(first);
+        world.eventually("the end is asked for", || consumer.says(&["asked to end"]));
+        // Longer than one that belongs to the first comes after it.
+        world.for_a_while(Duration::from_millis(300), "it finishes its batch", || consumer.is_running());
+        consumer.signal(second);
+        assert_eq!(consumer.wait(), End::By(second), "{first:?}");
+        world.eventually("the handler is gone", || world.processes() == 0);
+        let seat = world.seat(&products, 0, &format!("indexer-{number}"));
+        assert_eq!((seat.offset(), handler.payloads()), (Some(0), vec![]), "{first:?}");
+    }
 }
