@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::consume::printed_option;
-use crate::support::{End, Message, World, value};
+use crate::support::{End, Message, Run, World, value};
 
 /// Records with these offsets, whose values are their offsets too. Those that are kept have a key of their own.
 fn records(offsets: std::ops::Range<u32>, kept: &[u32]) -> impl Iterator<Item = Message> {
@@ -126,4 +126,39 @@ fn an_offset_that_went_back_together_with_its_state_is_told() {
     world.eventually("all are done again", || seat.offset() == Some(8));
     assert!(consumer.says(&["warn: ", "the offset went back from 7 to 3: records come again"]), "{:?}", consumer.log());
     assert!((0..8).all(|id| handler.payloads().contains(&id.to_string())), "{:?}", handler.payloads());
+}
+
+#[test]
+fn records_that_are_deleted_ahead_of_a_handler_at_work_halt_the_partition_and_are_named_to_the_record() {
+    const RECORDS: usize = 40;
+    const LAST: i64 = RECORDS as i64 - 1;
+    let world = World::new("ahead");
+    let products = world.topic("products", 1);
+    // Much more than a client reads ahead.
+    let text = "x".repeat(400_000);
+    world.kafka.produce(&products, (0..RECORDS).map(|id| value(format!("\"{id} {text}\""))));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let options = format!("-t {products} -n indexer --batch-size 2");
+    let consumer = world.consume(&format!("{options} -- {handler}"));
+    world.eventually("the handler is at work", || handler.runs().len() == 1);
+    world.kafka.delete_records(&products, 0, LAST);
+    world.eventually("the log begins there", || world.kafka.log(&products, 0).0 == LAST);
+    gate.open();
+    world.eventually("it halts", || consumer.says(&["error: ", &format!("{products}/0 as indexer: halted")]));
+    let seat = world.seat(&products, 0, "indexer");
+    let offset = seat.offset().unwrap();
+    let offsets = |runs: &[Run]| runs.iter().flat_map(Run::offsets).collect::<Vec<_>>();
+    assert_eq!(offsets(&handler.runs()), (0..offset).collect::<Vec<_>>());
+    assert!((2..LAST).contains(&offset), "{offset}");
+    let errors = consumer.log_of("error");
+    let range = format!("the records from {offset} to {} are lost", LAST - 1);
+    assert!(errors.len() == 1 && errors[0].contains(&range), "{errors:?}");
+    drop(consumer);
+    // Nobody has to wait for the end of the session.
+    seat.candidates().iter().for_each(|candidate| seat.delete(&format!("leader/{candidate}")));
+    let accepted = format!("{options} -e --accept-loss {}", printed_option(&errors));
+    assert_eq!(world.consume(&format!("{accepted} -- {handler}")).wait(), End::Status(0));
+    let expected: Vec<_> = (0..offset).chain([LAST]).collect();
+    assert_eq!((offsets(&handler.runs()), seat.offset()), (expected, Some(LAST + 1)));
 }
