@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{End, Message, World, value};
+use crate::support::{End, Message, Run, World, value};
 
 /// Records whose values are `{"id":FROM}` to `{"id":TO}`, each with its id as key.
 pub fn ids(range: impl Iterator<Item = u32>) -> impl Iterator<Item = Message> {
@@ -305,6 +305,25 @@ fn an_offset_moved_by_hand_deposes_the_leader_which_goes_on_from_there() {
     let runs = handler.runs();
     let again: Vec<i64> = runs.iter().skip(1).flat_map(|run| run.offsets()).collect();
     assert_eq!(again, [5, 2, 3, 4, 5]);
+}
+
+#[test]
+fn an_offset_moved_forward_by_hand_leaves_out_what_lies_before_it_with_a_warning() {
+    let world = World::new("forward");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..10));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let consumer = world.consume(&format!("-t {products} -n indexer --batch-size 5 -- {handler}"));
+    world.eventually("the handler runs", || handler.runs().len() == 1);
+    let seat = world.seat(&products, 0, "indexer");
+    seat.write("offset", "8");
+    gate.open();
+    world.eventually("it went on from 8", || seat.offset() == Some(10));
+    let moved = format!("{products}/0 as indexer: the offset was moved from 0 to 8 by somebody else; going on from 8");
+    assert!(consumer.log_of("warn").contains(&moved), "{:?}", consumer.log());
+    let offsets: Vec<_> = handler.runs().iter().flat_map(Run::offsets).collect();
+    assert_eq!(offsets, [0, 1, 2, 3, 4, 8, 9]);
 }
 
 #[test]

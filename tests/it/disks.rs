@@ -89,6 +89,29 @@ fn with_no_room_on_the_brokers_disk_no_action_runs_and_the_delayer_keeps_its_off
 }
 
 #[test]
+fn with_no_room_on_the_brokers_disk_no_record_is_put_aside_and_the_offset_stays_until_there_is_some() {
+    let world = World::alone("letter-disk");
+    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
+    world.kafka.produce(&products, [value("1"), value("{")]);
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    let options = format!("--on-invalid dead-letter --dead-letter={dead} --session-timeout 10s");
+    let consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
+    world.eventually("the handler runs", || handler.runs().len() == 1);
+    fill_disk(world.services.pid("kafka-1"));
+    gate.open();
+    world.eventually("it is done", || handler.payloads() == ["1"]);
+    let seat = world.seat(&products, 0, "indexer");
+    world.for_a_while(Duration::from_secs(4), "nothing is committed", || seat.offset() == Some(0));
+
+    // The server may have ended itself.
+    world.services.stop("kafka");
+    world.services.start_again("kafka");
+    world.eventually("both are done with", || seat.offset() == Some(2));
+    assert_eq!((world.kafka.count(&dead), handler.payloads()), (1, vec!["1".to_owned()]), "{:?}", consumer.log());
+}
+
+#[test]
 fn a_leader_without_room_on_its_disk_is_followed_by_another_and_no_message_is_lost_or_sent_twice() {
     let world = World::alone_with("leader-disk", 3);
     let flow = Flow::start(&world, &[&[1, 2, 3], &[2, 3, 1]]);

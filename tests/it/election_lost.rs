@@ -104,19 +104,25 @@ async fn work_stops_at_four_tenths_of_the_timeout_when_the_server_goes_silent() 
     let proxy = Proxy::to(&world.server).await;
     let election = world.election_through(&proxy.address);
     let mut candidacy = election.candidate(seat(0));
-    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
-    proxy.set(Mode::Frozen);
-    let frozen = Instant::now();
-    let lost = within(T, lease.lost()).await;
-    let grace = lease.grace();
-    assert_between(frozen.elapsed(), T * 3 / 10 - SOON, T * 4 / 10 + SOON);
-    assert!(matches!(lost, Lost::Unanswered(_) | Lost::Disconnected), "{lost:?}");
-    assert!(grace <= T / 10, "{grace:?}");
-    assert!(!lease.is_held());
-    assert_eq!(lease.commit(at(1)).await, Err(lost));
-
-    proxy.set(Mode::Open);
-    drop(lease);
+    // Nothing passes, or what we send arrives, and no answer does.
+    for mode in [Mode::Deaf, Mode::Frozen] {
+        let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+        proxy.set(mode);
+        let silent = Instant::now();
+        let lost = within(T, lease.lost()).await;
+        let grace = lease.grace();
+        assert_between(silent.elapsed(), T * 3 / 10 - SOON, T * 4 / 10 + SOON);
+        assert!(matches!(lost, Lost::Unanswered(_) | Lost::Disconnected), "{lost:?}");
+        assert!(grace <= T / 10, "{grace:?}");
+        assert!(!lease.is_held());
+        assert_eq!(lease.commit(at(1)).await, Err(lost));
+        match mode {
+            // What was lost never comes.
+            Mode::Deaf => proxy.cut().await,
+            _ => proxy.set(Mode::Open),
+        }
+        drop(lease);
+    }
     let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
     assert_eq!(lease.stored().offset, StoredOffset::None);
     assert_eq!(world.queue().await.len(), 1);

@@ -108,3 +108,33 @@ fn whichever_servers_of_zookeeper_are_killed_all_is_done_and_nobody_leads_before
         assert_eq!(consumer.wait(), End::Status(0));
     }
 }
+
+#[test]
+fn a_server_that_serves_for_reading_only_is_never_taken_for_zookeeper() {
+    let world = World::new("reading-only");
+    let ensemble = Services::ensemble_for_readers(&world.id);
+    let address = ensemble.get("KSYNC_ZOOKEEPER");
+    let last = address.rsplit(',').next().unwrap();
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let options = format!("-t {products} -n indexer --zookeeper {address}/{} --session-timeout 4s", world.id);
+    let consumer = world.consume(&format!("{options} -- {handler}"));
+    world.kafka.produce(&products, ids(0..5));
+    world.eventually("the first are done", || handler.payloads().len() == 5);
+    let others = [1, 2].map(|server| ensemble.pid(&format!("zookeeper-{server}")));
+    others.iter().for_each(|pid| kill_process(*pid, Signal::KILL).unwrap());
+    world.eventually("the last one serves readers", || told(last, "srvr").contains("Mode: read-only"));
+    world.eventually("nobody leads", || consumer.says(&["no longer leading: "]));
+    world.kafka.produce(&products, ids(5..10));
+    let late = world.consume(&format!("{options} -- {handler}"));
+    world.eventually("another process waits", || {
+        late.ask();
+        late.says(&["ZooKeeper is not reached"])
+    });
+    world.for_a_while(T + T / 2, "nobody is connected, no handler runs", || {
+        handler.runs().iter().map(|run| run.count).sum::<usize>() == 5 && !told(last, "cons").contains("sid=0x")
+    });
+    assert!(!late.says(&["leading from offset"]), "{:?}", late.log());
+    ensemble.start_again("zookeeper");
+    world.eventually("all is done", || done(&handler) == 10);
+}

@@ -56,9 +56,20 @@ impl Services {
         Services::up(dir, &["postgres"], true)
     }
 
+    /// The same, of which each serves for reading only while it finds no others.
+    pub fn ensemble_for_readers(id: &str) -> Arc<Services> {
+        let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
+        let environment = [("JAVA_TOOL_OPTIONS", "-Dreadonlymode.enabled=true")];
+        Arc::new(Services::up_with(dir, &["zookeeper", "--zookeepers", "3"], true, &environment))
+    }
+
     fn up(dir: PathBuf, servers: &[&str], is_own: bool) -> Services {
+        Services::up_with(dir, servers, is_own, &[])
+    }
+
+    fn up_with(dir: PathBuf, servers: &[&str], is_own: bool, environment: &[(&str, &str)]) -> Services {
         let mut services = Services { dir, variables: HashMap::new(), is_own };
-        services.call("up", servers);
+        services.call_with("up", servers, environment);
         for line in services.call("env", &[]).lines() {
             let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
             services.variables.insert(name.to_owned(), value.trim_matches('\'').to_owned());
