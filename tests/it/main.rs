@@ -33,6 +33,7 @@ mod leaders;
 mod life;
 mod life_phases;
 mod limits;
+mod logins;
 mod logs;
 mod lookout;
 mod messages;

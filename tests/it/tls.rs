@@ -54,7 +54,7 @@ fn broker(world: &World) -> (Process, [String; 3]) {
 }
 
 /// Below those that outgoing connections get, which could take them before the broker does.
-fn free_ports() -> [u16; 3] {
+pub fn free_ports() -> [u16; 3] {
     let mut held = vec![];
     while held.len() < 3 {
         held.extend(net::TcpListener::bind(("127.0.0.1", rand::random_range(12_000..32_000_u16))));
