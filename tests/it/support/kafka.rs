@@ -308,7 +308,8 @@ fn send(producer: &BaseProducer, topic: &str, messages: impl IntoIterator<Item =
             record = again;
         }
     }
-    producer.flush(TIMEOUT).unwrap();
+    // The leader may have been killed, and the controller with it.
+    producer.flush(Duration::from_secs(60)).unwrap();
 }
 
 fn text(bytes: &[u8]) -> String {
