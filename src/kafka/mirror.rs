@@ -1,6 +1,6 @@
 //! Showing the offsets to Kafka's own tools, as those of a group: kafka-consumer-groups, Burrow and exporters see the lag.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ impl Mirror {
         config.set("group.id", group).set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         let consumer = cluster.client(&config, cluster.quiet_log())?;
         let (notes, noted) = sync_channel(NOTES);
-        let group = Group { name: group.to_owned(), consumer, ours: BTreeSet::new() };
+        let group = Group { name: group.to_owned(), consumer, had_no_members: false };
         std::thread::spawn(move || group.repeat(&noted));
         Ok(Mirror { notes })
     }
@@ -63,8 +63,7 @@ impl Mirror {
 struct Group {
     name: String,
     consumer: Arc<BaseConsumer<ClientLog>>,
-    /// Partitions whose commits were seen to be ours, or none.
-    ours: BTreeSet<TopicPartition>,
+    had_no_members: bool,
 }
 
 impl Group {
@@ -115,27 +114,24 @@ impl Group {
 
     /// Whether the group may be written to; no answer means not yet.
     fn is_ours<'a>(&mut self, partitions: impl Iterator<Item = &'a TopicPartition>) -> Result<bool> {
-        let new: Vec<_> = partitions.filter(|partition| !self.ours.contains(*partition)).cloned().collect();
-        if new.is_empty() {
-            return Ok(true);
-        }
         let mut asked = TopicPartitionList::new();
-        for partition in &new {
+        for partition in partitions {
             asked.add_partition(partition.topic.as_str(), partition.partition);
         }
-        let groups = self.consumer.fetch_group_list(Some(&self.name), TIMEOUT);
-        let (Ok(groups), Ok(committed)) = (groups, self.consumer.committed_offsets(asked, TIMEOUT)) else {
-            return Ok(false);
-        };
-        if groups.groups().iter().any(|group| !group.members().is_empty()) {
-            bail!("it has members, so it is another program's");
-        }
+        let Ok(committed) = self.consumer.committed_offsets(asked, TIMEOUT) else { return Ok(false) };
         for element in committed.elements() {
             if matches!(element.offset(), At::Offset(_)) && element.metadata() != METADATA {
                 bail!("{}/{} has an offset there that ksync did not write", element.topic(), element.partition());
             }
         }
-        self.ours.extend(new);
+        // Once there are members brokers refuse the commits of others.
+        if !self.had_no_members {
+            let Ok(groups) = self.consumer.fetch_group_list(Some(&self.name), TIMEOUT) else { return Ok(false) };
+            if groups.groups().iter().any(|group| !group.members().is_empty()) {
+                bail!("it has members, so it is another program's");
+            }
+            self.had_no_members = true;
+        }
         Ok(true)
     }
 }

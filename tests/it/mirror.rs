@@ -106,41 +106,47 @@ fn a_group_that_is_another_programs_stays_as_it_is_with_one_warning_and_nothing_
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(0..5));
     let handler = world.handler("");
-    let [busy, moved] = ["busy", "moved"].map(|name| Group::new(&world, &format!("{name}-{}", world.id)));
+    let [busy, moved, meanwhile] =
+        ["busy", "moved", "meanwhile"].map(|name| Group::new(&world, &format!("{name}-{}", world.id)));
     let consume = |name: &str, group: &Group| {
         world.consume(&format!("-t {products} -n {name} --mirror-group {} -- {handler}", group.name))
     };
-    let consumer = consume("moved", &moved);
-    world.eventually("it is shown", || moved.committed(&products) == ours(5));
+    let [consumer, mirroring] =
+        [("moved", &moved), ("meanwhile", &meanwhile)].map(|(name, group)| consume(name, group));
+    world.eventually("it is shown", || [&moved, &meanwhile].iter().all(|group| group.committed(&products) == ours(5)));
     end(consumer);
     // Somebody else's from now on, as far as anybody can see.
-    moved.commit(&world, &products, 2);
+    [&moved, &meanwhile].iter().for_each(|group| group.commit(&world, &products, 2));
     busy.join(&world, &products);
 
-    let consumers = [("moved", &moved), ("busy", &busy)].map(|(name, group)| (name, consume(name, group)));
-    let seats = ["moved", "busy"].map(|name| world.seat(&products, 0, name));
+    let [moved_on, queued] = [("moved", &moved), ("busy", &busy)].map(|(name, group)| (name, consume(name, group)));
+    let consumers = [moved_on, queued, ("meanwhile", mirroring)];
+    let seats = ["moved", "busy", "meanwhile"].map(|name| world.seat(&products, 0, name));
     let mut end = 5;
+    let not_ours = format!("{products}/0 has an offset there that ksync did not write");
     let warnings = [
-        moved.warning(&format!("{products}/0 has an offset there that ksync did not write")),
+        moved.warning(&not_ours),
         busy.warning("it has members, so it is another program's"),
+        meanwhile.warning(&not_ours),
     ];
     // Each look at a group comes with a commit.
     for _ in 0..2 {
         world.kafka.produce(&products, ids(end..end + 5));
         end += 5;
         world.eventually("the work goes on", || seats.iter().all(|seat| seat.offset() == Some(i64::from(end))));
-        world.eventually("both tell", || {
+        world.eventually("all tell", || {
             consumers.iter().zip(&warnings).all(|((_, consumer), warning)| consumer.says(&[warning.as_str()]))
         });
     }
-    world.for_a_while(SHOWN, "both stay as they are", || {
-        (moved.committed(&products), busy.committed(&products)) == (Some((2, String::new())), None)
+    let foreign = Some((2, String::new()));
+    world.for_a_while(SHOWN, "all stay as they are", || {
+        [&moved, &busy, &meanwhile].map(|group| group.committed(&products)) == [foreign.clone(), None, foreign.clone()]
     });
     for ((name, consumer), warning) in consumers.iter().zip(warnings) {
         assert_eq!(consumer.log_of("warn"), [warning], "{name}");
     }
     // Each name has had each record once: what stands in the group does not count.
-    let expected = (0..end).flat_map(|id| [id; 2]).map(|id| format!("{{\"id\":{id}}}")).collect::<Vec<_>>();
+    let expected = (0..end).flat_map(|id| [id; 3]).map(|id| format!("{{\"id\":{id}}}")).collect::<Vec<_>>();
     let mut done = handler.payloads();
     done.sort_by_key(|payload| payload[6..payload.len() - 1].parse::<u32>().unwrap());
     assert_eq!(done, expected);
