@@ -4,7 +4,7 @@
 //! shares, and each share is a batch of its own to the handler, to its retries and to the search for its bad records. The
 //! partition is done up to its first record that is not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future;
 use std::hash::RandomState;
 use std::pin::Pin;
@@ -13,18 +13,20 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::SemaphorePermit;
 
-use super::handling::{Handling, Leave};
+use super::handling::Leave;
 use super::trial::Trial;
-use super::turn::Turn;
 use super::window::{At, Window};
 use super::{Consume, Proven, end_by};
 use crate::dead_letter::Letter;
 use crate::fit::Standing;
 use crate::intake::{Intake, Load};
 use crate::lead::{Done, End, Held, Waiting};
-use crate::record::Batch;
 use crate::shutdown::Shutdown;
 use crate::topic::Offset;
+
+mod share;
+
+use share::Share;
 
 /// How many batches' worth of records there may be between the first that is not done and the last that is read.
 const BATCHES: usize = 16;
@@ -63,15 +65,6 @@ struct Open {
     is_putting_aside: bool,
     /// Whether the bad ones were judged once more, since they were too many.
     is_judged_again: bool,
-}
-
-/// Records that are given to a handler together.
-struct Share {
-    turn: Turn,
-    /// Where its records are in the window; `None` once the window knows that they are done.
-    records: Vec<Option<At>>,
-    /// Those that failed and let others of their key pass.
-    passed: BTreeSet<usize>,
 }
 
 /// What a task came to.
@@ -178,30 +171,6 @@ impl<'a> ByKey<'a> {
         self.batches.insert(number, open);
     }
 
-    /// Gives a share of what can be begun to a handler.
-    fn give_out(&mut self, permit: SemaphorePermit<'a>) {
-        let records = self.window.take(self.handlers, self.consume.limits.records);
-        let share = self.share(records);
-        self.go_on(share, Leave { going: None, permit: Some(permit) });
-    }
-
-    fn share(&self, records: Vec<At>) -> Box<Share> {
-        let mut batch = Batch::new(self.held.partition());
-        for at in &records {
-            batch.add_of(&self.batches[&at.batch].load.batch, at.index);
-        }
-        let turn = Turn::new(Load::of(batch), self.consume.rules, self.consume.pauses);
-        Box::new(Share { turn, records: records.into_iter().map(Some).collect(), passed: BTreeSet::new() })
-    }
-
-    fn go_on(&mut self, mut share: Box<Share>, leave: Leave<'a>) {
-        let handling = Handling { consume: self.consume, held: self.held, shutdown: self.shutdown };
-        self.tasks.push(Box::pin(async move {
-            let went = handling.go_on(&mut share.turn, None, leave).await;
-            Came::Worked { share, went }
-        }));
-    }
-
     /// Fails with what has to end all at once.
     fn take_in(&mut self, came: Came) -> Result<(), End> {
         let went = match came {
@@ -231,54 +200,6 @@ impl<'a> ByKey<'a> {
                 Ok(())
             }
             went => went,
-        }
-    }
-
-    /// Tells the window what is done of a share.
-    fn worked(&mut self, mut share: Box<Share>) {
-        let (trial, is_finished) = (&share.turn.trial, share.turn.is_finished());
-        let bad: BTreeSet<usize> = trial.bad().collect();
-        // What comes after a bad record of its key may have to be done again, so it is not done before that is judged.
-        let mut open = BTreeSet::new();
-        let (mut done, mut passes) = (vec![], vec![]);
-        for (index, at) in share.records.iter().enumerate().filter_map(|(index, at)| Some((index, (*at)?))) {
-            let key = self.window.key(at);
-            if bad.contains(&index) {
-                open.insert(key);
-            }
-            if trial.is_done(index) && (is_finished || !open.contains(&key)) {
-                done.push((index, at));
-            } else if open.contains(&key) && (is_finished || share.turn.waits) {
-                passes.push((index, at));
-            }
-        }
-        for (index, at) in passes {
-            self.window.let_pass(at);
-            if bad.contains(&index) {
-                share.passed.insert(index);
-            }
-        }
-        for (index, at) in done {
-            share.records[index] = None;
-            match share.passed.contains(&index) {
-                true => self.window.done_late(at),
-                false => self.window.done(at),
-            }
-        }
-        if !is_finished {
-            return self.goes_on(share);
-        }
-        for (index, letter) in bad.into_iter().zip(std::mem::take(&mut share.turn.load.letters)) {
-            let at = share.records[index].expect("what is bad is not done");
-            self.batches.get_mut(&at.batch).expect("it is open until all is done").bad.insert(at.index, letter);
-        }
-    }
-
-    fn goes_on(&mut self, share: Box<Share>) {
-        if self.held.until.is_some() && share.turn.stays_before.is_some() {
-            self.trouble.get_or_insert(share.turn.trouble());
-        } else {
-            self.go_on(share, Leave::default());
         }
     }
 

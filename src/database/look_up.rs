@@ -6,7 +6,10 @@ use anyhow::Error;
 
 use super::chunk::{Chunk, Filling, Limit};
 use super::scan::Scan;
+use super::sql::Sql;
+use super::statement::Dialect;
 use super::trouble::Trouble;
+use super::value::Value;
 use super::{Connection, Database, ask, cannot_read};
 use crate::message::Change;
 
@@ -56,5 +59,35 @@ impl Database {
             return Err(scan.repeated());
         }
         Ok(filling.finish(&scan.key).0.changes)
+    }
+}
+
+impl Scan {
+    /// The rows that have these keys, the values of which stand one behind the other.
+    fn among(&self, keys: &[Value]) -> Sql {
+        let (names, mut sql) = (self.names().join(", "), self.relation.select(&self.reads()));
+        let (dialect, width) = (self.relation.dialect, self.key.len());
+        if dialect == Dialect::MySql && width > 1 {
+            // MariaDB uses no index for a list of rows.
+            for (at, row) in keys.chunks(width).enumerate() {
+                sql.push(if at == 0 { "((" } else { " OR (" });
+                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
+                    sql.push(if place == 0 { "" } else { " AND " }).push(&self.relation.column(&column.name));
+                    sql.push(" = ").bind(&column.bind, value);
+                }
+                sql.push(")");
+            }
+        } else {
+            sql.push("(").push(&names).push(if dialect == Dialect::Sqlite { ") IN (VALUES " } else { ") IN (" });
+            for (at, row) in keys.chunks(width).enumerate() {
+                sql.push(if at == 0 { "(" } else { ", (" });
+                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
+                    sql.push(if place == 0 { "" } else { ", " }).bind(&column.bind, value);
+                }
+                sql.push(")");
+            }
+        }
+        sql.push(") ORDER BY ").push(&names);
+        sql
     }
 }

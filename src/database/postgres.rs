@@ -8,7 +8,8 @@ use sqlx::{Column as _, ConnectOptions, Connection, Executor, Row as _};
 
 use super::chunk::{Chunk, Filling};
 use super::column::{Column, Kind};
-use super::scan::{Relation, Scan};
+use super::relation::Relation;
+use super::scan::Scan;
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;

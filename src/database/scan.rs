@@ -9,76 +9,14 @@ use super::chunk::{Chunk, Limit, Members, Place};
 use super::column::{Column, Kind};
 use super::key::Key;
 use super::position::Position;
-use super::sql::{Sql, Table, quoted};
-use super::statement::{Dialect, fragment};
+use super::relation::Relation;
+use super::sql::Sql;
+use super::statement::Dialect;
 use super::trouble::Trouble;
 use super::value::Value;
-use super::{Rows, Source};
 
 /// How many rows are asked for at first where more than their keys is read: each of them may be large.
 const FIRST: usize = 100;
-
-/// The rows that are read, as they stand behind FROM and WHERE.
-#[derive(Clone)]
-pub(super) struct Relation {
-    pub dialect: Dialect,
-    pub table: Option<Table>,
-    pub from: String,
-    /// All columns of all rows.
-    pub whole: String,
-    alias: String,
-    filter: Option<String>,
-    /// How an error names it.
-    pub label: String,
-}
-
-impl Relation {
-    pub fn new(source: &Source, dialect: Dialect) -> Result<Relation, Trouble> {
-        match &source.rows {
-            Rows::Table { table, filter } => {
-                let name = Table::parse(table).map_err(Trouble::Misconfigured)?;
-                let filter = filter.as_deref().map(|filter| fragment(filter, dialect)).transpose();
-                Ok(Relation {
-                    dialect,
-                    from: name.quoted(dialect),
-                    whole: format!("SELECT * FROM {}", name.quoted(dialect)),
-                    alias: quoted(&name.name, dialect),
-                    table: Some(name),
-                    filter: filter.map_err(|error| Trouble::Refused(error.context("cannot use the condition")))?,
-                    label: format!("table {table}"),
-                })
-            }
-            Rows::Query(query) => {
-                let query = fragment(query, dialect);
-                let query = query.map_err(|error| Trouble::Refused(error.context("cannot use the query")))?;
-                Ok(Relation {
-                    dialect,
-                    table: None,
-                    // The line break ends a comment that may stand at the end.
-                    from: format!("({query}\n) AS ksync_rows"),
-                    whole: query,
-                    alias: "ksync_rows".to_owned(),
-                    filter: None,
-                    label: "the query".to_owned(),
-                })
-            }
-        }
-    }
-
-    /// A column, with its table: a bare name could mean the output column of that name.
-    pub fn column(&self, name: &str) -> String {
-        format!("{}.{}", self.alias, quoted(name, self.dialect))
-    }
-
-    /// `SELECT what FROM rows WHERE`, to which one more condition has to be added.
-    fn select(&self, what: &str) -> Sql {
-        let mut sql = Sql::new(self.dialect, format!("SELECT {what} FROM {} WHERE ", self.from));
-        if let Some(filter) = &self.filter {
-            sql.push("(").push(filter).push("\n) AND ");
-        }
-        sql
-    }
-}
 
 /// How far a source has been read; the connection may change in between.
 #[derive(Clone)]
@@ -192,34 +130,6 @@ impl Scan {
         sql
     }
 
-    /// The rows that have these keys, the values of which stand one behind the other.
-    pub(super) fn among(&self, keys: &[Value]) -> Sql {
-        let (names, mut sql) = (self.names().join(", "), self.relation.select(&self.reads()));
-        let (dialect, width) = (self.relation.dialect, self.key.len());
-        if dialect == Dialect::MySql && width > 1 {
-            // MariaDB uses no index for a list of rows.
-            for (at, row) in keys.chunks(width).enumerate() {
-                sql.push(if at == 0 { "((" } else { " OR (" });
-                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
-                    sql.push(if place == 0 { "" } else { " AND " }).push(&self.relation.column(&column.name));
-                    sql.push(" = ").bind(&column.bind, value);
-                }
-                sql.push(")");
-            }
-        } else {
-            sql.push("(").push(&names).push(if dialect == Dialect::Sqlite { ") IN (VALUES " } else { ") IN (" });
-            for (at, row) in keys.chunks(width).enumerate() {
-                sql.push(if at == 0 { "(" } else { ", (" });
-                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
-                    sql.push(if place == 0 { "" } else { ", " }).bind(&column.bind, value);
-                }
-                sql.push(")");
-            }
-        }
-        sql.push(") ORDER BY ").push(&names);
-        sql
-    }
-
     /// How many rows are left, as text.
     pub(super) fn count(&self) -> Sql {
         let mut sql = self.relation.select(match self.relation.dialect {
@@ -244,11 +154,11 @@ impl Scan {
         self.relation.dialect == Dialect::Postgres && is_plain && !self.is_queried
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.key.iter().map(|column| self.relation.column(&column.name)).collect()
     }
 
-    fn reads(&self) -> String {
+    pub(super) fn reads(&self) -> String {
         let others = self.others.iter().map(|(_, read)| &read[..]);
         self.key.iter().map(|column| column.read.as_str()).chain(others).collect::<Vec<_>>().join(", ")
     }

@@ -4,7 +4,8 @@ use anyhow::anyhow;
 
 use super::column::Column;
 use super::key::Key;
-use super::scan::{Relation, Scan};
+use super::relation::Relation;
+use super::scan::Scan;
 use super::sql::Table;
 use super::statement::Dialect;
 use super::trouble::Trouble;

@@ -10,7 +10,8 @@ use sqlx::{
 
 use super::chunk::{Chunk, Filling};
 use super::column::{Column, Kind};
-use super::scan::{Relation, Scan};
+use super::relation::Relation;
+use super::scan::Scan;
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::outcome::Failure;
+use super::outgoing::{self, Outgoing};
 use super::report::{Report, Said};
-use super::worker::{self, Outgoing, Worked, Worker};
+use super::worker::{Worked, Worker};
 use super::workers::Workers;
 use super::{Batch, GRACE};
 use crate::topic::{Offset, TopicPartition};
@@ -162,8 +163,8 @@ impl<T: FnMut(&Finding) -> Result<()>> Exam<'_, T> {
     async fn cancel_after_end(&mut self, worker: &mut Worker) -> Result<String, Failure> {
         let (id, payloads) = (self.next_id(), [json!({"id": -1}), json!({"id": -2})]);
         let (batch, lines) = (self.batch_of(payloads.len(), &id), self.lines(&payloads));
-        let begin = worker::begin(&batch);
-        let [end, cancel] = ["end", "cancel"].map(|kind| worker::line(&json!({"type": kind, "id": id})));
+        let begin = outgoing::begin(&batch);
+        let [end, cancel] = ["end", "cancel"].map(|kind| outgoing::line(&json!({"type": kind, "id": id})));
         let ends = [end, cancel].concat();
         let mut out = Outgoing::new([&begin, &lines, &ends]);
         let answer = reported(worker.hold(&id, &mut out, self.workers.timeout()).await, payloads.len())?;
@@ -172,7 +173,7 @@ impl<T: FnMut(&Finding) -> Result<()>> Exam<'_, T> {
     }
 
     async fn unknown(&mut self, worker: &mut Worker) -> Result<String, Failure> {
-        let line = worker::line(&json!({"type": "of-a-later-version"}));
+        let line = outgoing::line(&json!({"type": "of-a-later-version"}));
         worker.tell(&line, self.workers.timeout()).await?;
         self.batch(worker).await.map(|_| "passed over".to_owned())
     }

@@ -8,11 +8,14 @@
 mod answers;
 mod backoff;
 mod descendants;
+mod environment;
 mod exam;
 mod group;
 mod input;
 mod outcome;
+mod outgoing;
 mod output;
+mod path;
 mod process;
 mod report;
 mod result_pipe;
@@ -26,12 +29,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{Access, access};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -41,6 +43,7 @@ use crate::sys::Program;
 use crate::topic::{Name, Offset, TopicPartition};
 
 pub use backoff::{Backoff, Pauses};
+pub use environment::Environment;
 pub use exam::Finding;
 pub use outcome::{Failed, Failure, Kind, Outcome};
 use process::{Process, Remains};
@@ -56,15 +59,6 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Where the handler can say what became of single records.
 const RESULT_FD: i32 = 3;
-
-/// What even `--clean-env` lets through.
-const ALWAYS_PASSED: [&str; 3] = ["PATH", "LANG", "TZ"];
-
-/// By these systemd knows its service: the command must not speak for us, not even by `--pass-env`.
-const NEVER_PASSED: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
-
-/// Where programs are looked for when there is no PATH, as glibc does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The file that we run. By it the warden is started, and beside it stands who is whose descendant.
 const OURSELVES: &str = "/proc/self/exe";
@@ -97,15 +91,6 @@ pub struct Terms {
     pub timeout: Duration,
     /// Whether it may end well with some of its input unread.
     pub allows_unread: bool,
-}
-
-/// Which variables of our own environment the command gets.
-#[derive(Clone, Debug)]
-pub enum Environment {
-    /// All but `KSYNC_*`, our options and secrets, and what systemd tells us.
-    Ours,
-    /// PATH, LANG and TZ, and those that are named.
-    Clean { passed: Vec<String> },
 }
 
 /// What one run is given.
@@ -171,7 +156,7 @@ impl Command {
     /// Takes the environment as it is now.
     pub fn check(argv: Vec<String>, terms: Terms, environment: &Environment) -> Result<Command> {
         let name = argv.first().context("cannot start a command without a name")?;
-        let program = find(name).with_context(|| format!("cannot start '{name}'"))?;
+        let program = path::find(name).with_context(|| format!("cannot start '{name}'"))?;
         let mut environment: Vec<_> = env::vars_os().filter(|(variable, _)| environment.has(variable)).collect();
         environment.retain(|(variable, _)| variable != UNBUFFERED);
         environment.push((UNBUFFERED.into(), "1".into()));
@@ -255,21 +240,6 @@ impl Command {
     }
 }
 
-impl Environment {
-    fn has(&self, variable: &OsStr) -> bool {
-        if NEVER_PASSED.iter().any(|name| variable == *name) {
-            return false;
-        }
-        match self {
-            Environment::Ours => !variable.as_encoded_bytes().starts_with(b"KSYNC_"),
-            Environment::Clean { passed } => {
-                ALWAYS_PASSED.iter().any(|name| variable == *name)
-                    || passed.iter().any(|name| variable == name.as_str())
-            }
-        }
-    }
-}
-
 /// What a run comes to that has ended so, by itself or by its time, and has said this of its records.
 fn outcome(ended: Result<(), Failure>, report: Result<Vec<u8>, TooLong>, stderr: Vec<u8>) -> Outcome {
     let report = report.map_err(anyhow::Error::from).and_then(|lines| Report::parse(&lines));
@@ -318,42 +288,4 @@ impl Batch<'_> {
             ("KSYNC_RESULT_FD", RESULT_FD.to_string()),
         ]
     }
-}
-
-/// Where the program is, looked for as execvp does. The error ends in what to look at.
-fn find(name: &str) -> Result<PathBuf> {
-    if name.contains('/') {
-        let hint = |err: io::Error| match err.kind() {
-            io::ErrorKind::PermissionDenied => anyhow!("{err}; is it executable?"),
-            io::ErrorKind::NotFound => anyhow!("{err}; is the path right?"),
-            _ => err.into(),
-        };
-        executable(Path::new(name)).map_err(hint)?;
-        return Ok(name.into());
-    }
-    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let mut refused = None;
-    for directory in env::split_paths(&path) {
-        // An empty entry of PATH means the working directory; "./" keeps it a path.
-        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
-        let program = directory.join(name);
-        match executable(&program) {
-            Ok(()) => return Ok(program),
-            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused = Some((program, err)),
-            Err(_) => {}
-        }
-    }
-    match refused {
-        Some((program, err)) => Err(anyhow!("{err}; is {} executable?", program.display())),
-        None => Err(anyhow!("{}; is it on the PATH?", io::Error::from(rustix::io::Errno::NOENT))),
-    }
-}
-
-/// Fails as execve would, as far as that can be told without doing it.
-fn executable(program: &Path) -> io::Result<()> {
-    access(program, Access::EXEC_OK)?;
-    if program.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    Ok(())
 }
