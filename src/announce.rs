@@ -78,12 +78,12 @@ impl Phases {
         })
     }
 
-    /// What it means that instant messages do not arrive: of these changes, or of those before them.
+    /// What it means that instant messages of these changes do not arrive.
     pub fn unannounced(self, changed: &[Changed<'_>]) -> String {
         let changes = changed.last().map(|changed| changed.changes).unwrap_or_default();
         match self {
             Phases::Both | Phases::DelayOnly => UNANNOUNCED.to_owned(),
-            Phases::InstantOnly => format!("{LOST}{} and of the one before again", named(changes)),
+            Phases::InstantOnly => format!("{LOST}{} again", named(changes)),
         }
     }
 
@@ -190,7 +190,7 @@ impl Announcer {
         Ok((done, next_covered))
     }
 
-    /// Whether instant messages of the changes before have not arrived, which [`Announcer::act`] has told by its error.
+    /// Whether instant messages of the changes before have not arrived, which ended [`Announcer::act`].
     pub fn has_lost_before(&self) -> bool {
         self.has_lost_before
     }
@@ -267,11 +267,11 @@ impl Destination {
     }
 }
 
-/// By which keys a person finds them, where they have keys: ` (keys 1 to 20)`.
+/// By which keys a person finds them, where they have keys. Lines of stdin are in no order.
 pub fn named(changes: &[Change]) -> String {
     let key = |change: Option<&Change>| Some(String::from_utf8_lossy(change?.key.as_deref()?).into_owned());
     match (key(changes.first()), key(changes.last())) {
-        (Some(first), Some(last)) => format!(" (keys {first} to {last})"),
+        (Some(first), Some(last)) => format!(" (the first has the key {first}, the last one {last})"),
         _ => String::new(),
     }
 }

@@ -265,7 +265,8 @@ impl<DB: sqlx::Database> Transaction<'_, DB> {
 
 /// Whether it is the database itself that has not committed: not a pooler that has lost it, or a server that goes down meanwhile.
 fn is_refusal(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| is_code_of_refusal(&error.code().unwrap_or_default()))
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| is_code_of_refusal(&code))
 }
 
 /// By its SQLSTATE, of SQLite by the number that it has there.

@@ -86,16 +86,17 @@ impl Progress {
         }
     }
 
-    /// Shows the last figures; each that is done had so many messages, and `outlook` says what becomes of these.
-    pub fn finish(self, messages: u64, retries: u64, outlook: &str) {
+    /// Shows the last figures; each that is done had so many messages, and `outlook` says what becomes of these. Gives how many
+    /// are done.
+    pub fn finish(self, messages: u64, retries: u64, outlook: &str) -> u64 {
         if let Show::Bar(bar) = &self.show {
             bar.finish_and_clear();
         }
-        let (elapsed, messages) = (self.begun.elapsed(), self.done * messages);
+        let (elapsed, done, messages) = (self.begun.elapsed(), self.done, self.done * messages);
         match self.show {
             Show::Bar(_) | Show::Lines => {
                 let (seconds, rate) = (elapsed.as_secs_f64(), self.rate(elapsed));
-                let Progress { done, what, .. } = self;
+                let what = self.what;
                 info!(
                     "{done} {what} in {seconds:.1} s, {rate:.0} a second; {messages} messages, {retries} retries; {outlook}"
                 );
@@ -108,6 +109,7 @@ impl Progress {
             }
             Show::Nothing => {}
         }
+        done
     }
 
     /// Shows no more of a run that has failed; how many are done.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use log::{error, info};
 use tokio::time::Instant;
 
-use crate::announce::{Announcer, Covered, Destination, Phases};
+use crate::announce::{Announcer, Covered, Destination, Phases, named};
 use crate::database::Trouble;
 use crate::exit::Exit;
 use crate::progress::Progress;
@@ -69,6 +69,7 @@ impl Stream {
         let Some(journal) = Journal::begin(resume, &mut source, action.as_mut()).await? else {
             return Ok(Exit::Done);
         };
+        let is_of_lines = matches!(source, Source::Lines(_));
         let mut run = Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
         let mut retries = 0;
         let is_reindex = action.is_none() && phases == Phases::InstantOnly;
@@ -81,7 +82,7 @@ impl Stream {
             ended
         };
         let outlook = run.journal.outlook(ended.is_err());
-        match ended {
+        let rows = match ended {
             Ok(_) => run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases)),
             Err(_) => {
                 // Where nothing is kept, a re-index counts what it has queued.
@@ -91,10 +92,13 @@ impl Stream {
                 let but = if may_be_lost { "; what it does not find any more it does not announce" } else { "" };
                 let rows = run.progress.give_up();
                 info!("failed after {most}{rows} rows{outlook}{but}");
+                rows
             }
-        }
+        };
         if let Ok(Exit::Again) = ended {
-            info!("asked to end before the end of the source{outlook}");
+            let behind =
+                if is_of_lines { format!("; go on behind line {rows}, blank ones not counted") } else { outlook };
+            info!("asked to end before the end of the source{behind}");
         }
         ended
     }
@@ -214,7 +218,8 @@ impl Run<'_> {
             };
             let next_changed = next.as_ref().map(|next| next.changed(&self.to));
             let changed = (&[chunk.changed(&self.to)][..], next_changed.as_slice());
-            let (took, covered) = self.announcer.act(covered, changed, phases, action).await?;
+            let acted = self.announcer.act(covered, changed, phases, action).await;
+            let (took, covered) = acted.map_err(|error| self.with_those_before(error))?;
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }
@@ -287,6 +292,16 @@ impl Run<'_> {
             biased;
             () = self.shutdown.requested() => Ok(Err(Exit::Again)),
             chunk = chunks.next() => Ok(Ok(chunk?)),
+        }
+    }
+
+    /// The error, which may be that of the chunk before.
+    fn with_those_before(&self, error: anyhow::Error) -> anyhow::Error {
+        match &self.unsettled {
+            Some(before) if self.announcer.has_lost_before() && self.phases == Phases::InstantOnly => {
+                error.context(format!("announce the rows of the chunk before{}, too", named(before.changes())))
+            }
+            _ => error,
         }
     }
 

@@ -135,8 +135,8 @@ async function transaction(pool, body, begin = 'BEGIN') {
     if (!committed) throw new KsyncError('the database has rolled back at COMMIT, since a statement had failed');
     return result;
   } catch (error) {
-    tx.isOver = true; // Postgres says ERROR where it has refused; all else, such as a lost connection, may come after the commit
-    if (error?.severity === 'ERROR' && !/^(08|40003|XX)/.test(error.code)) committed = false;
+    tx.isOver = true; // pg's errors of the server have a severity, in its language; all else may come after the commit
+    if (error?.severity && !/^(08|40003|57P|XX|undefined)/.test(error.code)) committed = false;
     if (committed === false) isClean = await client.query('ROLLBACK').then(() => true, () => false);
     fail(error, committed);
   } finally {

@@ -118,6 +118,8 @@ impl ResumeOptions {
             ("query", options.query.clone()),
             ("key", Some(scan.key_names())),
             ("time zone", zone),
+            // It may decide which rows a table shows.
+            ("session sql", options.session_sql.clone()),
             ("payload", (options.payload != ["key"]).then(|| options.payload.join(","))),
             ("sql", sql),
             ("command", command),

@@ -28,7 +28,10 @@ impl Database {
                     Some(socket) => socket.display().to_string(),
                     None => options.get_host().to_owned(),
                 };
-                let sql = "SELECT concat(current_database(), ', schema ', current_schema())";
+                // Where tables have policies each user may have rows of his own.
+                let sql =
+                    "SELECT concat(current_database(), ', schema ', current_schema(), (SELECT ', user ' || current_user
+                           WHERE EXISTS (SELECT FROM pg_class WHERE relrowsecurity)))";
                 (format!("postgres at {address}:{}", options.get_port()), sql)
             }
             Connection::MySql(_) => {

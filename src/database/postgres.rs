@@ -63,12 +63,14 @@ impl Postgres {
         sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 
-    /// The columns of unique indexes, each with its index.
+    /// The columns of unique indexes, each with its index. One says nothing of the rows of tables that inherit from its own.
     pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
         let sql = "SELECT indexrelid::text, attname::text
                    FROM pg_index, unnest(indkey) WITH ORDINALITY AS keys (attnum, place) JOIN pg_attribute USING (attnum)
                    WHERE indrelid = $1::text::regclass AND attrelid = indrelid AND place <= indnkeyatts
-                   AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL";
+                   AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+                   AND NOT EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhparent
+                                   WHERE inhparent = indrelid AND relkind = 'r')";
         sqlx::query_as(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 

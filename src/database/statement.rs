@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lexer::split;
-use super::tuple::Tuple;
+use super::tuple::Place;
 
 /// Which SQL the database of a URL speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl Dialect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     parts: Vec<String>,
-    /// For MySQL and MariaDB: what each `:keys` stands in, where that is `(a, b) IN (:keys)`.
-    tuples: Vec<Option<Tuple>>,
+    /// For MySQL and MariaDB: what each `:keys` stands in.
+    places: Vec<Place>,
 }
 
 impl Statement {
@@ -42,13 +42,13 @@ impl Statement {
             parts.len() > 1,
             "the statement has no :keys outside of strings and comments; write for example ... WHERE id IN (:keys)"
         );
-        let tuples = match dialect {
+        let places = match dialect {
             Dialect::MySql => {
-                parts.windows(2).map(|pair| Tuple::between(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?
+                parts.windows(2).map(|pair| Place::between(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?
             }
             Dialect::Postgres | Dialect::Sqlite => Vec::new(),
         };
-        Ok(Statement { parts, tuples })
+        Ok(Statement { parts, places })
     }
 
     /// The statement as it was given, but for a `;` at its end.
@@ -70,14 +70,13 @@ impl Statement {
     pub(super) fn with_columns(&self, columns: usize, keys: &str, condition: impl Fn(&[String]) -> String) -> String {
         let (mut text, mut from) = (String::new(), 0);
         for (at, part) in self.parts.iter().enumerate() {
-            let tuple = self.tuples.get(at).and_then(Option::as_ref);
-            match tuple.filter(|tuple| columns > 1 && tuple.names.len() == columns) {
-                Some(tuple) => {
+            match self.places.get(at) {
+                Some(Place::Tuple(tuple)) if columns > 1 && tuple.names.len() == columns => {
                     text.push_str(&part[from..tuple.begin]);
                     text.push_str(&condition(&tuple.names));
                     from = tuple.end;
                 }
-                None => {
+                _ => {
                     text.push_str(&part[from..]);
                     text.push_str(if at < self.places() { keys } else { "" });
                     from = 0;
@@ -89,8 +88,12 @@ impl Statement {
 
     /// Whether the database would look for the rows of so many key columns without an index.
     pub fn may_scan(&self, columns: usize) -> bool {
-        let has_all = |tuple: &Option<Tuple>| tuple.as_ref().is_some_and(|tuple| tuple.names.len() == columns);
-        columns > 1 && !self.tuples.iter().all(has_all)
+        let may = |place: &Place| match place {
+            Place::Tuple(tuple) => tuple.names.len() != columns,
+            Place::Scan => true,
+            Place::Rows => false,
+        };
+        columns > 1 && self.places.iter().any(may)
     }
 }
 
@@ -259,9 +262,11 @@ mod tests {
             "WHERE (a, f(b)) IN (:keys)",
             "WHERE (a, b) IN (:keys, (1, 2))",
             "WHERE a IN (:keys)",
-            "UPDATE t JOIN (VALUES :keys) AS k SET n = 1",
         ] {
             assert_eq!(written(sql), (sql.replace(":keys", "<>"), true));
+        }
+        for sql in ["UPDATE t JOIN (VALUES :keys) AS k SET n = 1", "INSERT INTO t (a, b) VALUES :keys"] {
+            assert_eq!(written(sql), (sql.replace(":keys", "<>"), false));
         }
         let one = Statement::parse("WHERE (a) IN (:keys)", MySql).unwrap();
         assert_eq!(

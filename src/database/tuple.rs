@@ -8,6 +8,16 @@ use super::statement::Dialect;
 /// Behind which a condition begins: what stands behind a name would be the arguments of a call.
 const BEFORE: [&str; 9] = ["where", "and", "or", "xor", "not", "on", "having", "when", "("];
 
+/// What a `:keys` stands in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Tuple(Tuple),
+    /// Rows are looked for by it in another way, which no index serves.
+    Scan,
+    /// It is a list of rows by itself.
+    Rows,
+}
+
 /// The columns of it, and where it begins and ends in what stands before and behind its `:keys`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tuple {
@@ -16,19 +26,28 @@ pub(super) struct Tuple {
     pub end: usize,
 }
 
-impl Tuple {
-    /// `None` where `before` and `behind` make something else of `:keys`.
-    pub fn between(before: &str, behind: &str) -> Result<Option<Tuple>> {
+impl Place {
+    pub fn between(before: &str, behind: &str) -> Result<Place> {
         let (before, behind) = (tokens(before, Dialect::MySql)?, tokens(behind, Dialect::MySql)?);
-        let [rest @ .., (_, ")"), (_, word), (_, "(")] = before.as_slice() else { return Ok(None) };
-        let [(end, ")"), ..] = behind.as_slice() else { return Ok(None) };
-        let Some(open) = rest.iter().rposition(|(_, token)| *token == "(") else { return Ok(None) };
-        let is_condition =
-            rest[..open].last().is_some_and(|(_, word)| BEFORE.iter().any(|it| it.eq_ignore_ascii_case(word)));
-        let names = rest[open + 1..].split(|(_, token)| *token == ",").map(name).collect::<Option<Vec<_>>>();
+        let [rest @ .., (_, word), (_, "(")] = before.as_slice() else { return Ok(Place::Rows) };
+        if !word.eq_ignore_ascii_case("in") {
+            return Ok(Place::Rows);
+        }
+        Ok(Tuple::ending(rest, &behind).map_or(Place::Scan, Place::Tuple))
+    }
+}
+
+impl Tuple {
+    /// That at the end of what stands before ` IN (`.
+    fn ending(before: &[(usize, &str)], behind: &[(usize, &str)]) -> Option<Tuple> {
+        let [rest @ .., (_, ")")] = before else { return None };
+        let [(end, ")"), ..] = behind else { return None };
+        let open = rest.iter().rposition(|(_, token)| *token == "(")?;
+        let (_, word) = rest[..open].last()?;
+        let names = rest[open + 1..].split(|(_, token)| *token == ",").map(name).collect::<Option<Vec<_>>>()?;
         let (begin, _) = rest[open];
-        let is_it = word.eq_ignore_ascii_case("in") && is_condition;
-        Ok(names.filter(|_| is_it).map(|names| Tuple { names, begin, end: end + 1 }))
+        let is_condition = BEFORE.iter().any(|before| before.eq_ignore_ascii_case(word));
+        is_condition.then_some(Tuple { names, begin, end: end + 1 })
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 
 use super::scan::Scan;
+use super::statement::Dialect;
 use super::trouble::Trouble;
 use super::{Connection, Database, ask, cannot_read};
 
@@ -13,10 +14,12 @@ impl Database {
     pub async fn has_unique_key(&mut self, scan: &Scan) -> Result<bool, Trouble> {
         let Some(table) = &scan.relation.table else { return Ok(false) };
         let is_of_key = |name: &String| scan.key.iter().any(|column| column.name == *name);
-        // The rowid of SQLite has no index.
-        let primary = self.primary_key(table).await?;
-        if !primary.is_empty() && primary.iter().all(is_of_key) {
-            return Ok(true);
+        if self.dialect() == Dialect::Sqlite {
+            // The rowid has no index.
+            let primary = self.primary_key(table).await?;
+            if !primary.is_empty() && primary.iter().all(is_of_key) {
+                return Ok(true);
+            }
         }
         let mut indexes = BTreeMap::<String, Vec<String>>::new();
         for (index, column) in ask!(self, session => session.unique_columns(table))?? {

@@ -154,9 +154,10 @@ impl Session {
         let enough = (self.timeout * 5 / 2).as_millis().div_ceil(1000);
         ensure!(
             self.timeout <= self.asked,
-            "ZooKeeper grants no session timeout below {:?}, and so near to that another process might lead before the handlers \
-             of this one are ended; ask for {enough}s or more (--session-timeout)",
-            self.timeout
+            "ZooKeeper grants no session timeout below {least:?}, and where that is less than five of its ticks (tickTime) \
+             another process might lead before the handlers of this one are ended; ask for {enough}s, or for {least:?} where it is \
+             five ticks or more (--session-timeout)",
+            least = self.timeout
         );
         Ok(())
     }

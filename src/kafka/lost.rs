@@ -18,8 +18,8 @@ use crate::sys;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// When a client that goes on to know none is told again: librdkafka keeps what it is told for good, and there may be no broker
-/// for days.
+/// After how long at most a client that goes on to know none is told again: librdkafka keeps what it is told for good, and there
+/// may be no broker for days.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// A client of librdkafka.
@@ -50,7 +50,9 @@ client!(ThreadedProducer, ProducerContext, client);
 struct Watched {
     client: Weak<dyn Client>,
     bootstrap: String,
-    told: Option<Instant>,
+    /// When it is told, and how long after that it is again.
+    due: Instant,
+    pause: Duration,
 }
 
 /// Looks after the client as long as there is one.
@@ -59,7 +61,7 @@ struct Watched {
 pub(super) fn look_after(client: Weak<dyn Client>, bootstrap: &str) -> std::io::Result<()> {
     static NEW: Mutex<Option<Sender<Watched>>> = Mutex::new(None);
     let mut new = NEW.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut watched = Watched { client, bootstrap: bootstrap.to_owned(), told: None };
+    let mut watched = Watched { client, bootstrap: bootstrap.to_owned(), due: Instant::now(), pause: INTERVAL };
     if let Some(new) = &*new {
         match new.send(watched) {
             Ok(()) => return Ok(()),
@@ -88,10 +90,11 @@ impl Watched {
     fn look(&mut self) -> bool {
         let Some(client) = self.client.upgrade() else { return false };
         if client.has_brokers() {
-            self.told = None;
-        } else if self.told.is_none_or(|told| told.elapsed() >= AGAIN) {
-            self.told = Some(Instant::now());
+            (self.due, self.pause) = (Instant::now(), INTERVAL);
+        } else if self.due <= Instant::now() {
             client.begin_at(&self.bootstrap);
+            self.due += self.pause;
+            self.pause = (2 * self.pause).min(AGAIN);
         }
         true
     }

@@ -17,6 +17,9 @@ use crate::topic::{Offset, TopicPartition};
 /// What our commits carry, so that another program's are known from them.
 const METADATA: &str = "ksync";
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// And whether the group has members, which all brokers are asked for.
+const AGAIN: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How many notes may wait for a thread that waits for a broker; those that come then are left out, newer ones follow.
 const NOTES: usize = 1024;
@@ -40,7 +43,7 @@ impl Mirror {
         config.set("group.id", group).set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         let consumer = cluster.client(&config, cluster.quiet_log())?;
         let (notes, noted) = sync_channel(NOTES);
-        let group = Group { name: group.to_owned(), consumer, had_no_members: false };
+        let group = Group { name: group.to_owned(), consumer, asked: None };
         std::thread::spawn(move || group.repeat(&noted));
         Ok(Mirror { notes })
     }
@@ -63,7 +66,8 @@ impl Mirror {
 struct Group {
     name: String,
     consumer: Arc<BaseConsumer<ClientLog>>,
-    had_no_members: bool,
+    /// When it was seen to have no members.
+    asked: Option<Instant>,
 }
 
 impl Group {
@@ -124,13 +128,13 @@ impl Group {
                 bail!("{}/{} has an offset there that ksync did not write", element.topic(), element.partition());
             }
         }
-        // Once there are members brokers refuse the commits of others.
-        if !self.had_no_members {
+        // While it has members brokers refuse the commits of others.
+        if self.asked.is_none_or(|asked| asked.elapsed() >= AGAIN) {
             let Ok(groups) = self.consumer.fetch_group_list(Some(&self.name), TIMEOUT) else { return Ok(false) };
             if groups.groups().iter().any(|group| !group.members().is_empty()) {
                 bail!("it has members, so it is another program's");
             }
-            self.had_no_members = true;
+            self.asked = Some(Instant::now());
         }
         Ok(true)
     }

@@ -51,6 +51,9 @@ impl Held<'_> {
                 Ok(Some(id)) if id.differs_from(self.topic_id) => {
                     return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
                 }
+                Ok(Some(id)) if id.is_known() => {
+                    return Err(End::Again(anyhow!("the brokers tell the id of topic {topic} now ({id})")));
+                }
                 Ok(Some(_)) => {
                     return Err(End::Again(anyhow!(
                         "not all brokers tell the id of topic {topic}, as Kafka does since 2.8"
@@ -85,7 +88,8 @@ impl Held<'_> {
         };
         // Past what no consumer is given there is no epoch: then the one before still tells whether the log was cut off.
         let (leader_epoch, last) = if leader_epoch.is_some() || last.is_some() {
-            (leader_epoch, last)
+            // Without ids the log is recognised by it alone.
+            (leader_epoch, last.or(from.last.filter(|_| !checked.0.is_known())))
         } else {
             (from.leader_epoch, from.last)
         };

@@ -199,7 +199,9 @@ impl Reign<'_> {
         };
         // What lies before the log's beginning cannot be read any more.
         let epoch = standing.epoch().map(|epoch| Epoch { end: epoch.end.max(log.begin), ..epoch });
-        Ok(Place { standing, topic_id, epoch, is_new: moved })
+        // With ids a topic that is made again is known for sure, also where nothing is read until then.
+        let has_learned = topic_id.is_known() && kept.topic_id.is_some_and(|id| !id.is_known());
+        Ok(Place { standing, topic_id, epoch, is_new: moved || has_learned })
     }
 
     /// What is there now in the place of the last record that was read, where ids do not tell this log from another one.

@@ -139,11 +139,11 @@ impl Journal {
     /// After the last acknowledgement of a chunk.
     pub async fn end_chunk(&mut self) -> Result<()> {
         let Some(kept) = &mut self.kept else { return Ok(()) };
-        kept.checkpoint = kept.next.clone();
-        match &kept.keeper {
-            Keeper::File(file) => file.write(kept.checkpoint.text()?).await,
-            Keeper::Table(_) => Ok(()),
+        if let Keeper::File(file) = &kept.keeper {
+            file.write(kept.next.text()?).await?;
         }
+        kept.checkpoint = kept.next.clone();
+        Ok(())
     }
 
     /// After the last row; `database` is where the statements were run.

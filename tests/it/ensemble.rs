@@ -75,8 +75,9 @@ fn a_session_timeout_that_zookeeper_makes_longer_is_refused_and_it_is_said_what_
     {
         assert_eq!(process.wait(), End::Status(78));
         let told = format!(
-            "cannot queue for {seat}: ZooKeeper grants no session timeout below 1s, and so near to that another process might \
-             lead before the handlers of this one are ended; ask for 3s or more (--session-timeout)"
+            "cannot queue for {seat}: ZooKeeper grants no session timeout below 1s, and where that is less than five of its \
+             ticks (tickTime) another process might lead before the handlers of this one are ended; ask for 3s, or for 1s where \
+             it is five ticks or more (--session-timeout)"
         );
         assert_eq!((process.log_of("error"), process.log_of("warn")), (vec![told], vec![]));
     }

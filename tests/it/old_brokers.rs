@@ -12,6 +12,9 @@ use tokio::sync::OnceCell;
 use crate::protocol::{Mock, Take, leading};
 use crate::support::{World, block_on, log_lines};
 
+/// The id of a topic where brokers tell none.
+const UNKNOWN: &str = "00000000000000000000000000000000";
+
 /// Leads the mock's partition until it is so; gives what was taken.
 fn led(world: &World, mock: &Mock, accepted: &[AcceptLoss], is_so: impl FnMut() -> bool) -> Vec<String> {
     let (taken, (trigger, shutdown)) = (Arc::<Mutex<Vec<String>>>::default(), Shutdown::new());
@@ -34,35 +37,38 @@ fn said(level: &str, topic: &str) -> Vec<String> {
 
 #[test]
 fn without_ids_a_topic_that_was_made_again_is_recognised_by_the_last_record_that_was_read() {
-    let world = World::new("no-ids");
-    let topic = format!("products-{}", world.id);
-    assert_eq!(said("WARN", &topic), [""; 0]);
-    let seat = world.seat(&topic, 0, "indexer");
-    let mock = Mock::without_ids(&topic);
-    (1..=3).for_each(|id| mock.produce(&id.to_string()));
-    assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(3)), ["1", "2", "3"]);
-    assert_eq!(seat.state()["topic_id"], json!("0".repeat(32)));
-    let told =
-        format!("WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again");
-    let warnings = said("WARN", &topic);
-    assert!(warnings.len() == 1 && warnings[0].starts_with(&told), "{warnings:?}");
-    // It is the same still.
-    mock.produce("4");
-    assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
-    assert_eq!(said("ERROR", &topic), [""; 0]);
+    for (fourth, last) in [("4", 3), ("half", 2)] {
+        let world = World::new(&format!("no-ids-{last}"));
+        let topic = format!("products-{}", world.id);
+        assert_eq!(said("WARN", &topic), [""; 0]);
+        let seat = world.seat(&topic, 0, "indexer");
+        let mock = Mock::without_ids(&topic);
+        (1..=3).for_each(|id| mock.produce(&id.to_string()));
+        assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(3)), ["1", "2", "3"]);
+        assert_eq!(seat.state()["topic_id"], json!(UNKNOWN));
+        let told =
+            format!("WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again");
+        let warnings = said("WARN", &topic);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&told), "{warnings:?}");
+        // It is the same still.
+        mock.produce(fourth);
+        assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), [fourth]);
+        assert_eq!(said("ERROR", &topic), [""; 0]);
 
-    // Longer than the old one: the offset looks as if it fitted.
-    let again = Mock::without_ids(&topic);
-    ["a", "b", "c", "d", "e"].iter().for_each(|text| again.produce(text));
-    let halted = led(&world, &again, &[], || said("ERROR", &topic).len() == 1);
-    assert_eq!((halted, seat.offset()), (vec![], Some(4)));
-    let error = said("ERROR", &topic).remove(0);
-    assert!(error.contains(": the record at offset 3 is not the one that was read there: "), "{error}");
-    let (_, option) = error.split_once("--accept-loss ").unwrap();
-    let accepted: AcceptLoss = option.split_once(": ").unwrap().0.parse().unwrap();
-    assert_eq!(accepted.to_string(), format!("{topic}/0:4-0@{}", "0".repeat(32)));
-    let taken = led(&world, &again, &[accepted], || seat.offset() == Some(5));
-    assert_eq!(taken, ["a", "b", "c", "d", "e"]);
+        // Longer than the old one: the offset looks as if it fitted.
+        let again = Mock::without_ids(&topic);
+        ["a", "b", "c", "d", "e"].iter().for_each(|text| again.produce(text));
+        let halted = led(&world, &again, &[], || said("ERROR", &topic).len() == 1);
+        assert_eq!((halted, seat.offset()), (vec![], Some(4)));
+        let error = said("ERROR", &topic).remove(0);
+        let told = format!(": the record at offset {last} is not the one that was read there: ");
+        assert!(error.contains(&told), "{error}");
+        let (_, option) = error.split_once("--accept-loss ").unwrap();
+        let accepted: AcceptLoss = option.split_once(": ").unwrap().0.parse().unwrap();
+        assert_eq!(accepted.to_string(), format!("{topic}/0:4-0@{UNKNOWN}"));
+        let taken = led(&world, &again, &[accepted], || seat.offset() == Some(5));
+        assert_eq!(taken, ["a", "b", "c", "d", "e"]);
+    }
 }
 
 #[test]
@@ -85,9 +91,11 @@ fn brokers_that_become_newer_and_tell_ids_are_not_taken_for_other_topics() {
         }
         mock.broker.apiversion(Metadata, Some(0), Some(12)).unwrap();
         mock.broker.apiversion(Fetch, Some(0), Some(16)).unwrap();
+        // Also where nothing is read until then.
+        assert_eq!(led(&world, &mock, &[], || seat.state()["topic_id"] != json!(UNKNOWN)), [""; 0]);
         mock.produce("4");
         assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
-        assert_ne!(seat.state()["topic_id"], json!("0".repeat(32)));
+        assert_ne!(seat.state()["topic_id"], json!(UNKNOWN));
         assert_eq!(said("ERROR", &topic), [""; 0]);
     }
 }

@@ -278,6 +278,10 @@ fn a_checkpoint_of_another_job_is_refused_difference_by_difference() {
             .replace("topic: items", "topic: orders"),
         ),
         (
+            format!("{} {UPDATE} --session-sql 'SET lock_timeout = 1000'", source(&topic, &postgres)),
+            "session sql: none there, SET lock_timeout = 1000 here".to_owned(),
+        ),
+        (
             format!("{} {UPDATE}", source(&topic, &mariadb)),
             format!(
                 "database: {}, schema ksync_resume_other there, ksync_resume_other here; server: postgres at {} there, \
