@@ -85,6 +85,10 @@ impl Scan {
                     sql.push(if place == 0 { "" } else { ", " }).bind(&column.bind, value);
                 }
                 sql.push(")");
+                if let (Dialect::Sqlite, [column], [value]) = (dialect, &self.key[..], row) {
+                    // In a column without a type the text of a number is another key, and has the same record key.
+                    sql.push(", (").bind(&column.bind, &Value::Text(value.text().into_owned())).push(")");
+                }
             }
         }
         sql.push(") ORDER BY ").push(&names);

@@ -46,8 +46,9 @@ fn without_ids_a_topic_that_was_made_again_is_recognised_by_the_last_record_that
         (1..=3).for_each(|id| mock.produce(&id.to_string()));
         assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(3)), ["1", "2", "3"]);
         assert_eq!(seat.state()["topic_id"], json!(UNKNOWN));
-        let told =
-            format!("WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again");
+        let told = format!(
+            "WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again"
+        );
         let warnings = said("WARN", &topic);
         assert!(warnings.len() == 1 && warnings[0].starts_with(&told), "{warnings:?}");
         // It is the same still.

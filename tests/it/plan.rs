@@ -253,7 +253,9 @@ fn a_key_that_rows_may_share_is_told_and_looked_for_first_where_they_are_counted
         assert_eq!(run(update), quiet, "{primary:?}");
         if primary.dialect == Dialect::Postgres {
             // An index says nothing of the tables that inherit from its own.
-            block_on(primary.execute("CREATE TABLE old () INHERITS (products); INSERT INTO old SELECT * FROM products"));
+            block_on(
+                primary.execute("CREATE TABLE old () INHERITS (products); INSERT INTO old SELECT * FROM products"),
+            );
             assert_eq!(run(&format!("--count {update}")), (End::Status(78), vec![refused.to_owned()]));
         }
     }

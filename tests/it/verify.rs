@@ -171,6 +171,12 @@ fn keys_of_every_kind_are_looked_up_in_the_primary() {
                 &[r#"[1,"x"]"#, r#"[1,"y\""]"#][..],
             ),
             ("a VARCHAR(9) PRIMARY KEY", "('007'), ('a'), (' ')", &["007", "a", " "]),
+            // What looks like a number or like bytes, in SQLite in a column without a type.
+            (
+                of("a VARCHAR(9) PRIMARY KEY", "a VARCHAR(9) PRIMARY KEY", "a PRIMARY KEY"),
+                of(r"('7'), ('\x41')", r"('7'), ('\\x41')", r"('7'), ('\x41')"),
+                &["7", r"\x41"],
+            ),
             ("a DECIMAL(9, 2) PRIMARY KEY", "(0.5), (7.25)", &[of("0.50", "0.50", "0.5"), "7.25"]),
             (
                 of("a UUID PRIMARY KEY", "a BINARY(2) PRIMARY KEY", "a BLOB PRIMARY KEY"),
