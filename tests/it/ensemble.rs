@@ -1,17 +1,21 @@
 //! What may happen to ZooKeeper itself, and to the way there: servers that are cut off, slow lines, lost data.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ksync::election::Lost;
 use rustix::process::{Signal, kill_process};
+use tokio::task::JoinSet;
 
 use crate::consume::ids;
 use crate::support::election::{self, SOON, T, assert_between, at, seat, within};
-use crate::support::{End, Mode, Proxy, Seat, Services, World, block_on, is_full, pass, reigns};
+use crate::support::{End, Mode, Process, Proxy, Seat, Services, World, block_on, is_full, pass, reigns};
 
 /// What a server says of itself in answer to a command of four letters; nothing where it does not answer.
 pub fn told(server: &str, command: &str) -> String {
@@ -109,6 +113,74 @@ async fn a_slow_line_moves_no_leadership() {
     assert!(lease.is_held() && offset > 5);
 }
 
+/// The other traffic on a line: so many requests are under way at any time, to write such a piece or to read it.
+const OTHERS: u32 = 8;
+const PIECE: u32 = 1500;
+
+/// Has others fill a line in both directions until the tasks are dropped; tells how often a piece has gone each way.
+fn fill(world: &World, line: &Proxy) -> (JoinSet<()>, Arc<AtomicU32>) {
+    let (others, piece) = (world.seat("others", 0, "others"), "x".repeat(PIECE as usize));
+    others.write("piece", &piece);
+    let (client, path, passed) = (Seat::connect(&line.address), others.path("piece"), Arc::<AtomicU32>::default());
+    let mut tasks = JoinSet::new();
+    block_on(async {
+        for _ in 0..OTHERS {
+            let (client, path, piece, passed) = (client.clone(), path.clone(), piece.clone(), passed.clone());
+            tasks.spawn(async move {
+                while client.set_data(&path, piece.as_bytes(), None).await.is_ok()
+                    && client.get_data(&path).await.is_ok()
+                {
+                    passed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (tasks, passed)
+}
+
+#[test]
+fn a_narrow_line_that_others_fill_moves_no_leadership() {
+    const BATCH: usize = 5;
+    // In the long form it has 64 kbit/s; in both as much passes within a session timeout.
+    let (session, seconds, most) = if is_full() { (10, 600, 2) } else { (4, 12, 0) };
+    let bytes_per_second = 80_000 / session;
+    let world = World::new("narrow");
+    let products = world.topic("products", 1);
+    let (line, handler) = (block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER"))), world.handler(""));
+    let way = format!("--zookeeper {}/{} --session-timeout {session}s", line.address, world.id);
+    let options = format!("-t {products} -n indexer {way} --batch-size {BATCH}");
+    let mut consumers = [0, 1].map(|_| world.consume(&format!("{options} -- {handler}")));
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("one leads, the other stands by", || seat.candidates().len() == 2 && seat.offset() == Some(0));
+    line.set(Mode::Narrow(bytes_per_second));
+    let (others, passed) = fill(&world, &line);
+    // More than can be committed meanwhile.
+    world.kafka.produce(&products, ids(0..40 * BATCH as u32 * seconds / session));
+    let changes = |consumers: &[Process]| {
+        let log = consumers.iter().flat_map(Process::log);
+        log.filter(|line| line.contains("no longer leading: ")).count()
+    };
+    let commits = || seat.node("offset").unwrap().1.version;
+    let before = commits();
+    let time = Duration::from_secs(seconds.into());
+    world.for_a_while(time, "the leader stays", || changes(&consumers) <= most);
+    let (commits, passed) = (commits() - before, passed.load(Ordering::Relaxed));
+    drop(others);
+    assert!(commits as u32 >= 2 * seconds / session, "{commits} commits in {time:?}");
+    assert!(passed * PIECE >= bytes_per_second * seconds / 3, "the line was not full: {passed} pieces in {time:?}");
+    assert_eq!(seat.candidates().len(), 2);
+    let changes = changes(&consumers);
+    line.set(Mode::Open);
+    for consumer in &mut consumers {
+        consumer.signal(Signal::TERM);
+        assert_eq!(consumer.wait(), End::Status(0));
+    }
+    let (done, offset) = (handler.payloads(), seat.offset().unwrap() as usize);
+    assert_eq!(done.iter().collect::<BTreeSet<_>>().len(), offset);
+    // Each time that one stops leading, a batch may be done that was not committed.
+    assert!(done.len() <= offset + BATCH * changes, "{} were done up to {offset}, {changes} changes", done.len());
+}
+
 #[test]
 fn a_line_that_flaps_lets_the_work_go_on_and_skips_nothing() {
     let (world, since) = (World::new("flaps"), SystemTime::now());
@@ -196,40 +268,54 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
 async fn of_many_candidates_one_leads_at_a_time_and_each_change_wakes_but_the_next() {
     let world = election::World::new("herd").await;
     let (candidates, changes) = if is_full() { (200, 50) } else { (40, 20) };
-    let proxy = Proxy::to(&world.server).await;
-    let elections: Vec<_> = (0..candidates).map(|_| world.election_through(&proxy.address)).collect();
+    // Whoever will lead has a way of its own, by which it can be killed.
+    let mut ways = vec![];
+    for _ in 0..=changes {
+        ways.push(Proxy::to(&world.server).await);
+    }
     let (leads, mut leaders) = tokio::sync::mpsc::unbounded_channel();
-    let tasks: Vec<_> = elections
-        .iter()
-        .map(|election| {
-            let (mut candidacy, shutdown, leads) = (election.candidate(seat(0)), world.shutdown.clone(), leads.clone());
-            tokio::spawn(async move {
-                while let Ok(Some(lease)) = candidacy.lead(&shutdown).await {
-                    leads.send(lease).unwrap();
-                    // One candidacy is enough for each.
-                    std::future::pending::<()>().await;
-                }
-            })
+    let stand = |number: usize| {
+        let election = world.election_through(&ways[number.min(changes)].address);
+        let (mut candidacy, shutdown, leads) = (election.candidate(seat(0)), world.shutdown.clone(), leads.clone());
+        tokio::spawn(async move {
+            if let Ok(Some(lease)) = candidacy.lead(&shutdown).await {
+                leads.send((number, lease)).unwrap();
+                // One candidacy is enough for each.
+                std::future::pending::<()>().await;
+            }
         })
-        .collect();
+    };
+    let mut tasks: Vec<_> = (0..changes).map(&stand).collect();
+    world.eventually("those queue that will lead", async || world.queue().await.len() == changes).await;
+    tasks.extend((changes..candidates).map(&stand));
     world.eventually("all queue", async || world.queue().await.len() == candidates).await;
     // The last to queue has yet to look whom it waits for.
-    tokio::time::sleep(SOON).await;
-    let (before, begun) = (proxy.requests(), Instant::now());
-    let mut term = None;
-    for _ in 0..changes {
-        let lease = within(4 * T, leaders.recv()).await.unwrap();
+    pass(SOON).await;
+    let requests = || ways.iter().map(Proxy::requests).sum::<usize>();
+    let events = || ways.iter().map(Proxy::events).sum::<usize>();
+    let (mut term, before, fired) = (None, requests(), events());
+    for change in 0..=changes {
+        let (number, lease) = within(4 * T, leaders.recv()).await.unwrap();
         assert!(Some(lease.term()) > term, "{:?} after {term:?}", lease.term());
         term = Some(lease.term());
         lease.commit(at(1)).await.unwrap();
-        lease.release().await;
+        assert!(leaders.is_empty(), "two lead");
+        if change == changes {
+            break;
+        }
+        // A session takes its time to end.
+        if is_full() || change % 7 == 0 {
+            // To the server, and to those behind, it is what SIGKILL does.
+            ways[number].set(Mode::Closed);
+            assert_eq!(within(T, lease.lost()).await, Lost::Disconnected);
+            tasks[number].abort();
+        } else {
+            lease.release().await;
+        }
     }
-    // A ping goes to the server each third of the session timeout, or more seldom.
-    let pings = candidates * (begun.elapsed().div_duration_f64(T / 3).ceil() as usize);
-    let requests = proxy.requests() - before;
-    assert!(
-        requests <= pings + 12 * changes,
-        "{requests} requests for {changes} changes, of which {pings} may be pings"
-    );
+    let (requests, fired) = (requests() - before, events() - fired);
+    assert!(requests <= 12 * (changes + 1), "{requests} requests for {changes} changes");
+    // That of the next one, and where the leader leaves by itself, its own.
+    assert!(fired <= 2 * changes, "{fired} watches have fired at {changes} changes");
     tasks.iter().for_each(|task| task.abort());
 }

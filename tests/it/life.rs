@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use ksync::cli::{self, Common, Tool};
+use ksync::cli::{self, Common, LeaderOptions, Tool};
+use ksync::election::{Election, Seat, ZooKeeper};
 use ksync::exit::Exit;
 use ksync::shutdown::Shutdown;
+use ksync::topic::Topic;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncBufReadExt;
 
 use crate::consume::ids;
 use crate::support::{End, Handler, Process, World, is_full};
@@ -196,11 +199,15 @@ fn a_rolling_restart_of_three_consumers_does_no_record_twice() {
     assert_eq!(not_once(&handler, RECORDS), BTreeMap::new());
 }
 
-/// A tool one of whose tasks panics, while all that is waited for goes on.
+/// A tool that leads, and one of whose tasks panics once it is told a line, while all that is waited for goes on.
 #[derive(Clone, Debug, Parser)]
 struct Broken {
     #[command(flatten)]
+    leader: LeaderOptions,
+    #[command(flatten)]
     common: Common,
+    #[arg(long, env = "PANICS_AT")]
+    topic: Topic,
     #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
     of_the_test_runner: Vec<String>,
 }
@@ -215,22 +222,39 @@ impl Tool for Broken {
     }
 }
 
-async fn run(_: Broken, _: Shutdown) -> anyhow::Result<Exit> {
+async fn run(broken: Broken, shutdown: Shutdown) -> anyhow::Result<Exit> {
+    let Broken { leader, topic, .. } = broken;
+    let servers = leader.zookeeper.expect("it is required");
+    let election = Election::ZooKeeper(ZooKeeper::connect(&servers, leader.session_timeout));
+    let seat = Seat { partition: topic.partition(0), name: "indexer".parse()? };
+    let _lease = election.candidate(seat).lead(&shutdown).await?;
+    tokio::io::BufReader::new(tokio::io::stdin()).lines().next_line().await?;
     tokio::spawn(async { assert_eq!(1, 2, "arithmetic") });
     future::pending().await
 }
 
 #[test]
-fn a_panic_in_any_task_ends_the_process_by_sigabrt() {
+fn a_panic_in_any_task_ends_the_process_by_sigabrt_at_once_and_the_standby_leads() {
+    const SESSION: Duration = Duration::from_secs(2);
     // No real tool panics, so this test is one, too: in a process of its own.
-    if std::env::var_os("PANICS").is_some() {
+    if std::env::var_os("PANICS_AT").is_some() {
         cli::main(run);
         return;
     }
     let world = World::new("panic");
+    let products = world.topic("products", 1);
+    let (seat, handler) = (world.seat(&products, 0, "indexer"), world.handler(""));
     let test = std::env::current_exe().unwrap();
-    let this = "-- --exact life::a_panic_in_any_task_ends_the_process_by_sigabrt --nocapture";
-    let mut broken = world.start(test.to_str().unwrap(), this, &[("PANICS", "1")]);
+    let name = "a_panic_in_any_task_ends_the_process_by_sigabrt_at_once_and_the_standby_leads";
+    let environment = [("PANICS_AT", products.as_str()), ("KSYNC_SESSION_TIMEOUT", "2s")];
+    let this = format!("-- --exact life::{name} --nocapture");
+    let mut broken = world.start(test.to_str().unwrap(), &this, &environment);
+    world.eventually("it leads", || seat.node("offset").is_some());
+    let standby = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    world.eventually("the other one stands by", || seat.candidates().len() == 2);
+    broken.tell("\n");
+    world.within(Duration::from_secs(1), "it has ended", || !broken.is_running());
+    world.within(SESSION + Duration::from_secs(2), "the standby leads", || standby.says(&["leading from offset 0"]));
     assert_eq!(broken.wait(), End::By(Signal::ABORT));
     let errors = broken.log();
     let error = errors.iter().find(|line| line.contains("panicked at tests/it/life.rs:")).expect("it is told");

@@ -1,25 +1,21 @@
 //! Deaths and pauses at chosen moments: at any system call, on the way to leadership, right before a commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::consume::ids;
+use crate::support::{CALLS, TOGETHER, most_calls, traced};
 use crate::support::{End, Handler, Mode, Process, Proxy, World, block_on, is_full};
 
 const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
 const RECORDS: u32 = 6;
 const BATCH: u32 = 3;
 
-/// By which a process changes what is outside of it, or begins another one.
-const CALLS: &str = "write,writev,sendto,sendmsg,fsync,fdatasync,vfork,clone,clone3,kill,tgkill";
 /// By which a handler is begun.
 const START: &str = "vfork,clone,clone3";
-/// How many that were killed are followed at a time.
-pub const TOGETHER: usize = 8;
 
 /// Where it dies within its two batches: strace comes while the handler of the batch with this first offset is held up,
 /// and counts from then on. It does so for each call and each thread, and so a first one comes in each run, whoever
@@ -126,29 +122,6 @@ fn within_batches(world: &World, topic: &str) {
     for stage in [(0, 0), (0, batch), (batch, batch), (batch, all)] {
         assert!(stages.contains(&stage), "none died at {stage:?}: {stages:?}");
     }
-}
-
-/// A command whose calls strace follows from the beginning; not those of the processes that it starts.
-pub fn traced(world: &World, options: &str, command: &str) -> Process {
-    world.start("strace", &format!("-f -b execve -qq -e trace={CALLS} -e signal=none {options} {command}"), &[])
-}
-
-/// The most that a thread has made of each call, by what strace has written to this file.
-pub fn most_calls(file: &Path) -> BTreeMap<String, usize> {
-    let mut counts = HashMap::<(String, String), usize>::new();
-    for line in fs::read_to_string(file).unwrap().lines() {
-        // THREAD CALL(..
-        let (thread, rest) = line.split_once(' ').unwrap();
-        if let Some((call, _)) = rest.trim_start().split_once('(').filter(|(call, _)| !call.contains(' ')) {
-            *counts.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
-        }
-    }
-    let mut most = BTreeMap::new();
-    for ((_, call), count) in counts {
-        let known = most.entry(call).or_default();
-        *known = count.max(*known);
-    }
-    most
 }
 
 fn consume_traced(world: &World, options: &str, (topic, name, handler): (&str, &str, &Handler)) -> Process {

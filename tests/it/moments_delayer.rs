@@ -5,8 +5,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::brokers::delay_message;
-use crate::moments::{TOGETHER, most_calls, traced};
 use crate::support::{End, Mode, Passage, Process, Proxy, Seat, Way, World, block_on, is_full, value};
+use crate::support::{TOGETHER, most_calls, traced};
 
 const DELAYER: &str = env!("CARGO_BIN_EXE_ksync-delayer");
 const DELAY: Duration = Duration::from_secs(1);

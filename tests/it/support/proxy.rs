@@ -1,14 +1,14 @@
 //! A way to ZooKeeper that can be disturbed: a proxy before the server, which may hold back, lose or delay what passes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use super::pass;
 
@@ -18,6 +18,7 @@ pub struct Proxy {
     mode: Arc<watch::Sender<Mode>>,
     pub accepted: watch::Receiver<usize>,
     requests: Arc<AtomicUsize>,
+    events: Arc<AtomicUsize>,
     server: String,
     /// What the server has answered to the first client.
     first: Arc<OnceLock<Vec<u8>>>,
@@ -36,6 +37,8 @@ pub enum Mode {
     FrozenAt(&'static str),
     /// Whatever passes takes so long, in each direction.
     Slow(Duration),
+    /// So many bytes pass in a second, in each direction: those of all connections, in the order in which they come.
+    Narrow(u32),
     /// Connections are closed, old and new.
     Closed,
 }
@@ -48,14 +51,15 @@ impl Proxy {
         let (counter, accepted) = watch::channel(0);
         let (mode, requests, first) = (Arc::new(mode), Arc::<AtomicUsize>::default(), Arc::<OnceLock<_>>::default());
         let (server, kept) = (server.to_owned(), (server.to_owned(), first.clone()));
+        let (events, lines) = (Arc::<AtomicUsize>::default(), [Line::new(), Line::new()]);
         // With the proxy goes the mode, and with that all connections.
-        let (count, weak) = (requests.clone(), Arc::downgrade(&mode));
+        let (count, weak, fired) = (requests.clone(), Arc::downgrade(&mode), events.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counter.send_modify(|count| *count += 1);
-                let (count, weak, mut after) = (count.clone(), weak.clone(), None);
+                let (count, weak, mut after, mut sent) = (count.clone(), weak.clone(), None, Packets::default());
                 let noted = move |packet: &[u8]| {
-                    count.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_add(sent.count(packet, |number| number >= 0), Ordering::Relaxed);
                     let Some(mode) = weak.upgrade() else { return };
                     let (text, further, then) = match *mode.borrow() {
                         Mode::DeafAfter(text, further) => (text, further, Mode::Deaf),
@@ -70,18 +74,21 @@ impl Proxy {
                         mode.send_replace(then);
                     }
                 };
-                let first = first.clone();
-                let answered = move |packet: &[u8]| drop(first.set(packet.to_vec()));
-                tokio::spawn(Proxy::carry(client, server.clone(), modes.clone(), (noted, answered)));
+                let (first, fired, mut got) = (first.clone(), fired.clone(), Packets::default());
+                let answered = move |bytes: &[u8]| {
+                    drop(first.set(bytes.to_vec()));
+                    fired.fetch_add(got.count(bytes, |number| number == -1), Ordering::Relaxed);
+                };
+                tokio::spawn(Proxy::carry(client, (server.clone(), lines.clone()), modes.clone(), (noted, answered)));
             }
         });
         let (server, first) = kept;
-        Proxy { address, mode, accepted, requests, server, first }
+        Proxy { address, mode, accepted, requests, events, server, first }
     }
 
     async fn carry(
         client: TcpStream,
-        server: String,
+        (server, [up, down]): (String, [Line; 2]),
         mut modes: watch::Receiver<Mode>,
         (noted, answered): (impl FnMut(&[u8]) + Send + 'static, impl FnMut(&[u8]) + Send + 'static),
     ) {
@@ -99,8 +106,8 @@ impl Proxy {
         let mut replies = modes.clone();
         let mut requests = modes.clone();
         tokio::select! {
-            () = pump(&mut from_client, &mut to_server, &mut requests, (false, noted)) => {}
-            () = pump(&mut from_server, &mut to_client, &mut replies, (true, answered)) => {}
+            () = pump(&mut from_client, &mut to_server, &mut requests, (false, up, noted)) => {}
+            () = pump(&mut from_server, &mut to_client, &mut replies, (true, down, answered)) => {}
             _ = modes.wait_for(|mode| *mode == Mode::Closed) => {}
         }
     }
@@ -113,9 +120,14 @@ impl Proxy {
         *self.mode.borrow() == mode
     }
 
-    /// How many packets have come from clients.
+    /// How many requests have come from clients, without their pings.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many events have come from the server: watches that fired.
+    pub fn events(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
     }
 
     /// Ends the session of the first client, as one who knows its password can.
@@ -145,11 +157,48 @@ impl Proxy {
     }
 }
 
+/// One direction of a narrow way, which all connections share, by the time from when on it is free.
+#[derive(Clone)]
+struct Line(Arc<Mutex<Instant>>);
+
+impl Line {
+    fn new() -> Line {
+        Line(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    /// When so many bytes that come now are through, behind all that came before.
+    fn passes(&self, bytes: u32, bytes_per_second: u32) -> Instant {
+        let mut free = self.0.lock().unwrap();
+        *free = (*free).max(Instant::now()) + Duration::from_secs(1) * bytes / bytes_per_second;
+        *free
+    }
+}
+
+/// What goes one way on a connection, cut where its packets end. Each has its length, and then its number: of requests from 0
+/// on, of what answers none and of pings less.
+#[derive(Default)]
+struct Packets(Vec<u8>);
+
+impl Packets {
+    /// How many with such a number are whole with these bytes.
+    fn count(&mut self, bytes: &[u8], is_such: impl Fn(i32) -> bool) -> usize {
+        self.0.extend(bytes);
+        let mut count = 0;
+        while let Some((length, rest)) = self.0.split_first_chunk::<4>() {
+            let length = u32::from_be_bytes(*length) as usize;
+            let Some(number) = rest.get(..length).and_then(|packet| packet.first_chunk::<4>()) else { break };
+            count += usize::from(is_such(i32::from_be_bytes(*number)));
+            self.0.drain(..4 + length);
+        }
+        count
+    }
+}
+
 async fn pump(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
     modes: &mut watch::Receiver<Mode>,
-    (replies, mut noted): (bool, impl FnMut(&[u8])),
+    (replies, line, mut noted): (bool, Line, impl FnMut(&[u8])),
 ) {
     let (arrived, mut on_its_way) = mpsc::unbounded_channel();
     let latencies = modes.clone();
@@ -157,11 +206,12 @@ async fn pump(
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             noted(&buffer[..length]);
-            let latency = match *latencies.borrow() {
-                Mode::Slow(latency) => latency,
-                _ => Duration::ZERO,
+            let due = match *latencies.borrow() {
+                Mode::Slow(latency) => Instant::now() + latency,
+                Mode::Narrow(bytes_per_second) => line.passes(length as u32, bytes_per_second),
+                _ => Instant::now(),
             };
-            if arrived.send((tokio::time::Instant::now() + latency, buffer[..length].to_vec())).is_err() {
+            if arrived.send((due, buffer[..length].to_vec())).is_err() {
                 return;
             }
         }

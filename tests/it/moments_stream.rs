@@ -1,0 +1,238 @@
+//! Deaths of ksync-stream at any system call by which it writes, sends or keeps how far it is, and the run that goes on.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{End, Primary, Process, Record, World, block_on, is_full, primaries};
+use crate::support::{TOGETHER, most_calls, traced};
+
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+const ROWS: u32 = 6;
+const CHUNK: u32 = 3;
+
+/// What the action does to a row. The statement is not at its end before that time.
+const CHANGE: &str = "n = n + 1, changed_ms = CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp()) * 1000) AS BIGINT)";
+
+/// Where it dies in the plain form, in hundredths of the calls of a whole run: it writes to Kafka by sendmsg, to the database
+/// by sendto, and its checkpoint by fsync and rename. The first half of those is for its start.
+const AIMED: [(&str, usize); 6] =
+    [("sendmsg", 60), ("sendmsg", 90), ("sendto", 60), ("sendto", 85), ("fsync", 60), ("rename", 50)];
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Statement,
+    Command,
+}
+
+/// A table, a partition of the topic and a checkpoint of its own.
+struct Job<'a> {
+    world: &'a World,
+    primary: &'a Primary,
+    topic: &'a str,
+    partition: i32,
+    table: String,
+    checkpoint: PathBuf,
+    /// The end of its command line.
+    action: String,
+    moment: String,
+}
+
+/// A row, as it is in the database.
+struct Row {
+    id: u32,
+    times: u32,
+    changed_ms: i64,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        (world, primary): (&'a World, &'a Primary),
+        (topic, partition): (&'a str, i32),
+        action: Action,
+        moment: String,
+    ) -> Job<'a> {
+        let checkpoint = world.file("checkpoint");
+        let table = format!("items_{:08x}", rand::random::<u32>());
+        let columns = "id INTEGER PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0, changed_ms BIGINT NOT NULL DEFAULT 0";
+        let insert = format!("INSERT INTO {table} SELECT id FROM generate_series(1, {ROWS}) AS id");
+        block_on(primary.execute(&format!("CREATE TABLE {table} ({columns}); {insert}")));
+        let action = match action {
+            Action::Statement => format!("--sql 'UPDATE {table} SET {CHANGE} WHERE id IN (:keys)'"),
+            Action::Command => {
+                let update = format!("UPDATE {table} SET {CHANGE} WHERE id IN ($ids)");
+                let psql = format!("exec psql -Xq -v ON_ERROR_STOP=1 '{}' -c \"{update}\"", primary.url);
+                format!("-- {}", world.script(&format!("ids=$(tr -dc '0-9\\n' | paste -sd, -)\n{psql}")))
+            }
+        };
+        Job { world, primary, topic, partition, table, checkpoint, action, moment }
+    }
+
+    fn options(&self) -> String {
+        let Job { topic, partition, table, action, .. } = self;
+        let source = format!("-t {topic} -p {partition} --database {} --table {table}", self.primary.url);
+        // However long the action takes, the next chunk has as many rows.
+        let chunks = format!("--chunk-size {CHUNK} --chunk-time 1h");
+        format!("{source} {chunks} --checkpoint {} {action}", self.checkpoint.display())
+    }
+
+    /// Under strace with these options; as the others it does not look for delayers.
+    fn start_traced(&self, options: &str) -> Process {
+        traced(self.world, &format!("-E KSYNC_ZOOKEEPER {options}"), &format!("{STREAM} {}", self.options()))
+    }
+
+    /// How many rows are done by the checkpoint, which is whole, and whether these are all.
+    fn done(&self) -> (u32, bool) {
+        let Ok(text) = fs::read_to_string(&self.checkpoint) else { return (0, false) };
+        let kept: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}: {text}", self.moment));
+        (kept["rows"].as_u64().unwrap() as u32, kept["finished"].as_bool().unwrap())
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let select = format!("SELECT id || ' ' || n || ' ' || changed_ms FROM {} ORDER BY id", self.table);
+        let row = |text: &String| {
+            let [id, times, changed_ms] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+            let [id, times] = [id, times].map(|number| number.parse().unwrap());
+            Row { id, times, changed_ms: changed_ms.parse().unwrap() }
+        };
+        block_on(self.primary.texts(&select)).iter().map(row).collect()
+    }
+
+    /// When the messages of a row were written that are among these.
+    fn written_ms(&self, id: u32, records: &[Record]) -> Vec<i64> {
+        let payload = format!("{{\"id\":{id}}}");
+        let is_its =
+            |record: &&Record| record.partition == self.partition && record.value.as_ref().unwrap().contains(&payload);
+        records.iter().filter(is_its).map(|record| record.timestamp_ms).collect()
+    }
+
+    /// Each change of a row has a delay message from before and another message from after it, and the checkpoint passes no row
+    /// that is not changed.
+    fn check(&self, [told, delayed]: &[Vec<Record>; 2]) {
+        let (done, _) = self.done();
+        for Row { id, times, changed_ms } in self.rows() {
+            let about = format!("{}: row {id}, changed {times} times, the last time at {changed_ms}", self.moment);
+            assert!(times > 0 || id > done, "{about}: passed by the checkpoint");
+            if times > 0 {
+                let [told, delayed] = [told, delayed].map(|records| self.written_ms(id, records));
+                assert!(delayed.iter().any(|written| *written <= changed_ms), "{about}: not covered: {delayed:?}");
+                assert!(told.iter().any(|written| *written >= changed_ms), "{about}: not told: {told:?}");
+            }
+        }
+    }
+}
+
+/// The records of the topic and of its delay topic.
+fn records(world: &World, topic: &str) -> [Vec<Record>; 2] {
+    [topic.to_owned(), format!("{topic}-delay")].map(|topic| world.kafka.records(&topic))
+}
+
+/// Has a delayer send on all that is in the delay topic.
+fn send_on(world: &World, topic: &str, partitions: i32) {
+    let delay_topic = format!("{topic}-delay");
+    let mut delayer = world.delayer(&format!("-t {topic} --delay 100ms"));
+    world.eventually("all delay messages are sent on", || {
+        (0..partitions).all(|partition| {
+            let (_, end) = world.kafka.log(&delay_topic, partition);
+            world.seat(&delay_topic, partition, "delayer").offset() == Some(end)
+        })
+    });
+    delayer.signal(Signal::TERM);
+    assert_eq!(delayer.wait(), End::Status(0), "{:?}", delayer.log());
+}
+
+/// Starts all of them anew, and waits for their ends.
+fn go_on(world: &World, jobs: &[Job<'_>]) {
+    let mut streams: Vec<_> = jobs.iter().map(|job| world.stream(&job.options())).collect();
+    for (job, stream) in jobs.iter().zip(&mut streams) {
+        world.eventually("the run that goes on has ended", || match stream.wait() {
+            // The session of the one that was killed is not at its end.
+            End::Status(4) => {
+                *stream = world.stream(&job.options());
+                false
+            }
+            end => {
+                assert_eq!(end, End::Status(0), "{}: {:?}", job.moment, stream.log());
+                true
+            }
+        });
+    }
+}
+
+/// Kills a run at each of these calls, all at the same time, and has another one go on. Gives how many were at work still.
+fn killed_at(world: &World, primary: &Primary, (action, moments): (Action, &[(String, usize)])) -> usize {
+    let partitions = moments.len() as i32;
+    let topic = world.topic_with_delay(&format!("items-{:06x}", rand::random::<u32>()), partitions);
+    let job = |(partition, (call, number)): (i32, &(String, usize))| {
+        Job::new((world, primary), (&topic, partition), action, format!("{action:?} at {call} {number}"))
+    };
+    let jobs: Vec<_> = (0..).zip(moments).map(job).collect();
+    let start = |(job, (call, number)): (&Job<'_>, &(String, usize))| {
+        job.start_traced(&format!("-o /dev/null -e inject={call}:signal=KILL:when={number}"))
+    };
+    let victims: Vec<_> = jobs.iter().zip(moments).map(start).collect();
+    let mut by_signal = 0;
+    for (job, mut victim) in jobs.iter().zip(victims) {
+        // How many calls a thread makes differs from run to run.
+        match victim.wait() {
+            End::By(Signal::KILL) => by_signal += 1,
+            end => assert_eq!(end, End::Status(0), "{}: {:?}", job.moment, victim.log()),
+        }
+    }
+    world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+    // Of these the checkpoint says so when their instant messages are acknowledged.
+    let [instant, _] = records(world, &topic);
+    let done: Vec<_> = jobs.iter().map(|job| job.done().0).collect();
+    for (job, done) in jobs.iter().zip(&done) {
+        let is_there = |id| !job.written_ms(id, &instant).is_empty();
+        assert!((1..=*done).all(is_there), "{}: not announced, and done up to {done}", job.moment);
+    }
+
+    send_on(world, &topic, partitions);
+    let messages = records(world, &topic);
+    jobs.iter().for_each(|job| job.check(&messages));
+
+    go_on(world, &jobs);
+    let messages = records(world, &topic);
+    for (job, done) in jobs.iter().zip(done) {
+        job.check(&messages);
+        let times: Vec<_> = job.rows().iter().map(|row| row.times).collect();
+        assert_eq!(job.done(), (ROWS, true), "{}", job.moment);
+        assert!(times[..done as usize].iter().all(|times| *times == 1), "{}: {times:?} from {done}", job.moment);
+        assert!(times.iter().sum::<u32>() <= ROWS + CHUNK, "{}: more than a chunk twice: {times:?}", job.moment);
+    }
+    by_signal
+}
+
+/// All calls of a run that nothing disturbs, or some of them.
+fn moments(world: &World, primary: &Primary, action: Action) -> Vec<(String, usize)> {
+    let (topic, file) = (world.topic_with_delay(&format!("whole-{action:?}"), 1), world.file("calls"));
+    let job = Job::new((world, primary), (&topic, 0), action, "a whole run".to_owned());
+    let mut whole = job.start_traced(&format!("-o {}", file.display()));
+    assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
+    let calls = most_calls(&file);
+    if is_full() {
+        let all =
+            |(call, most): (&String, &usize)| (1..=*most).map(|number| (call.clone(), number)).collect::<Vec<_>>();
+        return calls.iter().flat_map(all).collect();
+    }
+    let aimed = |(call, hundredths): (&str, usize)| (call.to_owned(), (calls[call] * hundredths).div_ceil(100));
+    AIMED.map(aimed).to_vec()
+}
+
+#[test]
+fn a_stream_killed_at_any_system_call_leaves_no_change_untold_and_the_next_run_does_the_rest() {
+    let world = World::new("stream-calls");
+    let [primary, ..] = block_on(primaries("moments_stream"));
+    for action in [Action::Statement, Action::Command] {
+        let (moments, mut by_signal) = (moments(&world, &primary, action), 0);
+        for moments in moments.chunks(TOGETHER) {
+            by_signal += killed_at(&world, &primary, (action, moments));
+        }
+        assert!(by_signal * 2 >= moments.len(), "only {by_signal} of {} were killed: {moments:?}", moments.len());
+    }
+}
