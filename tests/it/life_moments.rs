@@ -171,7 +171,7 @@ impl<'a> Case<'a> {
             Phase::Queueing | Phase::Pausing => {}
             Phase::Delaying => {
                 let mut delayer = world.delayer(&format!("{options} --delay 200ms"));
-                world.eventually("all are sent on", || seat.offset() == Some(all as i64));
+                world.eventually("all are sent on", || delayer.says(&["leading"]) && seat.offset() == Some(all as i64));
                 delayer.signal(Signal::TERM);
                 assert_eq!(delayer.wait(), End::Status(0));
             }

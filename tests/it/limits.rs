@@ -118,7 +118,8 @@ fn a_handler_that_could_not_be_started_beside_a_commit_waits_for_it_at_the_next_
     world.kafka.produce(&products, ids(0..1));
     world.eventually("the first is worked on", || handler.runs().len() == 1);
     world.kafka.produce(&products, ids(1..2));
-    allow(&consumer, open(&consumer));
+    // Not even those are free that the first handler gives back.
+    allow(&consumer, 4);
     proxy.set(Mode::FrozenAt("/offset"));
     gate.open();
     world.eventually("none can be started", || consumer.says(&["warn: ", "Too many open files"]));
