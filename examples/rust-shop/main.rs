@@ -5,8 +5,10 @@
 //!     GET /products    PUT /products {"id": 7, "name": "tea", "price": 300}    DELETE /products/7
 //!     POST /prices {"below": 500, "price": 500}
 //!
-//! Its settings are `DATABASE_URL`, `KSYNC_BOOTSTRAP_SERVER` and `SHOP_LISTEN`. In a Cargo.toml of your own, take the version of
-//! sqlx that ksync has.
+//! Its settings are `DATABASE_URL`, `KSYNC_BOOTSTRAP_SERVER`, `SHOP_LISTEN`, and `SHOP_PATIENCE`: how many seconds Kafka may take
+//! for an acknowledgement. In a Cargo.toml of your own, take the version of sqlx that ksync has.
+
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::extract::{Path, State};
@@ -131,7 +133,11 @@ async fn main() -> anyhow::Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let setting = |name| std::env::var(name).with_context(|| format!("{name} has to be in the environment"));
     let pool = PgPool::connect(&setting("DATABASE_URL")?).await.context("cannot open the database")?;
-    let announcer = Announcer::open(&setting("KSYNC_BOOTSTRAP_SERVER")?, &["products"], Settings::default()).await?;
+    let mut settings = Settings::default();
+    if let Ok(seconds) = std::env::var("SHOP_PATIENCE") {
+        settings.ack_timeout = Duration::from_secs(seconds.parse().context("SHOP_PATIENCE are seconds")?);
+    }
+    let announcer = Announcer::open(&setting("KSYNC_BOOTSTRAP_SERVER")?, &["products"], settings).await?;
     let shop = Router::new()
         .route("/products", get(list).put(save))
         .route("/products/{id}", routing::delete(delete))

@@ -113,7 +113,8 @@ class ZooKeeper(Server):
     def command(self, node, nodes, home):
         logging = f"logback.configurationFile={RECIPES}/zookeeper/logback.xml"
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        return java("zookeeper", logging, "-Xmx256m", main, home / "zoo.cfg")
+        # Servers are killed here, machines are not: what was written is there.
+        return java("zookeeper", logging, "-Dzookeeper.forceSync=no", "-Xmx256m", main, home / "zoo.cfg")
 
     def is_ready(self, nodes):
         return all(zookeeper_write(node.ports["client"]) for node in nodes)

@@ -15,7 +15,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::time::Instant;
 
 use super::settings::{Settings, TopicSettings};
-use super::{ClientLog, Cluster, drop_aside, is_transient};
+use super::{Aside, ClientLog, Cluster, is_transient};
 use crate::exit::Exit;
 use crate::sys;
 use crate::topic::Topic;
@@ -62,16 +62,10 @@ struct Layout {
 /// A client that asks about the cluster.
 #[derive(Clone)]
 pub struct Admin {
-    client: Arc<AdminClient<ClientLog>>,
+    client: Aside<AdminClient<ClientLog>>,
     cluster: Cluster,
     /// The broker that has answered last; below 0 while none has.
     answers: Arc<AtomicI32>,
-}
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        drop_aside(self.client.clone());
-    }
 }
 
 impl Admin {

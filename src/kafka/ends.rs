@@ -1,14 +1,13 @@
 //! Where logs end, for those who do not read them and want to know how far behind the readers are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
-use super::{ClientLog, Cluster, drop_aside};
+use super::{Aside, ClientLog, Cluster};
 use crate::topic::{Offset, Topic};
 
 /// How long the brokers may take to answer.
@@ -17,13 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// A client that asks where logs end, and reads nothing.
 #[derive(Clone)]
 pub struct Ends {
-    client: Arc<BaseConsumer<ClientLog>>,
-}
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        drop_aside(self.client.clone());
-    }
+    client: Aside<BaseConsumer<ClientLog>>,
 }
 
 /// Takes what the client has to say while nobody asks: nothing but errors, which the next answer tells, too.

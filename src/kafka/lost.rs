@@ -5,7 +5,7 @@
 //! (confluentinc/librdkafka#5301, open; since 2.10.0). So each client of ours is looked at every second, and told where to begin.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
+use super::Aside;
 use crate::sys;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -47,21 +48,42 @@ client!(AdminClient, ClientContext, inner);
 client!(BaseConsumer, ConsumerContext, client);
 client!(ThreadedProducer, ProducerContext, client);
 
-struct Watched {
-    client: Weak<dyn Client>,
+struct Watched<C> {
+    client: Weak<C>,
     bootstrap: String,
     /// When it is told, and how long after that it is again.
     due: Instant,
     pause: Duration,
 }
 
+trait Look: Send {
+    /// Gives whether there is a client still.
+    fn look(&mut self) -> bool;
+}
+
+impl<C: Client + 'static> Look for Watched<C> {
+    fn look(&mut self) -> bool {
+        // It may be that its last owner leaves it meanwhile.
+        let Some(client) = self.client.upgrade().map(Aside::from) else { return false };
+        if client.has_brokers() {
+            (self.due, self.pause) = (Instant::now(), INTERVAL);
+        } else if self.due <= Instant::now() {
+            client.begin_at(&self.bootstrap);
+            self.due += self.pause;
+            self.pause = (2 * self.pause).min(AGAIN);
+        }
+        true
+    }
+}
+
 /// Looks after the client as long as there is one.
 ///
 /// Fails where there can be no thread for that.
-pub(super) fn look_after(client: Weak<dyn Client>, bootstrap: &str) -> std::io::Result<()> {
-    static NEW: Mutex<Option<Sender<Watched>>> = Mutex::new(None);
+pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) -> std::io::Result<()> {
+    static NEW: Mutex<Option<Sender<Box<dyn Look>>>> = Mutex::new(None);
+    let (client, bootstrap) = (Arc::downgrade(client), bootstrap.to_owned());
+    let mut watched: Box<dyn Look> = Box::new(Watched { client, bootstrap, due: Instant::now(), pause: INTERVAL });
     let mut new = NEW.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut watched = Watched { client, bootstrap: bootstrap.to_owned(), due: Instant::now(), pause: INTERVAL };
     if let Some(new) = &*new {
         match new.send(watched) {
             Ok(()) => return Ok(()),
@@ -75,27 +97,12 @@ pub(super) fn look_after(client: Weak<dyn Client>, bootstrap: &str) -> std::io::
     Ok(())
 }
 
-fn watch(new: &Receiver<Watched>, mut all: Vec<Watched>) {
+fn watch(new: &Receiver<Box<dyn Look>>, mut all: Vec<Box<dyn Look>>) {
     loop {
         match new.recv_timeout(INTERVAL) {
             Ok(watched) => all.push(watched),
-            Err(RecvTimeoutError::Timeout) => all.retain_mut(Watched::look),
+            Err(RecvTimeoutError::Timeout) => all.retain_mut(|watched| watched.look()),
             Err(RecvTimeoutError::Disconnected) => return,
         }
-    }
-}
-
-impl Watched {
-    /// Gives whether there is a client still.
-    fn look(&mut self) -> bool {
-        let Some(client) = self.client.upgrade() else { return false };
-        if client.has_brokers() {
-            (self.due, self.pause) = (Instant::now(), INTERVAL);
-        } else if self.due <= Instant::now() {
-            client.begin_at(&self.bootstrap);
-            self.due += self.pause;
-            self.pause = (2 * self.pause).min(AGAIN);
-        }
-        true
     }
 }

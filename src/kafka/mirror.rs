@@ -1,7 +1,6 @@
 //! Showing the offsets to Kafka's own tools, as those of a group: kafka-consumer-groups, Burrow and exporters see the lag.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::oneshot;
 
-use super::{ClientLog, Cluster};
+use super::{Aside, ClientLog, Cluster};
 use crate::topic::{Offset, TopicPartition};
 
 /// What our commits carry, so that another program's are known from them.
@@ -65,7 +64,7 @@ impl Mirror {
 
 struct Group {
     name: String,
-    consumer: Arc<BaseConsumer<ClientLog>>,
+    consumer: Aside<BaseConsumer<ClientLog>>,
     /// When it was seen to have no members.
     asked: Option<Instant>,
 }

@@ -1,6 +1,7 @@
 //! Kafka as ksync uses it: which cluster, read by [`Reader`], written by [`Writer`], looked at by [`Admin`].
 
 mod admin;
+mod aside;
 mod check;
 mod ends;
 mod ids;
@@ -16,9 +17,8 @@ mod writer;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -26,6 +26,8 @@ use log::{Level, log, warn};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use aside::Aside;
 
 pub use admin::{Admin, NewTopics};
 pub use check::{Check, Hazard, Pair};
@@ -46,13 +48,6 @@ pub struct Cluster {
     /// `HOST:PORT,..`
     pub bootstrap: String,
     pub properties: Vec<Property>,
-}
-
-/// Drops a client of librdkafka, of which this is the last owner but one, without holding anybody up: its threads look only
-/// each 100 ms whether they are to end.
-fn drop_aside<Client: Send + Sync + 'static>(client: Arc<Client>) {
-    // Where there can be no thread it is dropped here.
-    drop(thread::Builder::new().name("ends".to_owned()).spawn(move || drop(client)));
 }
 
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.
@@ -77,19 +72,18 @@ impl Cluster {
     }
 
     /// Makes a client of librdkafka, which connects later, and looks after it.
-    fn make<C, T>(&self, config: &ClientConfig, context: C) -> Result<Arc<T>, KafkaError>
+    fn make<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>, KafkaError>
     where
         C: ClientContext,
         T: FromClientConfigAndContext<C> + lost::Client + 'static,
     {
         let client: Arc<T> = Arc::new(config.create_with_context(context)?);
-        let known: Weak<T> = Arc::downgrade(&client);
-        lost::look_after(known, &self.bootstrap).map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(client)
+        lost::look_after(&client, &self.bootstrap).map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        Ok(client.into())
     }
 
     /// The same, where it is the user's fault if it fails: the properties do not fit together.
-    fn client<C, T>(&self, config: &ClientConfig, context: C) -> Result<Arc<T>>
+    fn client<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>>
     where
         C: ClientContext,
         T: FromClientConfigAndContext<C> + lost::Client + 'static,

@@ -84,7 +84,7 @@ impl Reader {
             // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
             // connection again and again, and no partition of the process gets on.
             .set("receive.message.max.bytes", i32::MAX.to_string());
-        let consumer: Arc<Client> = cluster.client(&config, cluster.log())?;
+        let consumer: Arc<Client> = Arc::clone(&*cluster.client(&config, cluster.log())?);
         let alive = Arc::new(AtomicBool::new(true));
         serve_own_queue(consumer.clone(), alive.clone());
         // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.

@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::util::Timeout;
 
 use super::lane::{BESIDE, Lane, LaneReports};
-use super::{BATCH, ClientLog, Cluster, drop_aside};
+use super::{Aside, BATCH, ClientLog, Cluster};
 use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys;
@@ -28,7 +28,7 @@ pub struct Writer(Arc<Shared>);
 struct Shared {
     cluster: Cluster,
     give_up: Duration,
-    producer: RwLock<Arc<ThreadedProducer<Reports>>>,
+    producer: RwLock<Aside<ThreadedProducer<Reports>>>,
     lanes: AtomicUsize,
 }
 
@@ -104,11 +104,10 @@ impl Drop for Shared {
         {
             log::debug!("records were still in flight at the end: {error}");
         }
-        drop_aside(producer.clone());
     }
 }
 
-fn producer(cluster: &Cluster, give_up: Duration) -> Result<Arc<ThreadedProducer<Reports>>, KafkaError> {
+fn producer(cluster: &Cluster, give_up: Duration) -> Result<Aside<ThreadedProducer<Reports>>, KafkaError> {
     let mut config = cluster.config();
     config
         .set("acks", "all")

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// What a transaction takes that is held, from the last delay message to its commit, is far less than half of it.
-pub const DELAY: Duration = Duration::from_secs(8);
+pub const DELAY: Duration = Duration::from_secs(20);
 /// The changes are always the same.
 const SEED: u64 = 13;
 
@@ -163,9 +163,9 @@ fn copying(world: &World, topics: &[String], (primary, secondary): (&Primary, &P
     let handler = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/handlers/products_of_server.py");
     let environment =
         [("DATABASE_URL", primary.url.as_str()), ("SECONDARY_DB", secondary.url.strip_prefix("sqlite:").unwrap())];
-    let consume = format!("-t {topics} -n copy -- {handler}");
+    let consume = format!("-t {topics} -n copy --session-timeout 10s -- {handler}");
     [
-        world.delayer(&format!("-t {topics} --delay {}s", DELAY.as_secs())),
+        world.delayer(&format!("-t {topics} --session-timeout 10s --delay {}s", DELAY.as_secs())),
         world.start(env!("CARGO_BIN_EXE_ksync-consume"), &consume, &environment),
     ]
 }

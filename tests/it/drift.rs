@@ -16,7 +16,7 @@ use crate::support::{End, Kafka, Primary, Process, block_on, is_full, opensearch
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
 
 /// Long enough for handlers on a busy machine.
-const DELAY: &str = "5s";
+const DELAY: &str = "10s";
 
 /// Differences of each kind, and the ids that they are under; a store that may forget is to have none missing.
 struct Planted {

@@ -1,14 +1,14 @@
 //! Consumers that are killed, stopped and woken: every record is handled, and only the leader of the moment commits.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, test_kill_process};
 
 use crate::consume::ids;
-use crate::support::{End, Handler, Process, Proxy, Seat, World, block_on, is_full, payload, reigns, value};
+use crate::support::{End, Handler, Process, Proxy, STALL, Seat, World, block_on, is_full, payload, reigns, value};
 
 const PARTITIONS: i32 = 4;
 /// The sequence of faults is always the same.
@@ -125,7 +125,7 @@ fn a_stopped_leader_that_wakes_cannot_commit_and_ends_its_handler() {
     let pid = world.file("pid");
     let slow = world.handler(&format!("echo $$ > {0}.part; mv {0}.part {0}; await {1}", pid.display(), world.gate()));
     let quick = world.handler("");
-    let options = format!("-t {products} -n indexer --session-timeout 4s");
+    let options = format!("-t {products} -n indexer --session-timeout 10s");
     let first = world.consume(&format!("{options} -- {slow}"));
     world.eventually("its handler runs", || pid.exists());
     let second = world.consume(&format!("{options} -- {quick}"));
@@ -137,7 +137,7 @@ fn a_stopped_leader_that_wakes_cannot_commit_and_ends_its_handler() {
     let (_, committed) = seat.node("offset").unwrap();
     first.signal(Signal::CONT);
     let pid = Pid::from_raw(std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap()).unwrap();
-    world.within(Duration::from_secs(4), "its handler is gone", || test_kill_process(pid).is_err());
+    world.within(Duration::from_secs(20), "its handler is gone", || test_kill_process(pid).is_err());
     world.eventually("it queues again, behind the other", || seat.candidates().len() == 2);
     assert!(first.says(&["no longer leading: "]));
     assert_eq!(seat.node("offset").unwrap().1.version, committed.version);
@@ -155,13 +155,19 @@ fn a_leader_killed_in_a_batch_is_followed_within_the_session_timeout_and_two_sec
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(1..=5));
     let (slow, quick) = (world.handler(&format!("await {}", world.gate())), world.handler(""));
-    let mut first = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {slow}"));
+    let mut first = world.consume(&format!("-t {products} -n indexer --session-timeout 4s -- {slow}"));
     world.eventually("its handler runs", || slow.runs().len() == 1);
-    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {quick}"));
+    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 4s -- {quick}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("two queue", || seat.candidates().len() == 2);
+    // As far as ZooKeeper knows; what takes time then on a busy machine is Kafka's and the handler's.
+    let version = || seat.node("offset").unwrap().1.version;
+    let (before, limit) = (version(), Duration::from_secs(6));
     first.kill();
-    world.within(Duration::from_secs(4), "the standby works", || !quick.runs().is_empty());
+    let gone = world.within(limit, "its session is over", || seat.candidates().len() == 1);
+    let left = if is_full() { limit - gone } else { Duration::from_secs(2) };
+    world.within(left, "the standby leads", || version() > before);
+    world.eventually("the standby works", || !quick.runs().is_empty());
     world.eventually("the batch is done", || seat.offset() == Some(5));
     let lines = &quick.runs()[0].lines;
     let payloads: Vec<_> = lines.iter().map(|line| payload(line)).collect();
@@ -177,12 +183,12 @@ fn a_leader_whose_candidate_is_deleted_ends_its_handler_and_queues_again() {
     let gate = world.gate();
     // The first run is held up, the next one is not.
     let handler = world.handler(&format!("mkdir {gate}.first || exit 0; await {gate}"));
-    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
+    let consumer = world.consume(&format!("-t {products} -n indexer --session-timeout 10s -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("the handler runs", || handler.runs().len() == 1);
     let candidate = seat.candidates().remove(0);
     seat.delete(&format!("leader/{candidate}"));
-    world.within(Duration::from_secs(3), "it leads again, and has handled the batch", || seat.offset() == Some(1));
+    world.within(Duration::from_secs(8), "it leads again, and has handled the batch", || seat.offset() == Some(1));
     assert!(consumer.says(&["no longer leading: deposed: the own candidate is gone; queueing again"]));
     assert_ne!(seat.candidates(), [candidate]);
     world.eventually("only ksync is left", || world.processes() == 1);
@@ -219,8 +225,8 @@ fn a_handler_that_runs_longer_than_the_session_leaves_the_lease_alone() {
     let world = World::new("long-run");
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(1..=2));
-    let handler = world.handler("sleep 5");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --session-timeout 3s -- {handler}"));
+    let handler = world.handler("sleep 12");
+    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --session-timeout 10s -- {handler}"));
     assert_eq!(consumer.wait(), End::Status(0));
     assert_eq!((handler.runs().len(), consumer.log_of("warn")), (1, vec![]));
 }
@@ -232,7 +238,7 @@ fn all_candidates_killed_at_once_go_on_where_the_offset_stands() {
     world.kafka.produce(&products, ids(1..=5));
     let (handler, gate) = (world.handler(""), world.gate());
     let held_up = world.handler(&format!("await {gate}"));
-    let command = format!("-t {products} -n indexer --session-timeout 2s");
+    let command = format!("-t {products} -n indexer --session-timeout 6s");
     let mut consumers: Vec<_> = (0..2).map(|_| world.consume(&format!("{command} -- {handler}"))).collect();
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("the first are done", || seat.offset() == Some(5));
@@ -275,8 +281,9 @@ fn an_outage_of_kafka_ends_no_process_and_loses_nothing() {
     let world = World::alone("broker-outage");
     let products = world.topic_with_delay("products", 1);
     let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
-    let mut delayer = world.delayer(&format!("-t {products} --delay 500ms"));
+    let patient = "--session-timeout 10s";
+    let mut consumer = world.consume(&format!("-t {products} -n indexer {patient} -- {handler}"));
+    let mut delayer = world.delayer(&format!("-t {products} --delay 500ms {patient}"));
     let announced = |range: std::ops::RangeInclusive<u32>| {
         let lines: String = range.map(|id| format!("{{\"id\":{id}}}\n")).collect();
         assert_eq!(world.stream_lines(&format!("- -t {products} --only delay"), lines).wait(), End::Status(0));
@@ -287,13 +294,14 @@ fn an_outage_of_kafka_ends_no_process_and_loses_nothing() {
     world.eventually("it is told", || consumer.says(&["cannot reach Kafka at "]));
     // At its next look, within 5 s, each asks the broker once more that answered last: without any pause, for half a second.
     world.for_a_while(Duration::from_secs(6), "both live", || consumer.is_running() && delayer.is_running());
-    let (used, outage) = ([consumer.cpu(), delayer.cpu()], Duration::from_secs(if is_full() { 300 } else { 6 }));
+    let (used, outage) = ([consumer.cpu(), delayer.cpu()], Duration::from_secs(if is_full() { 300 } else { 12 }));
     world.for_a_while(outage, "both live", || consumer.is_running() && delayer.is_running());
     let used = [consumer.cpu() - used[0], delayer.cpu() - used[1]];
     assert!(used.iter().all(|used| *used < outage / 20), "{used:?} of a processor in {outage:?}");
     world.services.start_again("kafka");
+    let begun = Instant::now();
     announced(6..=10);
-    world.within(Duration::from_secs(10), "all is done", || handler.payloads().len() == 10);
+    world.within(STALL + begun.elapsed(), "all is done", || handler.payloads().len() == 10);
     assert!(consumer.is_running() && delayer.is_running());
     // Nobody else has led meanwhile.
     assert!(!consumer.says(&["no longer leading"]) && !delayer.says(&["no longer leading"]));

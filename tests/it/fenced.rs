@@ -1,6 +1,6 @@
 //! Brokers that are there and name none: what their clients do when they are told that the cluster has no brokers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -32,14 +32,17 @@ fn clients_that_were_told_of_no_brokers_find_them_again() {
         .within(Duration::from_secs(60), "the broker tells of no broker", || world.kafka.brokers(&products) == Some(0));
     // All have asked meanwhile.
     world.for_a_while(Duration::from_secs(9), "all go on", || consumer.is_running() && delayer.is_running());
+    let gone = Instant::now();
     drop(broker);
     let _broker = world.start_broker("kafka-1", OFTEN);
     world.within(Duration::from_secs(60), "the broker tells of itself", || world.kafka.brokers(&products) == Some(1));
+    // The longer it was away, the longer a client may wait before it is told again (`kafka/lost.rs`): 30 s at most.
+    let limit = Duration::from_secs(15) + gone.elapsed().min(Duration::from_secs(30));
 
     world.kafka.produce(&products, ids(1..3));
     world.kafka.produce(&format!("{orders}-delay"), [value(delay_message("7"))]);
-    world.within(Duration::from_secs(15), "the rest is done", || seat.offset() == Some(3));
-    world.within(Duration::from_secs(15), "it is sent on", || world.kafka.count(&orders) == 2);
+    world.within(limit, "the rest is done", || seat.offset() == Some(3));
+    world.within(limit, "it is sent on", || world.kafka.count(&orders) == 2);
     stream.tell("{\"id\":2}\n");
     assert_eq!(stream.wait(), End::Status(0));
 }

@@ -210,7 +210,7 @@ fn a_second_signal_that_asks_for_the_end_ends_the_process_and_its_handler_at_onc
         consumer.signal(first);
         world.eventually("the end is asked for", || consumer.says(&["asked to end"]));
         // Longer than one that belongs to the first comes after it.
-        world.for_a_while(Duration::from_millis(300), "it finishes its batch", || consumer.is_running());
+        world.for_a_while(Duration::from_secs(1), "it finishes its batch", || consumer.is_running());
         consumer.signal(second);
         assert_eq!(consumer.wait(), End::By(second), "{first:?}");
         world.eventually("the handler is gone", || world.processes() == 0);

@@ -10,8 +10,8 @@ use crate::consume::ids;
 use crate::support::{End, Process, Seat, World, is_full, value};
 
 /// Partitions are spread once nobody has come or gone for six of them. Long enough that no session ends while the machine is busy.
-const T: &str = "--session-timeout 3s";
-const QUIET: Duration = Duration::from_secs(18);
+const T: &str = "--session-timeout 6s";
+const QUIET: Duration = Duration::from_secs(36);
 
 /// How often each process has begun to lead each partition.
 fn beginnings(processes: &[&Process]) -> BTreeMap<String, usize> {
@@ -64,7 +64,7 @@ fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_
         flow();
         leaders(&world, &products, partitions).iter().max() == Some(&(partitions as usize))
     });
-    world.within(Duration::from_secs(300), "nobody leads more than its share", || {
+    world.within(Duration::from_secs(600), "nobody leads more than its share", || {
         flow();
         let led = leaders(&world, &products, partitions);
         led.iter().sum::<usize>() == partitions as usize && led.iter().all(|led| *led <= share)
@@ -153,7 +153,7 @@ fn grouped_commits_are_written_in_time_and_at_the_end() {
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(0..100));
     let handler = world.handler("");
-    let options = format!("-t {products} -n indexer --batch-size 10");
+    let options = format!("-t {products} -n indexer --session-timeout 10s --batch-size 10");
     let start = |more: &str| world.consume(&format!("{options} --commit-interval {more} -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
     let mut consumer = start("1h");
@@ -185,10 +185,12 @@ fn with_little_memory_partitions_are_read_in_turns_and_one_that_is_halted_keeps_
     // Memory for two at once. Two halt at their first record, and each batch takes a while.
     let fails = "case $KSYNC_BATCH_PARTITION in 3|7) exit 1;; esac; sleep 0.1";
     let handler = world.handler(fails);
-    let options = format!("-v -t {products} -n indexer --memory 1MiB -j 16 --isolate-after 1 --retry-pause-max 1s");
+    let options = format!(
+        "-v -t {products} -n indexer --session-timeout 10s --memory 1MiB -j 16 --isolate-after 1 --retry-pause-max 1s"
+    );
     let mut consumer = world.consume(&format!("{options} -- {handler}"));
     let is_done = |partition| world.seat(&products, partition, "indexer").offset() == Some(records);
-    world.within(Duration::from_secs(60), "all are done but the halted ones", || {
+    world.within(Duration::from_secs(240), "all are done but the halted ones", || {
         (0..partitions).all(|partition| [3, 7].contains(&partition) || is_done(partition))
     });
     consumer.signal(Signal::TERM);

@@ -229,7 +229,7 @@ fn is_stopped(process: &Process) -> bool {
 fn a_leader_stopped_between_the_end_of_its_handler_and_its_commit_commits_nothing_when_it_wakes() {
     let world = World::new("before-commit");
     // Of the first two the session ends meanwhile; the others keep it, and lose their candidate alone.
-    let sessions = ["2s", "2s", "30s", "30s"];
+    let sessions = ["10s", "10s", "30s", "30s"];
     let products = world.topic("products", sessions.len() as i32);
     let produce = |ids: std::ops::Range<u32>| {
         let partitions = 0..sessions.len() as i32;
@@ -247,7 +247,7 @@ fn a_leader_stopped_between_the_end_of_its_handler_and_its_commit_commits_nothin
     let mut first: Vec<_> = sessions.iter().enumerate().map(|(p, session)| start(p, session)).collect();
     let seats: Vec<_> = (0..sessions.len() as i32).map(|p| world.seat(&products, p, "indexer")).collect();
     world.eventually("all are at work", || stopping.runs().len() == sessions.len());
-    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {quick}"));
+    let second = world.consume(&format!("-t {products} -n indexer --session-timeout 10s -- {quick}"));
     world.eventually("the other one queues everywhere", || seats.iter().all(|seat| seat.candidates().len() == 2));
     let candidates: Vec<_> = seats.iter().map(|seat| seat.candidates().remove(0)).collect();
 
@@ -258,7 +258,7 @@ fn a_leader_stopped_between_the_end_of_its_handler_and_its_commit_commits_nothin
         seat.delete(&format!("leader/{candidate}"));
     }
     produce(5..10);
-    world.within(Duration::from_secs(4), "the other one has done all, within two session timeouts", || {
+    world.within(Duration::from_secs(20), "the other one has done all, within two session timeouts", || {
         seats.iter().all(|seat| seat.offset() == Some(10))
     });
     let versions = || seats.iter().map(|seat| seat.node("offset").unwrap().1.version).collect::<Vec<_>>();

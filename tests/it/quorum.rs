@@ -12,7 +12,7 @@ use crate::support::election::assert_between;
 use crate::support::{End, Handler, Quorum, Seat, World};
 
 /// The session timeout.
-const T: Duration = Duration::from_secs(4);
+const T: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_leader_at_a_follower_that_is_cut_off_ends_its_handler_before_another_one_leads() {
@@ -39,7 +39,7 @@ fn the_handler_of_a_leader_that_is_cut_off_ends_before_another_one_leads(test: &
     let slow = world.handler(&format!("if [ $KSYNC_BATCH_PARTITION = 0 ]; then {beat}; fi; await {gate}"));
     let quick = world.handler(&note_time(&begun));
     let consume = |server: usize, handler: &Handler| {
-        let zookeeper = format!("--zookeeper {}/{} --session-timeout 4s", quorum.addresses[server - 1], world.id);
+        let zookeeper = format!("--zookeeper {}/{} --session-timeout 10s", quorum.addresses[server - 1], world.id);
         world.consume(&format!("-t {products} -n indexer {zookeeper} -j 2 -- {handler}"))
     };
     let seats_at = |server: usize| {

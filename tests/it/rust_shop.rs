@@ -40,7 +40,8 @@ impl Shop {
         for topic in ["products", "products-delay"] {
             world.kafka.create(topic, 1, &[("message.timestamp.type", "LogAppendTime")]);
         }
-        let settings = [("DATABASE_URL", postgres.url.as_str()), ("SHOP_LISTEN", "127.0.0.1:0")];
+        let settings =
+            [("DATABASE_URL", postgres.url.as_str()), ("SHOP_LISTEN", "127.0.0.1:0"), ("SHOP_PATIENCE", "10")];
         let process = world.start(&built().join("rust-shop").display().to_string(), "", &settings);
         let mut address = None;
         world.eventually("it listens", || {
@@ -143,10 +144,11 @@ fn what_is_not_committed_is_not_announced_and_the_answer_says_so() {
     assert_eq!(shop.ask("DELETE", "/products/9", ""), (404, "no such product\n".to_owned()));
     assert_eq!((shop.rows(), shop.told()), (vec!["1 tea 100".to_owned()], (vec![1], vec![1, 2])));
     // Nobody knows what has become of a commit whose connection ends.
-    let (stream, lock) = shop.hold(3);
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid IN
-        (SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT')";
-    block_on(shop.postgres.execute(end));
+    let (stream, mut lock) = shop.hold(3);
+    // Only who waits for this lock: other tests hold commits, too.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND pg_backend_pid() = ANY(pg_blocking_pids(pid))";
+    block_on(sqlx::raw_sql(end).execute(&mut lock)).unwrap();
     assert_eq!(answer(stream), (504, "perhaps changed: look before you try again\n".to_owned()));
     let_go(lock);
     assert_eq!((shop.rows(), shop.told()), (vec!["1 tea 100".to_owned()], (vec![1], vec![1, 2, 3])));

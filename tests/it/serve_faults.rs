@@ -188,7 +188,7 @@ fn of_a_transaction_that_lasts_for_more_than_an_hour_nothing_is_kept_any_more() 
 fn while_kafka_is_away_nobody_waits_for_it() {
     let world = World::alone("serve-away");
     let topic = world.topic_with_delay("products", 1);
-    let (mut stream, path) = serving(&world, &topic, "--ack-timeout 3s");
+    let (mut stream, path) = serving(&world, &topic, "--ack-timeout 8s");
     let mut client = Client::to(&world, &path);
     assert_eq!(client.ask(&request(1, "delay", &[1])), ok(1));
     let mut other = Client::to(&world, &path);
@@ -197,15 +197,17 @@ fn while_kafka_is_away_nobody_waits_for_it() {
     kill_process(broker, Signal::STOP).unwrap();
     let asked = Instant::now();
     let answer = client.ask(&request(2, "instant", &[]));
-    assert!(answer.contains("Kafka has not acknowledged the messages within 3s"), "{answer}");
+    assert!(answer.contains("Kafka has not acknowledged the messages within 8s"), "{answer}");
     assert!(answer.contains("the delay messages cover the change"), "{answer}");
-    assert!((2900..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert!((7900..14_000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     let asked = Instant::now();
     let answer = other.ask(&request(2, "instant", &[]));
     assert!(answer.contains("the delay messages cover the change: Kafka is away for "), "{answer}");
     let answers: Vec<_> = (3..13).map(|id| client.ask(&request(id, "delay", &[2]))).collect();
-    assert!(answers.iter().all(|answer| answer.contains("Kafka is away for ")), "{answers:?}");
-    assert!(asked.elapsed() < Duration::from_millis(2900), "{:?}", asked.elapsed());
+    // One a second tries whether it is back.
+    let tried = answers.iter().filter(|answer| !answer.contains("Kafka is away for ")).count() as u32;
+    assert!(tried <= 1, "{answers:?}");
+    assert!(asked.elapsed() < Duration::from_millis(7900) * (1 + tried), "{:?}", asked.elapsed());
     kill_process(broker, Signal::CONT).unwrap();
     world.eventually("it is back", || client.ask(&request(20, "delay", &[3])) == ok(20));
     // Its transaction is under way, and may be committed all the same.

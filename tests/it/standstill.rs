@@ -24,7 +24,7 @@ fn a_leader_frozen_with_its_handlers_for_longer_than_its_session_commits_nothing
         pids.display()
     ));
     let quick = world.handler("");
-    let options = format!("-t {products} -n indexer --session-timeout 2s -j 2");
+    let options = format!("-t {products} -n indexer --session-timeout 4s -j 2");
     let freezer = Freezer::new(&world.id);
     let script = world.script(&format!("{}\nexec {CONSUME} {options} -- {slow}", freezer.enter()));
     let first = world.start(&script, "", &[]);
@@ -118,9 +118,9 @@ fn leaders_that_stand_still_for_less_than_their_session_lose_nothing_and_only_th
     let done = handler.payloads();
     assert_eq!(done.iter().collect::<BTreeSet<_>>().len(), records as usize);
     // Each time that one stops leading, a batch may be done that was not committed.
-    let logs: Vec<_> = consumers.iter().flat_map(Process::log).collect();
-    let lost = logs.iter().filter(|line| line.contains("no longer leading")).count();
-    assert!(done.len() <= records as usize + BATCH * lost, "{} were done, {lost} leases were lost", done.len());
+    let lost = || consumers.iter().flat_map(Process::log).filter(|line| line.contains("no longer leading")).count();
+    // Who was stopped last may tell it a moment later.
+    world.eventually("no more is done twice", || done.len() <= records as usize + BATCH * lost());
     let reigns = reigns(&world.services, since, &seat);
     assert_eq!(reigns.last().and_then(|reign| reign.offsets.last().copied()), Some(i64::from(records)));
 }

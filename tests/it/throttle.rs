@@ -1,6 +1,6 @@
 //! What holds ksync-stream up between two chunks.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
@@ -31,21 +31,19 @@ fn a_rate_holds_over_time_with_an_action_and_without_and_not_behind_the_last_chu
     let source = format!("--database {} --table products --chunk-size 8", sqlite.url);
     for (action, sent) in [(String::new(), 1), (format!("-- {action}"), 2)] {
         let topic = world.topic_with_delay(&format!("products-{sent}"), 1);
-        let begun = Instant::now();
-        let mut stream = world.stream(&format!("-t {topic} {source} --rate 4/s --chunk-time 1h {action}"));
+        let mut stream = world.stream(&format!("-t {topic} {source} --rate 1/s --chunk-time 1h {action}"));
         assert_eq!(stream.wait(), End::Status(0), "{action}");
-        let took = begun.elapsed();
+        let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
         // By which messages a chunk begins.
         let times = times(&world, &if action.is_empty() { topic } else { format!("{topic}-delay") });
-        let (second, third) = (times[8] - times[0], times[16] - times[8]);
-        // The first message of a topic takes longer to arrive than those after it.
-        for (apart, least) in [(second, 500), (third, 1700)] {
-            assert!((least..4000).contains(&apart), "{action}: {apart} ms from chunk to chunk");
+        // A chunk each 8 s; one that is late makes up for 1 s. The first message of a topic takes longer to arrive.
+        for (from, to, least) in [(0, 8, 2500), (8, 16, 2000), (0, 16, 10_500)] {
+            let apart = times[to] - times[from];
+            assert!((least..40_000).contains(&apart), "{action}: {apart} ms from {from} to {to}");
         }
-        assert!(times[7] - times[0] < 1000, "{action}: a chunk is sent at once");
-        // Two pauses of 2 s, and none behind the last.
-        assert!(took > Duration::from_secs(4), "{action}: {took:?}");
-        assert!(took < Duration::from_millis(5800 + (third + second - 4000).max(0) as u64), "{action}: {took:?}");
+        assert!(times[7] - times[0] < 5000, "{action}: a chunk is sent at once");
+        let rest = ended - times[23];
+        assert!(rest < 6000, "{action}: {rest} ms behind the last");
     }
 }
 
@@ -224,7 +222,7 @@ fn a_zookeeper_that_is_away_is_waited_for_where_a_limit_was_asked_for_and_else_t
     let away = "ZooKeeper at 127.0.0.1:9 has not answered within 3s: deadline has elapsed";
     assert_eq!(asked.log_of("error"), [away]);
     assert_eq!(default.wait(), End::Status(0));
-    assert_eq!(default.log_of("warn"), [format!("--max-lag: {away}; going on without it")]);
+    assert_eq!(default.log_of("warn")[0], format!("--max-lag: {away}; going on without it"));
 
     stream.tell(lines(2..=2));
     world.eventually("it says so", || {

@@ -319,7 +319,7 @@ for line in sys.stdin:
         block_on(copy.texts("SELECT count(*) FROM products WHERE id = 3")) == ["1"]
     });
     let script = world.script(&format!("exec {STREAM} --verify {command} >out"));
-    let mut run = world.start(&script, "", &[("KSYNC_DELAY", "5s")]);
+    let mut run = world.start(&script, "", &[("KSYNC_DELAY", "15s")]);
     assert_eq!(run.wait(), End::Status(0));
     assert!(run.says(&["1000 differences: 1000 missing, 0 stale, 0 surplus; they were announced, and are gone"]));
     assert_eq!(

@@ -80,7 +80,7 @@ fn a_database_that_refuses_to_answer_says_not_that_a_row_is_gone() {
     keep(&world, held);
     let source = format!("-t {topic} --database '{}' --table products", primary.url);
     let store = world.script_of(STORE);
-    let mut run = verify(&world, &format!("{source} --delay 3s --statement-timeout 500ms -- {store}"));
+    let mut run = verify(&world, &format!("{source} --delay 10s --statement-timeout 3s -- {store}"));
     world.eventually("it has seen differences", || run.says(&["2 keys differ; looking again"]));
     block_on(async {
         let mut connection = PgConnection::connect(&primary.url).await.unwrap();

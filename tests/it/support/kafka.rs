@@ -129,9 +129,22 @@ impl Kafka {
         let new = NewTopic::new(topic, partitions, replicas).set("retention.ms", "-1");
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-        let admin = self.admin();
-        let made = block_on(admin.create_topics([&new], &options)).unwrap();
-        assert_eq!(made, [Ok(topic.to_owned())]);
+        let (begun, mut is_again) = (Instant::now(), false);
+        loop {
+            // By a new client each time: one that is told of no brokers forgets all that it knows (src/kafka/lost.rs).
+            let made = block_on(self.admin().create_topics([&new], &options));
+            match made.as_deref() {
+                Ok([Ok(_)]) => break,
+                Ok([Err((_, RDKafkaErrorCode::TopicAlreadyExists))]) if is_again => break,
+                // A broker that stood still counts as dead for a while.
+                Ok([Err((_, RDKafkaErrorCode::InvalidReplicationFactor))])
+                | Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut))
+                    if begun.elapsed() < Duration::from_secs(120) => {}
+                _ => panic!("cannot make topic {topic}: {made:?}"),
+            }
+            is_again = true;
+            super::pause();
+        }
         // Each broker hears of it by itself, and whoever is started next may ask any of them.
         for broker in self.bootstrap.split(',') {
             while Kafka::at(broker).partitions(topic) < partitions as usize {
