@@ -51,7 +51,7 @@ fn without_the_right_to_its_candidate_a_leader_ends_its_handler_and_leads_by_ano
     world.kafka.produce(&products, ids(1..=1));
     let gate = world.gate();
     // The first run is held up, the next one is not.
-    let handler = world.handler(&format!("mkdir {gate}.first || exit 0; await {gate}"));
+    let handler = world.handler(&format!(r#"[ "$(grep -c ^begun "$runs/journal")" -gt 1 ] || await {gate}"#));
     let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("the handler runs", || handler.runs().len() == 1);
