@@ -1,6 +1,7 @@
 //! ksync-delayer: delay messages, once they are due, as instant messages to the same partition of the topic.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Error, anyhow};
@@ -9,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::dead_letter::DeadLetters;
 use crate::election::Election;
+use crate::fit::Standing;
 use crate::intake::OnInvalid;
 use crate::kafka::{self, Event, Outgoing, Reader, Timestamp, Writer};
 use crate::lead::{self, End, Held, Work};
@@ -17,12 +19,14 @@ use crate::shutdown::Shutdown;
 use crate::topic::{Offset, Topic};
 
 mod clock;
+mod commits;
 mod end_seen;
 mod flight;
 mod waiting;
 
 use clock::Clock;
 pub use clock::Clocks;
+use commits::Commits;
 use end_seen::EndSeen;
 use flight::Flight;
 use waiting::{Room, Waiting};
@@ -59,31 +63,30 @@ impl Work for Delay {
             Ok(theirs) => Clock::beside(theirs),
             Err(refused) => return End::Halted(refused),
         };
-        let end_seen = EndSeen::new(&self.reader, &held.seat.partition, self.delay);
-        let flight = Flight::new(self.writer.lane());
-        let waiting = Room::new(self.room);
-        let mut forwarder = Forwarder {
+        let forwarder = Forwarder {
             delay: self,
             topic,
             held,
             shutdown,
-            waiting,
+            waiting: Room::new(self.room),
             damaged: None,
             end: None,
-            flight,
+            flight: Flight::new(self.writer.lane()),
+            commits: Commits::new(held),
             clock,
-            end_seen,
+            end_seen: EndSeen::new(&self.reader, &held.seat.partition, self.delay),
         };
-        let end = forwarder.run(records).await;
-        forwarder.finish(end).await
+        let (standing, end) = forwarder.work(records).await;
+        held.standing = standing;
+        end
     }
 }
 
 /// The work on one partition under one lease.
-struct Forwarder<'a, 'l> {
+struct Forwarder<'a> {
     delay: &'a Delay,
     topic: &'a Topic,
-    held: &'a mut Held<'l>,
+    held: &'a Held<'a>,
     shutdown: &'a Shutdown,
     /// Read, and not sent yet.
     waiting: Room,
@@ -92,17 +95,20 @@ struct Forwarder<'a, 'l> {
     /// Where the partition ended when all of it had been read.
     end: Option<Offset>,
     flight: Flight,
+    commits: Commits<'a>,
     clock: Clock,
     end_seen: EndSeen,
 }
 
-impl Forwarder<'_, '_> {
-    async fn run(&mut self, records: &mut kafka::Partition) -> End {
-        loop {
+impl Forwarder<'_> {
+    /// Works until it has to end; where the partition stands then.
+    async fn work(mut self, records: &mut kafka::Partition) -> (Standing, End) {
+        let end = loop {
             if let Err(end) = self.turn(records).await {
-                return end;
+                break self.finish(end).await;
             }
-        }
+        };
+        (self.commits.standing, end)
     }
 
     /// Reads what is there, sends what is due, and waits for either, or for the next look at the end.
@@ -113,8 +119,7 @@ impl Forwarder<'_, '_> {
         self.end_seen.look();
         let is_read_empty = self.read(records)?;
         let sent = self.send_due().await?;
-        self.advance().await?;
-        self.pass_to_end().await?;
+        self.advance()?;
         if sent >= TURN || !(is_read_empty || self.waiting.is_full()) {
             tokio::task::yield_now().await;
             return Ok(());
@@ -208,11 +213,16 @@ impl Forwarder<'_, '_> {
             headers: message.headers.clone(),
             timestamp: message.timestamp(),
         };
-        let sent = tokio::select! {
-            biased;
-            sent = self.held.during(lead::Waiting::Kafka, self.flight.lane.send(outgoing)) => sent,
-            why = self.held.lease.lost() => return Err(End::Lost(why)),
-            () = self.shutdown.requested() => return Err(End::Shutdown),
+        let sent = {
+            let mut sending = pin!(self.held.during(lead::Waiting::Kafka, self.flight.lane.send(outgoing)));
+            loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut sending => break sent,
+                    moved = self.commits.moved() => moved?,
+                    () = self.shutdown.requested() => return Err(End::Shutdown),
+                }
+            }
         };
         match sent {
             Ok(()) => {
@@ -251,6 +261,7 @@ impl Forwarder<'_, '_> {
             }
             why = self.held.lease.lost() => return Err(End::Lost(why)),
         }
-        self.commit(message.done).await
+        self.commits.begin(message.done);
+        self.commits.finish().await
     }
 }

@@ -2,6 +2,7 @@
 //! first one that is not.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Error;
@@ -12,8 +13,6 @@ use super::Forwarder;
 use crate::kafka::{self, Lane};
 use crate::lead::{self, Done, End};
 
-/// How often the offset is moved while messages flow.
-const COMMIT: Duration = Duration::from_millis(200);
 /// How long to wait before a broker that did not take a message is given it again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long reports are waited for at the end, so that a standby need not wait for the session to expire.
@@ -27,13 +26,11 @@ pub(super) struct Flight {
     pub most: usize,
     /// How many of the acknowledged ones the offset has passed.
     counted: u64,
-    /// When it was last moved.
-    moved: Instant,
 }
 
 impl Flight {
     pub fn new(lane: Lane) -> Flight {
-        Flight { lane, sent: VecDeque::new(), most: usize::MAX, counted: 0, moved: Instant::now() }
+        Flight { lane, sent: VecDeque::new(), most: usize::MAX, counted: 0 }
     }
 
     /// How far everything is acknowledged, if that is further than before.
@@ -49,59 +46,49 @@ impl Flight {
     }
 }
 
-impl Forwarder<'_, '_> {
+impl Forwarder<'_> {
     /// Waits for `something`, and meanwhile moves the offset over what is acknowledged.
     pub(super) async fn pass_time(
         &mut self,
         what: lead::Waiting,
         something: impl Future<Output = ()>,
     ) -> Result<(), End> {
-        let mut something = std::pin::pin!(something);
+        let mut something = pin!(self.held.during(what, something));
         loop {
-            self.advance().await?;
+            self.advance()?;
+            let next = self.commits.next;
             tokio::select! {
                 biased;
-                why = self.held.lease.lost() => return Err(End::Lost(why)),
+                moved = self.commits.moved() => moved?,
                 () = self.shutdown.requested() => return Err(End::Shutdown),
-                () = self.held.during(what.clone(), &mut something) => return Ok(()),
-                () = sleep_until(self.flight.moved + COMMIT), if !self.flight.is_empty() => {
+                () = &mut something => return Ok(()),
+                () = sleep_until(next), if !self.flight.is_empty() => {
                     if self.flight.lane.has_failed() {
                         return Ok(());
                     }
-                    self.flight.moved = Instant::now();
-                    self.advance_now().await?;
+                    self.advance()?;
+                    self.commits.pause();
                 }
             }
         }
     }
 
-    pub(super) async fn advance(&mut self) -> Result<(), End> {
-        if self.flight.moved.elapsed() >= COMMIT { self.advance_now().await } else { Ok(()) }
-    }
-
-    async fn advance_now(&mut self) -> Result<(), End> {
-        match self.flight.take_acknowledged() {
-            Some(done) => self.commit(done).await,
-            None => Ok(()),
+    /// Moves the offset over what is acknowledged; and where that is all, behind it over what nobody is given: markers of
+    /// transactions, what was aborted.
+    pub(super) fn advance(&mut self) -> Result<(), End> {
+        self.commits.go_on()?;
+        if self.commits.is_under_way() {
+            return Ok(());
         }
-    }
-
-    /// Moves the offset over what nobody is given behind the last message: markers of transactions, what was aborted.
-    pub(super) async fn pass_to_end(&mut self) -> Result<(), End> {
-        let is_all_done = self.waiting.is_empty() && self.flight.is_empty();
-        match self.end.take_if(|_| is_all_done) {
-            Some(end) if end > self.held.standing.offset => self.commit(Done::before(end)).await,
-            _ => Ok(()),
+        if self.commits.next <= Instant::now()
+            && let Some(done) = self.flight.take_acknowledged()
+        {
+            self.commits.begin(done);
+        } else if let Some(end) = self.end.take_if(|_| self.waiting.is_empty() && self.flight.is_empty())
+            && end > self.commits.standing.offset
+        {
+            self.commits.begin(Done::before(end));
         }
-    }
-
-    pub(super) async fn commit(&mut self, done: Done) -> Result<(), End> {
-        let checked = tokio::select! {
-            checked = self.held.check_topic() => checked?,
-            why = self.held.lease.lost() => return Err(End::Lost(why)),
-        };
-        self.held.standing = self.held.commit(self.held.standing, checked, done).await?;
-        self.flight.moved = Instant::now();
         Ok(())
     }
 
@@ -110,10 +97,14 @@ impl Forwarder<'_, '_> {
         while self.flight.lane.in_flight() > 0 {
             tokio::select! {
                 () = self.held.during(lead::Waiting::Kafka, self.flight.lane.reported()) => {}
-                why = self.held.lease.lost() => return Err(End::Lost(why)),
+                moved = self.commits.moved() => moved?,
             }
         }
-        self.advance_now().await
+        self.commits.finish().await?;
+        if let Some(done) = self.flight.take_acknowledged() {
+            self.commits.begin(done);
+        }
+        self.commits.finish().await
     }
 
     /// After a failed report: begins again with the first message that was not acknowledged.
@@ -127,7 +118,7 @@ impl Forwarder<'_, '_> {
         let Err(undelivered) = self.flight.lane.settled().await else {
             return Ok(());
         };
-        let (standing, transient) = (self.held.standing, undelivered.is_transient());
+        let (standing, transient) = (self.commits.standing, undelivered.is_transient());
         let offset = standing.offset;
         if !transient && refused > 1 {
             // A broker refuses a whole batch for one of its messages, or for their sum. Which one shows when each goes alone.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::support::{End, Message, World, value};
+use crate::support::{End, Message, Mode, Proxy, World, block_on, value};
 
 fn delay_message(payload: &str, created_at: f64) -> Message {
     value(format!("{{\"payload\": {payload}, \"created_at\": {created_at:.3}}}"))
@@ -66,6 +66,29 @@ fn messages_that_come_one_by_one_are_each_sent_on_in_time() {
         let held = sent.timestamp_ms - made.timestamp_ms;
         assert!((2000..3000).contains(&held), "held back for {held} ms: {made:?}");
     }
+}
+
+#[test]
+fn a_commit_that_takes_long_makes_no_message_late() {
+    let world = World::new("slow-commit");
+    let products = world.topic_with_delay("products", 1);
+    let delay_topic = format!("{products}-delay");
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let way = format!("--zookeeper {}/{} --session-timeout 10s", proxy.address, world.id);
+    let delayer = world.delayer(&format!("-t {products} --delay 2s {way}"));
+    world.eventually("it leads", || delayer.says(&["leading from offset 0"]));
+    proxy.set(Mode::FrozenAt("\"offset\":"));
+    world.kafka.produce(&delay_topic, [delay_message("1", now())]);
+    // So long that the first one's commit is under way when this one is due, and its lease still lasts.
+    world.for_a_while(Duration::from_secs(1), "time passes", || true);
+    world.kafka.produce(&delay_topic, [delay_message("2", now())]);
+    world.eventually("its commit is on its way", || proxy.is(Mode::Frozen));
+    world.eventually("the next one is sent on all the same", || world.kafka.count(&products) == 2);
+    let seat = world.seat(&delay_topic, 0, "delayer");
+    assert_eq!(seat.offset(), Some(0));
+    proxy.set(Mode::Open);
+    world.eventually("both are committed", || seat.offset() == Some(2));
+    assert_eq!(world.kafka.count(&products), 2);
 }
 
 #[test]

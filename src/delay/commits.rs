@@ -1,0 +1,84 @@
+//! Commits that are under way while messages go on being read and sent: slow servers make none of them late.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::time::Instant;
+
+use crate::fit::Standing;
+use crate::lead::{Done, End, Held};
+
+/// How often the offset is moved while messages flow.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Where the partition stands, and the one commit that may be under way.
+pub(super) struct Commits<'a> {
+    held: &'a Held<'a>,
+    pub standing: Standing,
+    under_way: Option<BoxFuture<'a, Result<Standing, End>>>,
+    /// From when on the next one may begin.
+    pub next: Instant,
+}
+
+impl<'a> Commits<'a> {
+    pub fn new(held: &'a Held<'a>) -> Commits<'a> {
+        Commits { held, standing: held.standing, under_way: None, next: Instant::now() + PAUSE }
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Puts the next one off.
+    pub fn pause(&mut self) {
+        self.next = Instant::now() + PAUSE;
+    }
+
+    /// Begins one. None may be under way.
+    pub fn begin(&mut self, done: Done) {
+        let (held, from) = (self.held, self.standing);
+        self.under_way = Some(Box::pin(async move {
+            let checked = tokio::select! {
+                checked = held.check_topic() => checked?,
+                why = held.lease.lost() => return Err(End::Lost(why)),
+            };
+            held.commit(from, checked, done).await
+        }));
+    }
+
+    /// Goes on with what is under way, as far as nothing has to be waited for.
+    pub fn go_on(&mut self) -> Result<(), End> {
+        match self.under_way.as_mut().and_then(FutureExt::now_or_never) {
+            Some(ended) => self.end_by(ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns once the offset was moved, or the lease is lost; never, while neither happens. Can be given up at any time.
+    pub async fn moved(&mut self) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            Some(ended) = OptionFuture::from(self.under_way.as_mut()) => self.end_by(ended),
+            why = self.held.lease.lost() => Err(End::Lost(why)),
+        }
+    }
+
+    /// Waits for what is under way.
+    pub async fn finish(&mut self) -> Result<(), End> {
+        match self.under_way.as_mut() {
+            Some(under_way) => {
+                let ended = under_way.await;
+                self.end_by(ended)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn end_by(&mut self, ended: Result<Standing, End>) -> Result<(), End> {
+        self.under_way = None;
+        self.pause();
+        self.standing = ended?;
+        Ok(())
+    }
+}
