@@ -42,9 +42,7 @@ fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_a_strea
     let mut stream = world.stream_lines(&format!("- {nowhere}"), "{}\n");
     let mut daemons = [world.consume(&format!("{nowhere} -n indexer -- {handler}")), world.delayer(nowhere)];
     for daemon in &mut daemons {
-        world.within(Duration::from_secs(15), "it says what it cannot reach", || {
-            daemon.says(&["warn: ", "127.0.0.1:9", "trying again"])
-        });
+        world.eventually("it says what it cannot reach", || daemon.says(&["warn: ", "127.0.0.1:9", "trying again"]));
     }
     for daemon in &mut daemons {
         assert!(daemon.is_running());
@@ -52,8 +50,8 @@ fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_a_strea
         world.within(Duration::from_secs(2), "it has ended", || !daemon.is_running());
         assert_eq!(daemon.wait(), End::Status(0));
     }
-    assert!(stream.says(&["warn: ", "127.0.0.1:9", "trying again"]));
     assert_eq!(stream.wait(), End::Status(75));
+    assert!(stream.says(&["warn: ", "127.0.0.1:9", "trying again"]));
     let errors = stream.log_of("error");
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].starts_with("cannot ask Kafka at 127.0.0.1:9 about topic products: "), "{errors:?}");
@@ -67,7 +65,7 @@ fn a_zookeeper_that_does_not_answer_is_named_and_waited_for() {
     let nowhere = format!("--zookeeper 127.0.0.1:9/shop -t {products}");
     let mut daemons = [world.consume(&format!("{nowhere} -n indexer -- {handler}")), world.delayer(&nowhere)];
     for daemon in &mut daemons {
-        world.within(Duration::from_secs(15), "it says what it cannot reach", || {
+        world.eventually("it says what it cannot reach", || {
             daemon.says(&["warn: ", "cannot reach ZooKeeper at 127.0.0.1:9/shop", "; trying again"])
         });
         assert!(daemon.is_running());

@@ -165,11 +165,14 @@ fn a_delayer_whose_clock_is_wrong_sends_on_what_the_topic_takes_and_keeps() {
         let delayer = delayer(&world, &topic, &clock);
         world.eventually("it leads", || delayer.says(&["leading from offset 0"]));
         is_at_work(&world, &topic);
-        world.kafka.produce(&format!("{topic}-delay"), [delay_message(1, now())]);
+        for id in 1..=8 {
+            world.kafka.produce(&format!("{topic}-delay"), [delay_message(id, now())]);
+            world.for_a_while(Duration::from_millis(400), "time passes", || true);
+        }
         (topic, delayer)
     });
     for (topic, _delayer) in &sent {
-        world.eventually("it is sent on", || world.kafka.count(topic) == 2);
+        world.eventually("all are sent on", || world.kafka.count(topic) == 9);
         assert_in_time(&held(&world, topic)[1..], topic);
     }
 }

@@ -126,7 +126,7 @@ fn a_delayer_begins_anew_where_a_message_before_the_damage_is_refused_and_tells_
     world.kafka.produce(&delay_topic, [value(message("1"))]);
     let batch = Batch::second_of_three(&world, &delay_topic, [large.as_str(), "3", "4"].map(message));
     batch.turn_a_bit();
-    let delay = || world.delayer(&format!("-t {products} --delay 3s"));
+    let delay = || world.delayer(&format!("-t {products} --delay 10s"));
     let mut delayer = delay();
     let met = ["warn: ", "what comes at offset 2 cannot be read: ", "; what lies before it is sent on first"];
     world.eventually("it has met the damage", || delayer.says(&met));

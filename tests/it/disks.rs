@@ -55,7 +55,7 @@ fn with_no_room_on_the_brokers_disk_no_action_runs_and_the_delayer_keeps_its_off
     let world = World::alone("broker-disk");
     let (products, orders) = (world.topic_with_delay("products", 1), world.topic_with_delay("orders", 1));
     let (acted, action) = (world.dir.join("acted"), world.script("cat > /dev/null; touch acted"));
-    let delayer = world.delayer(&format!("-t {orders} --delay 2s --session-timeout 10s"));
+    let delayer = world.delayer(&format!("-t {orders} --delay 10s --session-timeout 10s"));
     let mut stream = world.stream(&format!("- -t {products} -- {action}"));
     stream.tell("{\"id\":1}\n");
     world.eventually("both are at work", || {
@@ -68,7 +68,7 @@ fn with_no_room_on_the_brokers_disk_no_action_runs_and_the_delayer_keeps_its_off
     stream.tell("{\"id\":2}\n");
     let seat = world.seat(&delay_topic, 0, "delayer");
     // Longer than these messages are held back.
-    world.for_a_while(Duration::from_secs(4), "nothing is done", || seat.offset() == Some(0) && !acted.exists());
+    world.for_a_while(Duration::from_secs(12), "nothing is done", || seat.offset() == Some(0) && !acted.exists());
     if is_full() {
         world.within(Duration::from_secs(90), "ksync-stream gives up", || !stream.is_running());
         assert_eq!((stream.wait(), acted.exists()), (End::Status(75), false));

@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 fn examine(world: &World, fault: &str) -> Tried {
     let worker = world.script_of(WORKER);
-    sh(world, &format!("ksync-consume --check-worker --timeout 3s --start-timeout 6s -- {worker} '{fault}'"), "")
+    sh(world, &format!("ksync-consume --check-worker --timeout 10s --start-timeout 20s -- {worker} '{fault}'"), "")
 }
 
 /// `ended after 0.1 s` -> `ended`
@@ -118,7 +118,7 @@ fn a_fault_in_each_batch_is_told_in_the_words_of_the_daemon() {
     let world = World::new("exam-words");
     for (fault, how) in [
         ("hasty", "the worker broke the protocol: it answered for batch b1 before it was given its end"),
-        ("silent", "no answer within 3s (--timeout); does the worker flush its stdout after each line?"),
+        ("silent", "no answer within 10s (--timeout); does the worker flush its stdout after each line?"),
         ("names a stranger", "the worker broke the protocol: it named offset 99, which is not in the batch"),
         ("names one twice", "the worker broke the protocol: it named offset 0 twice"),
         (
@@ -142,7 +142,7 @@ fn a_fault_in_each_batch_is_told_in_the_words_of_the_daemon() {
 fn a_worker_that_is_never_ready_is_asked_nothing_more() {
     let world = World::new("exam-ready");
     for (fault, how) in [
-        ("never ready", "no answer within 6s (--start-timeout); does the worker flush its stdout after each line?"),
+        ("never ready", "no answer within 20s (--start-timeout); does the worker flush its stdout after each line?"),
         ("not set up", "exit status 78"),
     ] {
         let tried = examine(&world, fault);
@@ -178,6 +178,6 @@ fn sigterm_ends_the_exam_and_its_worker() {
     let begun = Instant::now();
     exam.signal(Signal::TERM);
     assert_eq!(exam.wait(), End::Status(75));
-    assert!(begun.elapsed().as_secs() < 5, "it waits for the answer");
+    assert!(begun.elapsed().as_secs() < 20, "it waits for the answer");
     world.eventually("nothing is left", || world.processes() == 0);
 }

@@ -245,7 +245,8 @@ fn a_command_that_cannot_be_executed_is_refused_with_what_to_look_at() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_goes_away_later_is_a_failed_run() {
     let script = directory("goes-away").join("index.sh");
-    fs::copy("/bin/true", &script).unwrap();
+    // By a process of its own, so that none of ours has it open while it is started.
+    assert!(std::process::Command::new("cp").arg("/bin/true").arg(&script).status().unwrap().success());
     let name = script.to_str().unwrap();
     let goes_away = command(&[name]);
     assert_eq!(end_of(&goes_away, b"").await, "done");

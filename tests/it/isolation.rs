@@ -21,7 +21,9 @@ pub fn fails_at(world: &World, offsets: impl IntoIterator<Item = i64>, status: u
 
 pub fn write_bad(file: &std::path::Path, offsets: impl IntoIterator<Item = i64>) {
     let lines: String = offsets.into_iter().map(|offset| format!("\"offset\":{offset},\n")).collect();
-    fs::write(file, lines).unwrap();
+    let part = file.with_extension("part");
+    fs::write(&part, lines).unwrap();
+    fs::rename(&part, file).unwrap();
 }
 
 /// The origin's offset of each dead letter, in their order.
@@ -202,8 +204,8 @@ fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_a
         "if grep -qFf {} \"$run\"; then exit 1; fi; ! grep -q '\"payload\":\"wait\"' \"$run\" || await {gate}",
         bad.display()
     ));
-    // Each pause is at least 1.6 s long after some failures.
-    let options = "-j 4 --batch-size 10 --retry-pause 100ms --retry-pause-max 2s";
+    // Each pause is at least 4 s long after some failures.
+    let options = "-j 4 --batch-size 10 --retry-pause 100ms --retry-pause-max 5s";
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     let offsets = || -> Vec<_> { (0..64).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect() };
     let all_but_the_halted = |others| -> Vec<_> { (0..64).map(|p| if p == HALTED { 3 } else { others }).collect() };
@@ -214,7 +216,7 @@ fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_a
     world.eventually("a long pause begins", || tries() > before);
     world.kafka.produce(&products, (0..8).map(|partition| value("\"wait\"").to(partition)));
     let at_work = || handler.runs().iter().filter(|run| run.partition < 8 && run.done.is_none()).count();
-    world.within(Duration::from_millis(1500), "meanwhile all four permits are there for others", || at_work() == 4);
+    world.within(Duration::from_millis(3900), "meanwhile all four permits are there for others", || at_work() == 4);
     gate.open();
     world.kafka.produce(&products, to_each(1).filter(|message| message.partition >= Some(8)));
     world.eventually("the others are at their end again", || offsets() == all_but_the_halted(31));

@@ -108,13 +108,13 @@ fn sigterm_while_a_commit_is_under_way_brings_its_batch_again_only_where_it_neve
     phase.finishes(Some(&|| proxy.set(Mode::Open)), Some(1));
     // Nobody tells it what became of these; it gives them up with its lease.
     for (name, mode, offset) in [("unanswered", Mode::DeafAfter(COMMIT, 0), 1), ("lost", Mode::FrozenAt(COMMIT), 0)] {
-        let (mut phase, proxy) = at_its_commit(name, mode, "2s");
+        let (mut phase, proxy) = at_its_commit(name, mode, "10s");
         phase.begins();
         phase.process.signal(Signal::TERM);
         assert_eq!(phase.process.wait(), End::Status(0), "{name}");
         drop(proxy);
         let seat = world.seat(&phase.topic, 0, "indexer");
-        world.within(Duration::from_secs(10), "its candidate goes with its session", || seat.candidates().is_empty());
+        world.within(Duration::from_secs(30), "its candidate goes with its session", || seat.candidates().is_empty());
         assert_eq!(seat.offset(), Some(offset), "{name}");
         topics = format!("{topics},{}", phase.topic);
     }

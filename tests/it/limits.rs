@@ -107,7 +107,7 @@ fn a_handler_that_could_not_be_started_beside_a_commit_waits_for_it_at_the_next_
     let gate = world.gate();
     let handler = world.handler(&format!("await {gate}"));
     let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
-    let options = format!("{RETRIES} --zookeeper {}/{}", proxy.address, world.id);
+    let options = format!("{RETRIES} --session-timeout 10s --zookeeper {}/{}", proxy.address, world.id);
     let consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     world.kafka.produce(&products, ids(0..1));
     world.eventually("the first is worked on", || handler.runs().len() == 1);
@@ -117,7 +117,7 @@ fn a_handler_that_could_not_be_started_beside_a_commit_waits_for_it_at_the_next_
     proxy.set(Mode::FrozenAt("/offset"));
     gate.open();
     world.eventually("none can be started", || consumer.says(&["warn: ", "Too many open files"]));
-    assert!(proxy.is(Mode::Frozen), "the commit is not on its way");
+    world.eventually("the commit is on its way", || proxy.is(Mode::Frozen));
     allow(&consumer, MANY);
     world.for_a_while(Duration::from_secs(1), "nothing is given to it", || handler.runs().len() == 1);
     proxy.set(Mode::Open);

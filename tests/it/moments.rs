@@ -108,7 +108,7 @@ fn within_batches(world: &World, topic: &str) {
     for ((victim, ..), moment) in victims.iter_mut().zip(AIMED) {
         assert_eq!(victim.wait(), End::By(Signal::KILL), "{moment:?}: {:?}", victim.log());
     }
-    world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+    world.eventually("no process is left", || world.processes() == 0);
     let mut killed = vec![];
     for ((_, name, handler, gate), moment) in victims.into_iter().zip(AIMED) {
         gate.open();
@@ -154,7 +154,7 @@ fn anywhere(world: &World, topic: &str) {
                 End::By(Signal::KILL) => by_signal += 1,
                 end => assert_eq!(end, End::Status(0), "{:?}", first.log()),
             }
-            world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+            world.eventually("no process is left", || world.processes() == 0);
             killed.push(Killed::new(format!("{call} {number}"), name, handler));
         }
         followed(world, topic, &killed);
@@ -174,7 +174,7 @@ fn a_sigkill_at_any_system_call_of_a_batch_loses_nothing_and_leaves_no_handler()
 }
 
 /// Long enough that no candidate goes before all are there.
-const SESSION: Duration = Duration::from_secs(6);
+const SESSION: Duration = Duration::from_secs(10);
 /// How many requests come after the one that makes the candidate, until a process leads: it looks at the queue, watches its
 /// own node, reads what is stored, and takes over.
 const ALONE: usize = 5;
@@ -281,7 +281,8 @@ fn a_commit_that_was_on_its_way_while_another_one_came_to_lead_is_refused() {
     let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
     // Its session lives on, so that nothing but the fence refuses what comes late.
     let way = format!("--zookeeper {}/{} --session-timeout 30s", proxy.address, world.id);
-    let first = world.consume(&format!("-t {products} -n indexer {way} -- {first_handler}"));
+    let first =
+        world.consume(&format!("-t {products} -n indexer {way} --batch-size 5 --batch-wait 10s -- {first_handler}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("it leads", || seat.offset() == Some(0));
     let second = world.consume(&format!("-t {products} -n indexer -- {second_handler}"));

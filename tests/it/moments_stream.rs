@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -183,7 +182,7 @@ fn killed_at(world: &World, primary: &Primary, (action, moments): (Action, &[(St
             end => assert_eq!(end, End::Status(0), "{}: {:?}", job.moment, victim.log()),
         }
     }
-    world.within(Duration::from_secs(5), "no process is left", || world.processes() == 0);
+    world.eventually("no process is left", || world.processes() == 0);
     // Of these the checkpoint says so when their instant messages are acknowledged.
     let [instant, _] = records(world, &topic);
     let done: Vec<_> = jobs.iter().map(|job| job.done().0).collect();

@@ -92,9 +92,9 @@ fn descendants_that_left_the_group_die_with_the_handler_at_its_timeout() {
         pids.display(),
         pids.display()
     ));
-    let consumer = world.consume(&format!("-t {products} -n indexer --timeout 2s -- {script}"));
+    let consumer = world.consume(&format!("-t {products} -n indexer --timeout 6s -- {script}"));
     let pids = numbers(&world, &pids, 3);
-    world.eventually("the timeout is told", || consumer.says(&["no end after 2s (--timeout)"]));
+    world.eventually("the timeout is told", || consumer.says(&["no end after 6s (--timeout)"]));
     assert_eq!(pids.into_iter().filter(|pid| exists(*pid)).collect::<Vec<_>>(), Vec::<i32>::new());
     // Those that left the group are asked, too, and once.
     assert_eq!(fs::read_to_string(&termed).unwrap(), "TERM\n");
@@ -114,7 +114,7 @@ fn descendants_that_left_the_group_die_with_the_lease_and_with_an_impatient_end(
     consumer.signal(Signal::TERM);
     world.eventually("it is asked to end", || consumer.says(&["asked to end"]));
     // One that comes sooner belongs to the first.
-    world.for_a_while(Duration::from_millis(300), "it waits for the handler", || consumer.is_running());
+    world.for_a_while(Duration::from_secs(1), "it waits for the handler", || consumer.is_running());
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::By(Signal::TERM));
     assert_eq!(consumer.log_of("error"), Vec::<String>::new(), "not by the end of its grace");
@@ -302,7 +302,8 @@ fn a_gigabyte_of_output_takes_neither_memory_nor_log() {
     let script = world.script("cat >/dev/null; yes a line of flood | head -c 1000000000; echo oops >&2; exit 3");
     let quiet = world.script("cat >/dev/null; exit 3");
     let most = |script: &str, name: &str| {
-        let consumer = world.consume(&format!("-t {products} -n {name} -- {script}"));
+        let consumer =
+            world.consume(&format!("-t {products} -n {name} --retry-pause 1h --retry-pause-max 1h -- {script}"));
         world.within(Duration::from_secs(60), "the failure is told", || consumer.says(&["exit status 3"]));
         (consumer.most_memory() >> 10, consumer.log())
     };
@@ -320,11 +321,11 @@ fn a_gigabyte_of_output_takes_neither_memory_nor_log() {
 fn a_handler_that_is_stopped_is_killed_at_its_timeout_and_the_batch_comes_again() {
     let (world, products) = world("stopped", 1);
     let handler = world.handler("[ -e stopped ] || { touch stopped; kill -STOP $$; }");
-    let consumer = world.consume(&format!("-t {products} -n indexer --timeout 2s -- {handler}"));
+    let consumer = world.consume(&format!("-t {products} -n indexer --timeout 6s -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("it is stopped", || world.dir.join("stopped").exists());
     let queue = seat.candidates();
     world.eventually("another run has done it", || seat.offset().is_some_and(|offset| offset > 0));
-    assert!(consumer.says(&["warn: ", "attempt 1: no end after 2s (--timeout)"]), "{:?}", consumer.log());
+    assert!(consumer.says(&["warn: ", "attempt 1: no end after 6s (--timeout)"]), "{:?}", consumer.log());
     assert_eq!((seat.candidates(), consumer.log_of("warn").len()), (queue, 1));
 }

@@ -461,9 +461,9 @@ fn a_run_ends_with_its_time_and_the_next_one_goes_on() {
     assert_eq!(stream.wait(), End::Status(75));
     assert!(over(&stream, "--until 2020-01-01T00:00:00Z") && !begun.exists());
 
-    let mut stream = run("--max-time 4s");
+    let mut stream = run("--max-time 15s");
     world.eventually("a chunk is under way", || begun.exists());
-    world.eventually("its time is over", || over(&stream, "--max-time 4s"));
+    world.eventually("its time is over", || over(&stream, "--max-time 15s"));
     assert!(stream.is_running());
     first.open();
     assert_eq!(stream.wait(), End::Status(75));

@@ -43,7 +43,7 @@ fn sigusr1_tells_what_each_partition_waits_for_even_with_quiet() {
     let products = world.topic("products", 4);
     let gate = world.gate();
     let handler = world.handler(&format!("[ $KSYNC_BATCH_PARTITION -ne 1 ] || await {gate}"));
-    let consumer = world.consume(&format!("-q -j 1 -t {products} -n indexer -- {handler}"));
+    let consumer = world.consume(&format!("-q -j 1 --batch-wait 2s -t {products} -n indexer -- {handler}"));
     let at = |partition: i32, state: &str| format!("{products}/{partition} as indexer: {state}");
     let leading = |partition: i32, state: &str| at(partition, &format!("leading term TERM since TIME, {state}"));
     let idle = |partition| leading(partition, "offset 0; waits for records, N s so far");

@@ -39,9 +39,9 @@ fn a_worker_that_is_not_ready_in_time_is_killed_and_nothing_is_committed() {
     world.kafka.produce(&products, ids(1..=2));
     let mended = world.gate();
     let worker = world.worker(&format!("if kind == 'hello': wait('{mended}')"));
-    let options = format!("--worker --start-timeout 2s {SOON_AGAIN} --isolate-after 1 --batch-size 2");
+    let options = format!("--worker --start-timeout 6s {SOON_AGAIN} --isolate-after 1 --batch-size 2");
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {worker}"));
-    let told = "the handler failed at offsets 0 to 1, attempt 2: the worker was not ready: no answer within 2s \
+    let told = "the handler failed at offsets 0 to 1, attempt 2: the worker was not ready: no answer within 6s \
                 (--start-timeout); does the worker flush its stdout after each line?; trying again in ";
     world.eventually("it is told", || consumer.says(&["warn: ", told]));
     let seat = world.seat(&products, 0, "indexer");
@@ -156,10 +156,10 @@ fn a_word_of_progress_renews_the_timeout() {
     let worker = world.worker(&format!(
         "while kind == 'end' and not is_open('{gate}'): say(type='progress', id=batch['id']); pause(0.2)"
     ));
-    let options = "--worker --timeout 2s --batch-size 2";
+    let options = "--worker --timeout 5s --batch-size 2";
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("it is at work", || worker.given() == 1);
-    let limit = Duration::from_millis(4500);
+    let limit = Duration::from_secs(11);
     world.for_a_while(limit, "it works on", || consumer.log_of("warn").is_empty() && worker.noted("hello").len() == 1);
     gate.open();
     assert_eq!(consumer.wait(), End::Status(0));

@@ -18,7 +18,7 @@ use zookeeper::{Client, Error};
 use super::{PERSISTENT, Services, pass, remove};
 
 /// The session timeout of all tests.
-pub const T: Duration = Duration::from_secs(2);
+pub const T: Duration = Duration::from_secs(5);
 pub const SOON: Duration = Duration::from_millis(100);
 
 /// An empty chroot for one test, and a look at it past the code under test.

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -59,6 +60,8 @@ impl Handler {
     /// All runs that have begun, in that order.
     pub fn runs(&self) -> Vec<Run> {
         let journal = fs::read_to_string(self.runs.join("journal")).unwrap_or_default();
+        // The last line may be there by half.
+        let journal = journal.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let mut runs: Vec<Run> = vec![];
         for (number, line) in journal.lines().enumerate() {
             let words: Vec<&str> = line.split(' ').collect();
@@ -131,6 +134,10 @@ impl fmt::Display for Gate {
 }
 
 pub(super) fn write_script(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    // No descriptor of ours is open for writing: what another test starts just then would have it, too, until it is another
+    // program, and the script could not be run meanwhile ("Text file busy").
+    let write = ["-c", r#"cat > "$0"; chmod 755 "$0""#];
+    let mut shell = Command::new("sh").args(write).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
 }

@@ -1,5 +1,6 @@
 //! Kafka as a test sees it: past the code under test.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -238,17 +239,17 @@ impl Kafka {
     pub fn records(&self, topic: &str) -> Vec<Record> {
         let consumer: BaseConsumer = self.client();
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
-        let (mut list, mut open) = (TopicPartitionList::new(), 0);
+        let (mut list, mut open) = (TopicPartitionList::new(), BTreeSet::new());
         for partition in metadata.topics()[0].partitions() {
             let (low, high) = watermarks(&consumer, topic, partition.id());
             if low < high {
                 list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
-                open += 1;
+                open.insert(partition.id());
             }
         }
         consumer.assign(&list).unwrap();
         let mut records = vec![];
-        while open > 0 {
+        while !open.is_empty() {
             match consumer.poll(TIMEOUT).expect("the broker gives what it has") {
                 Ok(message) => records.push(Record {
                     partition: message.partition(),
@@ -263,7 +264,7 @@ impl Kafka {
                     }),
                     timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
                 }),
-                Err(KafkaError::PartitionEOF(_)) => open -= 1,
+                Err(KafkaError::PartitionEOF(partition)) => drop(open.remove(&partition)),
                 // One of several brokers is away; the others have what there is.
                 Err(KafkaError::MessageConsumption(
                     RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,

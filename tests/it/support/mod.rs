@@ -158,7 +158,7 @@ impl World {
         if !program.ends_with("/ksync-stream") {
             command.env("KSYNC_ZOOKEEPER", self.zookeeper());
         }
-        command.env("KSYNC_SESSION_TIMEOUT", "4s");
+        command.env("KSYNC_SESSION_TIMEOUT", "10s");
         // On a busy machine the first message of a topic is not acknowledged at once.
         command.env("KSYNC_ACK_TIMEOUT", "15s");
         command.envs(environment.iter().copied());
@@ -272,9 +272,15 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for pid in left(&self.id) {
+        // Until none is left: one may just have begun another, or be about to make a file where all are deleted.
+        loop {
+            let left = left(&self.id);
+            if left.is_empty() {
+                break;
+            }
             // It may have ended meanwhile.
-            kill_process(pid, Signal::KILL).unwrap_or_default();
+            left.into_iter().for_each(|pid| kill_process(pid, Signal::KILL).unwrap_or_default());
+            pause();
         }
         if !std::thread::panicking() {
             fs::remove_dir_all(&self.dir).unwrap();

@@ -49,7 +49,11 @@ impl Process {
 
     /// Writes to its stdin.
     pub fn tell(&mut self, text: impl AsRef<[u8]>) {
-        self.stdin.as_mut().unwrap().write_all(text.as_ref()).unwrap();
+        // It may have ended already: then that tells what it took.
+        match self.stdin.as_mut().unwrap().write_all(text.as_ref()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            told => told.unwrap(),
+        }
     }
 
     /// Waits for its end, after the end of its stdin.

@@ -96,12 +96,23 @@ fn transactions(services: &Services, since: SystemTime) -> impl Iterator<Item = 
 
 /// Each with its zxid.
 fn printed(services: &Services, file: &Path) -> Vec<(u64, Txn)> {
-    let output = Command::new("java")
-        .args(["-Dfile.encoding=UTF-8", "-cp", services.get("KSYNC_ZOOKEEPER_CLASSPATH")])
-        .args(["org.apache.zookeeper.server.persistence.TxnLogToolkit", "-d"])
-        .arg(file)
-        .output()
-        .unwrap();
+    let print = || {
+        Command::new("java")
+            .args(["-Dfile.encoding=UTF-8", "-cp", services.get("KSYNC_ZOOKEEPER_CLASSPATH")])
+            .args(["org.apache.zookeeper.server.persistence.TxnLogToolkit", "-d"])
+            .arg(file)
+            .output()
+            .unwrap()
+    };
+    // Its last transaction may be there by half, while other tests write to it.
+    let mut output = print();
+    for _ in 0..20 {
+        if output.status.success() {
+            break;
+        }
+        super::pause();
+        output = print();
+    }
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut txns: Vec<(u64, Txn)> = vec![];
     for line in String::from_utf8_lossy(&output.stdout).split('\n') {

@@ -108,6 +108,8 @@ impl Worker {
 
     pub fn notes(&self) -> Vec<Note> {
         let journal = fs::read_to_string(&self.journal).unwrap_or_default();
+        // The last line may be there by half.
+        let journal = journal.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let note = |line| {
             let mut message: Value = serde_json::from_str(line).unwrap();
             let members = message.as_object_mut().unwrap();
