@@ -1,14 +1,12 @@
 """What happened near a violation, for whoever looks for its cause."""
 
 import bisect
-import functools
 import re
-from datetime import datetime
-from datetime import timezone
 
-from clock import right_times
 from fences import NODE
 from history import Seat
+from logs import lines
+from logs import logs
 
 NEAR_SECS = 5.0
 # A run is over by then, or killed.
@@ -22,7 +20,6 @@ NAME = re.compile(r"\b([a-z]+)(?:-\d\b|:)")
 TRANSACTION = re.compile(r"\btransaction (\d+)")
 RECORD = re.compile(r"(?:\brecord|\bversion \d+ of|of the primary:) (\d+)")
 # In a log.
-LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (.*)")
 PARTITION = re.compile(r" chaos(?:-delay)?/(\d+)\b")
 MEMBERS = ("started", "terminated", "ended", "ended by itself")
 
@@ -101,30 +98,23 @@ def writes(history, subject, at):
             yield txn.at, f"zookeeper: session {txn.session:x} is closed"
         for operation in txn.operations:
             node = NODE.fullmatch(operation.path)
-            if node and node[4] != "state" and operation.kind != "check" and subject.has(Seat(node[3], int(node[2]))):
+            # By setting its candidate a leader only shows that it lives.
+            is_beat = node and node[4].startswith("leader/") and operation.kind == "set"
+            is_told = node and node[4] != "state" and operation.kind != "check" and not is_beat
+            if is_told and subject.has(Seat(node[3], int(node[2]))):
                 value = f" = {operation.data.decode()}" if node[4] == "offset" else ""
                 term = f", term {txn.zxid}, session {txn.session:x}" if operation.kind == "create" else ""
                 yield txn.at, f"zookeeper: {operation.kind} {operation.path}{value}{term}"
 
 
 def log_lines(history, subject, at):
-    for file in sorted(history.logs.glob("*.log")) if history.logs else ():
-        member = "writers" if file.stem == "streams" else file.stem
+    for member, file in logs(history):
         if not subject.has_member(member):
             continue
-        settings = tuple((note["at"], note["ahead_secs"]) for note in history.noted("clock") if note["of"] == member)
-        for when, text in read(file, settings):
+        for when, text in lines(history, member, file):
             partition = PARTITION.search(text)
             if abs(when - at) <= NEAR_SECS and (not partition or subject.has_partition(int(partition[1]))):
                 yield when, f"{file.name}: {text}"
-
-
-@functools.cache
-def read(file, settings):
-    """The lines of a log, by the right clock."""
-    found = [line.groups() for line in map(LINE.match, file.read_text(errors="replace").splitlines()) if line]
-    shown = [datetime.fromisoformat(time).replace(tzinfo=timezone.utc).timestamp() for time, _ in found]
-    return list(zip(right_times(shown, [(0.0, 0.0), *settings]), (text for _, text in found)))
 
 
 def of_transaction(history, subject):

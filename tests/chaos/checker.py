@@ -13,6 +13,7 @@ from forwards import forwarded_seldom_twice
 from growth import no_growth
 from health import goes_on
 from health import longest_gap
+from health import losses
 from health import no_leaks
 from messages import Messages
 from messages import in_the_log
@@ -28,11 +29,12 @@ class Verdict:
     longest_healthy_gap: tuple
     longest_gap: tuple
     terms: int
+    lost_leases: tuple
 
 
 def check(history):
     fences, messages = Fences(history.txns), Messages(history)
-    forwards = Forwards(history, messages)
+    forwards = Forwards(history, fences, messages)
     violations = [
         *convergence(history),
         *no_lost_update(history),
@@ -53,4 +55,5 @@ def check(history):
         longest_gap(history, fences),
         longest_gap(history, fences, healthy_only=False),
         sum(len(reigns) for reigns in fences.reigns.values()),
+        losses(history),
     )

@@ -1,5 +1,6 @@
 """Whether the handlers got all records, in their order, seldom twice, and one run at a time."""
 
+import bisect
 import heapq
 
 from history import Seat
@@ -91,8 +92,11 @@ def sent_on_before_the_commit(history, fences, messages):
 
 
 def seldom_twice(history, fences):
-    """6: a change of leaders repeats one batch at most, and none if no fault was near; a leader repeats nothing."""
+    """6: nothing that was committed comes again. Of the rest a new leader repeats one batch at most, and none if no fault was
+    near and no lease was lost; a leader repeats nothing.
+    """
     for seat in seats(history):
+        yield from committed_again(seat, history.runs_of(seat), fences.reigns.get(seat, ()))
         reached, before = 0, None
         for run in (run for run in history.runs_of(seat) if run.is_done):
             twice = reached - run.first
@@ -100,6 +104,16 @@ def seldom_twice(history, fences):
                 why = "of a new leader" if run.term != before.term else "of the same leader"
                 yield Violation(6, f"{seat}: run {run.run} {why} repeats {twice} records from {run.first}", run.begun)
             reached, before = max(reached, run.last + 1), run
+
+
+def committed_again(seat, runs, reigns):
+    commits = [(commit.at + CLOCK_SECS, commit.offset, reign.term) for reign in reigns for commit in reign.commits]
+    for run in runs:
+        count = bisect.bisect(commits, run.begun, key=lambda commit: commit[0])
+        _, committed, term = commits[count - 1] if count else (0, 0, 0)
+        # What a leader does that is none any more is for point 7.
+        if run.first < committed and run.term >= term:
+            yield Violation(6, f"{seat}: run {run.run} began at {run.first} when {committed} was committed", run.begun)
 
 
 def is_excused(history, run, before):
@@ -111,9 +125,15 @@ def is_excused(history, run, before):
         if fault.begun <= run.begun and fault.healed >= since and fault.hits(run.seat.name)
     ]
     if is_new:
-        return any(kind not in CLEAN for kind in near)
+        return any(kind not in CLEAN for kind in near) or was_deposed(history, before, run)
     # It had written down that all was done, and did not live to say so.
     return any(kind in ("handlers killed", "handler stopped") for kind in near)
+
+
+def was_deposed(history, before, run):
+    """Whether the leader before may have lost its lease before it could commit. A machine with too much to do is enough."""
+    lost = [at for seat, at, _ in history.lost_leases if seat == run.seat]
+    return run.term > before.term and any(before.begun <= at <= run.begun for at in lost)
 
 
 def duplicates(history):

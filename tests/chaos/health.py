@@ -17,6 +17,8 @@ MORE = {
     "threads": (12, "threads"),
 }
 RSS_LIMIT_KIB = (64 + 64) * 1024
+# These end leases of the processes that they hit; all that hit ZooKeeper may end any.
+ENDS_LEASES = ("stop", "cut", "swallow replies", "swallow all")
 
 
 def goes_on(history, fences):
@@ -57,6 +59,22 @@ def longest_gap(history, fences, healthy_only=True):
         for begin, end in gaps(history, fences, seat, healthy_only)
     ]
     return max(found, default=(0.0, "", history.begun))
+
+
+def losses(history):
+    """How many leases were lost: in all, with no fault near that ends one, and while nothing was broken."""
+    spans = history.healthy()
+    needless = [at for _, at, member in history.lost_leases if not has_cause(history, at, member)]
+    healthy = [at for at in needless if any(begin <= at <= end for begin, end in spans)]
+    return len(history.lost_leases), len(needless), len(healthy)
+
+
+def has_cause(history, at, member):
+    return any(
+        fault.begun <= at <= fault.healed + history.settings.session_secs
+        and (fault.kind.startswith("zookeeper") or fault.kind in ENDS_LEASES and member in fault.victims)
+        for fault in history.faults
+    )
 
 
 def no_leaks(history):

@@ -137,6 +137,8 @@ class History:
     faults: list = dataclasses.field(default_factory=list)
     # All other lines of the harness' own journal.
     notes: list = dataclasses.field(default_factory=list)
+    # Those that ended although their leaders had not given them up: (Seat, when that was told, member).
+    lost_leases: list = dataclasses.field(default_factory=list)
     # The folder with those of the processes.
     logs: Path = None
     # From when to when the world was under test.

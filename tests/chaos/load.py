@@ -13,6 +13,7 @@ from history import Run
 from history import Seat
 from history import Settings
 from journal import entries
+from logs import lost_leases
 from programs import Failure
 from programs import find_postgres
 from world import DELAY_TOPIC
@@ -72,6 +73,7 @@ def load(folder):
     history.ops = ops(folder / "actions.jsonl", notes)
     history.txns = txn_log.read(folder)
     history.logs = folder.parent / "logs"
+    history.lost_leases = lost_leases(history)
     return history
 
 

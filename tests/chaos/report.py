@@ -16,6 +16,7 @@ def report(seed, history, verdict):
     outcomes = Counter(run.outcome or "killed" for run in history.runs)
     seconds, seat, _ = verdict.longest_healthy_gap
     over_all, seat_over_all, _ = verdict.longest_gap
+    lost, needless, healthy = verdict.lost_leases
     yield f"seed {seed}"
     yield f"faults: {sum(kinds.values())}: {listed(kinds)}"
     yield f"messages: {sum(records):,} ({records[0]:,} instant, {records[1]:,} delayed)"
@@ -23,6 +24,7 @@ def report(seed, history, verdict):
     yield f"changes: {len(history.changes):,} in {committed:,} of {len(ops):,} transactions"
     yield f"handler runs: {listed(outcomes)}"
     yield f"leaders: {verdict.terms} terms"
+    yield f"leases lost: {lost}, {needless} of them with no fault near that ends one, {healthy} while all was well"
     twice = verdict.duplicates.values()
     yield f"duplicates: {sum(twice):,} records in {sum(map(bool, twice))} seats"
     yield f"longest gap: {seconds:.1f} s ({seat}) while all was well, {over_all:.1f} s ({seat_over_all}) over all"

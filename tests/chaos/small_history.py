@@ -99,6 +99,10 @@ class SmallHistory(unittest.TestCase):
         self.history.txns = [txn for txn in self.history.txns if txn.at != BEGIN + secs]
         self.history.txns = sorted([*self.history.txns, *others], key=lambda txn: txn.at)
 
+    def lose(self, seat, secs):
+        """A lease."""
+        self.history.lost_leases.append((seat, BEGIN + secs, f"{seat.name}-1"))
+
     def follow(self, first, *faults):
         """A second leader, which begins there; where that is 0, the first one has died before its commit."""
         if first == 0:

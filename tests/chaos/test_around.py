@@ -12,10 +12,15 @@ from checker import check
 from history import Fault
 from history import Seat
 from history import Violation
+from logs import lost_leases
 from report import report
 from small_history import BEGIN
+from small_history import INDEX
 from small_history import SmallHistory
+from small_history import candidate
 from small_history import run
+from txn_log import Operation
+from txn_log import Txn
 
 
 def line(secs, text):
@@ -41,6 +46,8 @@ class Around(SmallHistory):
             Fault("cut", BEGIN + 14, BEGIN + 15, ["cache-1"]),
         ]
         self.history.runs.append(run(0, 0, 8.2, seat=Seat("cache", 0)))
+        # That it lives.
+        self.history.txns.append(Txn(900, 70, BEGIN + 8.8, (Operation("set", candidate(INDEX, 0)),)))
         self.assertEqual(self.around("index/0: something is wrong", 8), [
             "1007.000 fault: stop ['index-1']",
             "1007.500 healed: stop ['index-1']",
@@ -73,6 +80,21 @@ class Around(SmallHistory):
             "1017.000 index-1.log: ksync-consume warn: cannot reach ZooKeeper",
             "1017.200 index-1.log: ksync-consume warn: chaos/0 as index: yes",
             "1019.000 index-1.log: ksync-consume info: reached again",
+        ])
+
+    def test_leases_that_are_lost_are_told_by_the_logs_of_their_processes_by_the_right_clock(self):
+        self.history.notes = [
+            {"event": "clock", "at": BEGIN + 16, "of": "index-1", "ahead_secs": 3600},
+            {"event": "clock", "at": BEGIN + 18, "of": "index-1", "ahead_secs": 0},
+        ]
+        lost = "no longer leading: the connection to ZooKeeper broke; queueing again"
+        self.write_log("index-1", line(15, "info: chaos/0 as index: handed over"), line(3617, f"warn: chaos/2 as index: {lost}"),
+                       line(19, "warn: chaos/1 as index: topic chaos was deleted and made again; looking at it anew"))
+        self.write_log("delayer-3", line(5, f"warn: chaos-delay/1 as delayer: {lost}"))
+        self.write_log("again", line(5, f"warn: chaos-again/0 as again: {lost}"))
+        self.assertEqual(lost_leases(self.history), [
+            (Seat("delayer", 1), BEGIN + 5, "delayer-3"),
+            (Seat("index", 2), BEGIN + 17, "index-1"),
         ])
 
     def test_of_a_transaction_and_its_record_all_however_far_away(self):

@@ -2,6 +2,7 @@
 
 import unittest
 
+from checker import check
 from history import Fault
 from messages import in_one_partition
 from small_history import BEGIN
@@ -166,7 +167,21 @@ class Points(SmallHistory):
         self.history.runs[1] = run(1, 2, 13)
         self.history.txns = [*self.history.txns[:5], commits(DELAYER, 2, 12.3), commits(INDEX, 3, 13.6)]
         finish(self.history)
-        self.expect((8, "was later than 6.1 s"))
+        self.expect((8, "of 2 delay messages due while all was well one in a thousand was later than 6.1 s; the latest, that of "
+                        "delayer/0 at 0 (record 1 of transaction 1), was due at 1006.000 and 6.1 s late"))
+        (violation,) = check(self.history).violations
+        self.assertEqual(violation.at, BEGIN + 6)
+
+    def test_leases_that_are_lost_are_counted_and_those_without_a_cause(self):
+        self.history.faults = [
+            Fault("stop", BEGIN + 2, BEGIN + 3, ["index-1"]),
+            Fault("broker killed", BEGIN + 10, BEGIN + 13, ["kafka-1"]),
+            Fault("zookeeper leader killed", BEGIN + 16, BEGIN + 17, ["zookeeper-1"]),
+        ]
+        # The first after a fault of another process, the second while brokers are away, the third long after; two with a cause.
+        for seat, secs in ((DELAYER, 4), (DELAYER, 12), (INDEX, 9), (INDEX, 5), (DELAYER, 17.5)):
+            self.lose(seat, secs)
+        self.assertEqual(check(self.history).lost_leases, (5, 3, 2))
 
     def test_9_a_record_that_waits_for_too_long(self):
         self.history.ended += 20
