@@ -81,13 +81,13 @@ impl ResumeOptions {
         (words, mut action): (&ActionOptions, Option<&mut Action>),
     ) -> Result<Option<Resume>> {
         let Source::Rows { database, scan } = source else { return Ok(None) };
-        let place = database.place(&options.url()?).await.map_err(failure)?;
+        let place = database.place(&options.url()?, Some(&*scan)).await.map_err(failure)?;
         let zone = database.time_zone(scan).await.map_err(failure)?;
         let mut other = None;
         if let (Some(Action::Sql { database: Some(database), .. }), Some(url)) =
             (action.as_deref_mut(), &words.action_database)
         {
-            other = Some(database.place(url).await.map_err(failure)?);
+            other = Some(database.place(url, None).await.map_err(failure)?);
         }
         let (sql, command) = match action {
             None => (None, None),
@@ -118,12 +118,14 @@ impl ResumeOptions {
             ("query", options.query.clone()),
             ("key", Some(scan.key_names())),
             ("time zone", zone),
-            // It may decide which rows a table shows.
-            ("session sql", options.session_sql.clone()),
+            // They may decide which rows a table shows.
+            ("session sql", Some(options.session_sql.clone().unwrap_or_else(|| "none".to_owned()))),
+            ("user", place.user),
             ("payload", (options.payload != ["key"]).then(|| options.payload.join(","))),
             ("sql", sql),
             ("command", command),
             ("action server", other.as_ref().and_then(|place| place.server.clone())),
+            ("action user", other.as_ref().and_then(|place| place.user.clone())),
             ("action database", other.map(|place| place.database)),
         ]);
         Ok(Some(Resume { job, keep, begins_anew: self.restart }))

@@ -117,8 +117,9 @@ fn value(kind: Kind, json: &str) -> Result<Value> {
 /// The value whose [`Value::text`] it is.
 fn value_of_text(kind: Kind, text: &str) -> Result<Value> {
     match kind {
-        Kind::Dynamic => Ok(match text.parse::<i64>() {
-            Ok(number) if number.to_string() == text => Value::Integer(number),
+        Kind::Dynamic => Ok(match (text.parse::<i64>(), text.parse::<f64>()) {
+            (Ok(number), _) if number.to_string() == text => Value::Integer(number),
+            (_, Ok(number)) if Value::Real(number).text() == text => Value::Real(number),
             // The column makes a number of it where it holds numbers.
             _ => text_or_bytes(text),
         }),
@@ -189,6 +190,11 @@ mod tests {
             (Kind::Text, Value::Text("007\"\n".to_owned())),
             (Kind::Bytes, Value::Bytes(vec![0, 255])),
             (Kind::Dynamic, Value::Integer(7)),
+            (Kind::Dynamic, Value::Real(2.5)),
+            (Kind::Dynamic, Value::Real(7.0)),
+            (Kind::Dynamic, Value::Real(1e300)),
+            (Kind::Dynamic, Value::Text("2.50".to_owned())),
+            (Kind::Dynamic, Value::Text("NaN".to_owned())),
             (Kind::Dynamic, Value::Text("007".to_owned())),
             (Kind::Dynamic, Value::Bytes(vec![0, 255])),
         ] {

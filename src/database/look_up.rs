@@ -9,6 +9,7 @@ use super::scan::Scan;
 use super::sql::Sql;
 use super::statement::Dialect;
 use super::trouble::Trouble;
+use super::tuple::one_of;
 use super::value::Value;
 use super::{Connection, Database, ask, cannot_read};
 use crate::message::Change;
@@ -65,20 +66,13 @@ impl Database {
 impl Scan {
     /// The rows that have these keys, the values of which stand one behind the other.
     fn among(&self, keys: &[Value]) -> Sql {
-        let (names, mut sql) = (self.names().join(", "), self.relation.select(&self.reads()));
-        let (dialect, width) = (self.relation.dialect, self.key.len());
+        let (names, mut sql) = (self.names(), self.relation.select(&self.reads()));
+        let (dialect, width, order) = (self.relation.dialect, self.key.len(), names.join(", "));
         if dialect == Dialect::MySql && width > 1 {
-            // MariaDB uses no index for a list of rows.
-            for (at, row) in keys.chunks(width).enumerate() {
-                sql.push(if at == 0 { "((" } else { " OR (" });
-                for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
-                    sql.push(if place == 0 { "" } else { " AND " }).push(&self.relation.column(&column.name));
-                    sql.push(" = ").bind(&column.bind, value);
-                }
-                sql.push(")");
-            }
+            sql.push(&one_of(&names, &self.key, keys.len() / width));
+            sql.values.extend_from_slice(keys);
         } else {
-            sql.push("(").push(&names).push(if dialect == Dialect::Sqlite { ") IN (VALUES " } else { ") IN (" });
+            sql.push("(").push(&order).push(if dialect == Dialect::Sqlite { ") IN (VALUES " } else { ") IN (" });
             for (at, row) in keys.chunks(width).enumerate() {
                 sql.push(if at == 0 { "(" } else { ", (" });
                 for (place, (column, value)) in self.key.iter().zip(row).enumerate() {
@@ -90,8 +84,9 @@ impl Scan {
                     sql.push(", (").bind(&column.bind, &Value::Text(value.text().into_owned())).push(")");
                 }
             }
+            sql.push(")");
         }
-        sql.push(") ORDER BY ").push(&names);
+        sql.push(" ORDER BY ").push(&order);
         sql
     }
 }

@@ -14,6 +14,7 @@ use super::scan::Scan;
 use super::sql::{Sql, Table};
 use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
+use super::tuple::one_of;
 use super::value::Value;
 use super::{Ran, my_cnf, options, present};
 
@@ -155,13 +156,8 @@ impl MySql {
         let one = chunk.key.iter().map(|column| column.bind.as_str()).collect::<Vec<_>>().join(",");
         let one = if chunk.key.len() == 1 { one } else { format!("({one})") };
         let keys = vec![one; chunk.changes.len()].join(",");
-        let sql = statement.with_columns(chunk.key.len(), &keys, |names| {
-            let equal = names.iter().zip(chunk.key.iter()).map(|(name, column)| format!("{name} = {}", column.bind));
-            let row = format!("({})", equal.collect::<Vec<_>>().join(" AND "));
-            // MariaDB uses no index for a list of rows.
-            format!("({})", vec![row; chunk.changes.len()].join(" OR "))
-        });
-        let sql = Sql::new(Dialect::MySql, sql);
+        let condition = |names: &[String]| one_of(names, &chunk.key, chunk.changes.len());
+        let sql = Sql::new(Dialect::MySql, statement.with_columns(chunk.key.len(), &keys, condition));
         let mut query = sqlx::query(sql.text());
         for _ in 0..statement.places() {
             query = bind(query, &chunk.values);

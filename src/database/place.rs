@@ -5,7 +5,9 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 
 use super::sql::Sql;
+use super::statement::Dialect;
 use super::trouble::Trouble;
+use super::value::Value;
 use super::{Connection, Database, Scan, my_cnf, options};
 
 /// Where a database is.
@@ -15,11 +17,13 @@ pub struct Place {
     pub server: Option<String>,
     /// `shop, schema public`, or the path of the file.
     pub database: String,
+    /// For whom row security chooses the rows, of Postgres alone; `none` where it hides nothing.
+    pub user: Option<String>,
 }
 
 impl Database {
-    /// Where this database is, which was opened by `url`.
-    pub async fn place(&mut self, url: &str) -> Result<Place, Trouble> {
+    /// Where this database is, which was opened by `url`; `scan` is what is read there, where that is known.
+    pub async fn place(&mut self, url: &str, scan: Option<&Scan>) -> Result<Place, Trouble> {
         let dialect = self.dialect();
         let (server, database) = match &self.connection {
             Connection::Postgres(_) => {
@@ -28,10 +32,7 @@ impl Database {
                     Some(socket) => socket.display().to_string(),
                     None => options.get_host().to_owned(),
                 };
-                // Where tables have policies each user may have rows of his own.
-                let sql =
-                    "SELECT concat(current_database(), ', schema ', current_schema(), (SELECT ', user ' || current_user
-                           WHERE EXISTS (SELECT FROM pg_class WHERE relrowsecurity)))";
+                let sql = "SELECT concat(current_database(), ', schema ', current_schema())";
                 (format!("postgres at {address}:{}", options.get_port()), sql)
             }
             Connection::MySql(_) => {
@@ -47,12 +48,17 @@ impl Database {
                 let file = options.get_filename();
                 // What cannot be looked up is no file, but in memory.
                 let path = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-                return Ok(Place { server: None, database: path.display().to_string() });
+                return Ok(Place { server: None, database: path.display().to_string(), user: None });
             }
         };
         let database = self.text(&Sql::new(dialect, database)).await?;
         // In MySQL there may be none, while tables are named with theirs.
-        Ok(Place { server: Some(server), database: database.unwrap_or_else(|| "none".to_owned()) })
+        let database = database.unwrap_or_else(|| "none".to_owned());
+        let user = match dialect {
+            Dialect::Postgres => self.text(&user(scan)).await?,
+            Dialect::MySql | Dialect::Sqlite => None,
+        };
+        Ok(Place { server: Some(server), database, user })
     }
 
     /// The time zone of the session, where a key is read in it: in another one its text means another time.
@@ -65,4 +71,18 @@ impl Database {
             _ => Ok(None),
         }
     }
+}
+
+/// Asks for whom row security chooses the rows of the table that is read; where nobody knows which ones are read, of any table.
+fn user(scan: Option<&Scan>) -> Sql {
+    let tables = "SELECT CASE WHEN EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid)";
+    let mut sql = Sql::new(Dialect::Postgres, tables);
+    if let Some(table) = scan.and_then(|scan| scan.relation.table.as_ref()) {
+        let name = Value::Text(table.quoted(Dialect::Postgres));
+        sql.push(" AND (oid = ").bind("?::text::regclass", &name);
+        // A view may read any of them.
+        sql.push(" OR (SELECT relkind FROM pg_class WHERE oid = ").bind("?::text::regclass", &name).push(") = 'v')");
+    }
+    sql.push(") THEN current_user::text ELSE 'none' END");
+    sql
 }

@@ -1,9 +1,11 @@
 //! The operator's SQL, cut where the keys of a chunk are to be bound.
 
+use std::iter;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lexer::split;
-use super::tuple::Place;
+use super::tuple::{Use, equal};
 
 /// Which SQL the database of a URL speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ impl Dialect {
 pub struct Statement {
     parts: Vec<String>,
     /// For MySQL and MariaDB: what each `:keys` stands in.
-    places: Vec<Place>,
+    uses: Vec<Use>,
 }
 
 impl Statement {
@@ -42,13 +44,13 @@ impl Statement {
             parts.len() > 1,
             "the statement has no :keys outside of strings and comments; write for example ... WHERE id IN (:keys)"
         );
-        let places = match dialect {
+        let uses = match dialect {
             Dialect::MySql => {
-                parts.windows(2).map(|pair| Place::between(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?
+                parts.windows(2).map(|pair| Use::between(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?
             }
             Dialect::Postgres | Dialect::Sqlite => Vec::new(),
         };
-        Ok(Statement { parts, places })
+        Ok(Statement { parts, uses })
     }
 
     /// The statement as it was given, but for a `;` at its end.
@@ -62,16 +64,21 @@ impl Statement {
     }
 
     /// The statement with `keys` written in each place.
-    pub fn with(&self, keys: &str) -> String {
+    pub(super) fn with(&self, keys: &str) -> String {
         self.parts.join(keys)
+    }
+
+    /// The statement as it is run for rows with so many key columns, for a person: `keys` says which.
+    pub fn shown(&self, columns: usize, keys: &str) -> String {
+        self.with_columns(columns, keys, |names| format!("({} OR .. for {keys})", equal(names, iter::repeat(".."))))
     }
 
     /// The same, but with a condition of these columns in place of each `(a, b) IN (:keys)` that has so many.
     pub(super) fn with_columns(&self, columns: usize, keys: &str, condition: impl Fn(&[String]) -> String) -> String {
         let (mut text, mut from) = (String::new(), 0);
         for (at, part) in self.parts.iter().enumerate() {
-            match self.places.get(at) {
-                Some(Place::Tuple(tuple)) if columns > 1 && tuple.names.len() == columns => {
+            match self.uses.get(at) {
+                Some(Use::Condition(tuple)) if columns > 1 && tuple.names.len() == columns => {
                     text.push_str(&part[from..tuple.begin]);
                     text.push_str(&condition(&tuple.names));
                     from = tuple.end;
@@ -88,12 +95,12 @@ impl Statement {
 
     /// Whether the database would look for the rows of so many key columns without an index.
     pub fn may_scan(&self, columns: usize) -> bool {
-        let may = |place: &Place| match place {
-            Place::Tuple(tuple) => tuple.names.len() != columns,
-            Place::Scan => true,
-            Place::Rows => false,
+        let may = |of_keys: &Use| match of_keys {
+            Use::Condition(tuple) => tuple.names.len() != columns,
+            Use::Search => true,
+            Use::List => false,
         };
-        columns > 1 && self.places.iter().any(may)
+        columns > 1 && self.uses.iter().any(may)
     }
 }
 
@@ -268,6 +275,9 @@ mod tests {
         for sql in ["UPDATE t JOIN (VALUES :keys) AS k SET n = 1", "INSERT INTO t (a, b) VALUES :keys"] {
             assert_eq!(written(sql), (sql.replace(":keys", "<>"), false));
         }
+        let shown = |dialect| Statement::parse("WHERE (a, b) IN (:keys)", dialect).unwrap().shown(2, "keys");
+        assert_eq!(shown(MySql), "WHERE ((a = .. AND b = ..) OR .. for keys)");
+        assert_eq!(shown(Postgres), "WHERE (a, b) IN (keys)");
         let one = Statement::parse("WHERE (a) IN (:keys)", MySql).unwrap();
         assert_eq!(
             (one.with_columns(1, "<>", |_| String::new()), one.may_scan(1)),

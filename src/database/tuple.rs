@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::column::Column;
 use super::lexer::tokens;
 use super::statement::Dialect;
 
@@ -10,12 +11,12 @@ const BEFORE: [&str; 9] = ["where", "and", "or", "xor", "not", "on", "having", "
 
 /// What a `:keys` stands in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Tuple(Tuple),
+pub(super) enum Use {
+    Condition(Tuple),
     /// Rows are looked for by it in another way, which no index serves.
-    Scan,
+    Search,
     /// It is a list of rows by itself.
-    Rows,
+    List,
 }
 
 /// The columns of it, and where it begins and ends in what stands before and behind its `:keys`.
@@ -26,14 +27,14 @@ pub(super) struct Tuple {
     pub end: usize,
 }
 
-impl Place {
-    pub fn between(before: &str, behind: &str) -> Result<Place> {
+impl Use {
+    pub fn between(before: &str, behind: &str) -> Result<Use> {
         let (before, behind) = (tokens(before, Dialect::MySql)?, tokens(behind, Dialect::MySql)?);
-        let [rest @ .., (_, word), (_, "(")] = before.as_slice() else { return Ok(Place::Rows) };
+        let [rest @ .., (_, word), (_, "(")] = before.as_slice() else { return Ok(Use::List) };
         if !word.eq_ignore_ascii_case("in") {
-            return Ok(Place::Rows);
+            return Ok(Use::List);
         }
-        Ok(Tuple::ending(rest, &behind).map_or(Place::Scan, Place::Tuple))
+        Ok(Tuple::ending(rest, &behind).map_or(Use::Search, Use::Condition))
     }
 }
 
@@ -49,6 +50,18 @@ impl Tuple {
         let is_condition = BEFORE.iter().any(|before| before.eq_ignore_ascii_case(word));
         is_condition.then_some(Tuple { names, begin, end: end + 1 })
     }
+}
+
+/// The condition that a row is one of so many, each of which has these columns bound: MariaDB uses no index for a list of rows.
+pub(super) fn one_of(names: &[String], key: &[Column], rows: usize) -> String {
+    let row = equal(names, key.iter().map(|column| column.bind.as_str()));
+    format!("({})", vec![row; rows].join(" OR "))
+}
+
+/// The condition that a row has these values.
+pub(super) fn equal<'a>(names: &[String], values: impl Iterator<Item = &'a str>) -> String {
+    let equal: Vec<_> = names.iter().zip(values).map(|(name, value)| format!("{name} = {value}")).collect();
+    format!("({})", equal.join(" AND "))
 }
 
 /// `a`, `t.a` or `` `t`.`a` ``, and nothing else.

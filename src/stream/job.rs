@@ -11,9 +11,10 @@ const DATABASE: &str = "database";
 const ACTION_SERVER: &str = "action server";
 const ACTION_DATABASE: &str = "action database";
 
-/// The parts that say where a job is done, and by what its keys are read. They are no part of its number: it is no other job on
-/// another address of the same database. Where one of two jobs does not tell one of them, that is no difference.
-const WHEREABOUTS: [&str; 4] = [SERVER, ACTION_SERVER, "cluster", "time zone"];
+/// The parts that say where a job is done, by what its keys are read, and what decides which rows its tables show. They are no
+/// part of its number: it is no other job on another address of the same database, and what is kept of it has to be found to be
+/// compared. Where one of two jobs does not tell one of them, that is no difference.
+const WHEREABOUTS: [&str; 7] = [SERVER, ACTION_SERVER, "cluster", "time zone", "session sql", "user", "action user"];
 
 /// The parts of a job by their names, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +112,18 @@ mod tests {
         assert_eq!(here.differences(&at("x", "+02:00")), ["time zone: +02:00 there, +00:00 here"]);
         assert!(here.differences(&older).is_empty() && older.differences(&here).is_empty());
         assert_eq!((here.number(), at("y", "+02:00").number()), (older.number(), older.number()));
+    }
+
+    #[test]
+    fn what_may_show_other_rows_makes_no_other_number_and_is_a_difference_where_both_jobs_tell_it() {
+        let (older, sql) = (job(&[("table", "orders")]), "SET row_security = off");
+        for name in ["session sql", "user", "action user"] {
+            let with = |part| job(&[("table", "orders"), (name, part)]);
+            let (none, some) = (with("none"), with(sql));
+            assert_eq!((none.number(), some.number()), (older.number(), older.number()), "{name}");
+            assert_eq!(some.clone().anywhere().differences(&none), [format!("{name}: none there, {sql} here")]);
+            assert!(some.differences(&older).is_empty() && older.differences(&some).is_empty(), "{name}");
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Plan<'_> {
         match action {
             None => {}
             Some(Action::Sql { statement, .. }) => {
-                let sql = statement.with(&format!("the keys from {first} on"));
+                let sql = statement.shown(scan.key().names().len(), &format!("the keys from {first} on"));
                 // Line by line: what stands behind a comment must not be taken for a part of it.
                 lines.extend(sql.trim().lines().map(|line| format!("  {}", line.replace('\t', "    "))));
                 if let Some(place) = resume.job.action_place() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ksync::database::Dialect;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -129,4 +130,80 @@ fn a_checkpoint_whose_key_is_a_timestamp_holds_for_the_time_zone_in_which_it_was
     assert_eq!(refused.wait(), End::Status(78), "{:?}", refused.log());
     assert!(refused.says(&[" here; time zone: +00:00 there, -02:00 here; "]), "{:?}", refused.log());
     assert_eq!((run("+00:00", "").wait(), world.kafka.count(topic)), (End::Status(0), 4));
+}
+
+#[test]
+fn other_settings_of_the_session_are_refused_to_a_job_in_a_table_and_no_row_is_changed_twice() {
+    let world = World::new("session-kept");
+    for primary in block_on(primaries("going_on_session")) {
+        items_of(&primary, 3);
+        let set = match primary.dialect {
+            Dialect::Postgres => "SET lock_timeout = 7000",
+            Dialect::MySql => "SET lock_wait_timeout = 7",
+            Dialect::Sqlite => "PRAGMA busy_timeout = 7000",
+        };
+        let topic = world.topic_with_delay(&format!("items-{:06x}", rand::random::<u32>()), 1);
+        let run = |keep: &str| {
+            let mut stream =
+                world.stream(&format!("-t {topic} --database {} --table items {keep} {UPDATE}", primary.url));
+            (stream.wait(), stream.log_of("error"), block_on(primary.texts("SELECT DISTINCT n FROM items")))
+        };
+        let changed = |times: &str| (End::Status(0), vec![], vec![times.to_owned()]);
+        assert_eq!(run("--checkpoint-table"), changed("1"), "{primary:?}");
+        let told = format!(
+            "the checkpoint in table ksync_checkpoints is of another job: session sql: none there, {set} here; name another one, \
+             or begin this job anew with --restart"
+        );
+        let refused = (End::Status(78), vec![told], vec!["1".to_owned()]);
+        assert_eq!(run(&format!("--checkpoint-table --session-sql '{set}'")), refused, "{primary:?}");
+        assert_eq!(run(&format!("--checkpoint-table=others --session-sql '{set}'")), changed("2"), "{primary:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_holds_for_the_user_for_whom_row_security_has_chosen_its_rows() {
+    let world = World::new("row-security");
+    let [postgres, ..] = block_on(primaries("going_on_user"));
+    block_on(postgres.execute(
+        "CREATE TABLE items (id INTEGER PRIMARY KEY);
+         CREATE TABLE hidden (id INTEGER PRIMARY KEY);
+         CREATE TABLE parts (id INTEGER PRIMARY KEY) PARTITION BY HASH (id);
+         CREATE TABLE one_part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+         CREATE VIEW shown AS SELECT id FROM hidden;
+         INSERT INTO items VALUES (1); INSERT INTO hidden VALUES (1); INSERT INTO parts VALUES (1);
+         ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON hidden USING (true);
+         ALTER TABLE parts ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON parts USING (true)",
+    ));
+    for user in ["ksync_reader", "ksync_other_reader"] {
+        block_on(postgres.execute(&format!(
+            "DROP ROLE IF EXISTS {user}; CREATE ROLE {user} LOGIN; GRANT USAGE ON SCHEMA ksync_going_on_user TO {user};
+             GRANT SELECT ON ALL TABLES IN SCHEMA ksync_going_on_user TO {user}"
+        )));
+    }
+    for (source, is_of_user) in [
+        // What is hidden in another table is all the same.
+        ("--table items", false),
+        ("--table hidden", true),
+        ("--table parts", true),
+        ("--table shown --key id", true),
+        ("--query 'SELECT id FROM hidden' --key id", true),
+    ] {
+        let (topic, file) = (world.topic(&format!("items-{:06x}", rand::random::<u32>()), 1), world.file("checkpoint"));
+        let run = |user: &str| {
+            let url = postgres.url.replace("//ksync@", &format!("//{user}@"));
+            let mut stream =
+                world.stream(&format!("-t {topic} --database {url} {source} --checkpoint {}", file.display()));
+            (stream.wait(), stream.log())
+        };
+        let (end, log) = run("ksync_reader");
+        assert_eq!(end, End::Status(0), "{source}: {log:?}");
+        // The second one is not subject to any policy.
+        for (user, here) in [("ksync_other_reader", "ksync_other_reader"), ("ksync", "none")] {
+            let (end, log) = run(user);
+            let told = format!("is of another job: user: ksync_reader there, {here} here; ");
+            let is_told = log.iter().any(|line| line.contains(&told));
+            let status = if is_of_user { 78 } else { 0 };
+            assert_eq!((end, is_told), (End::Status(status), is_of_user), "{source} {user}: {log:?}");
+        }
+    }
 }

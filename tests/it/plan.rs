@@ -161,6 +161,27 @@ fn a_dry_run_shows_the_statement_as_it_is_and_no_terminal_obeys_a_key() {
     assert!(!plan.contains('\u{1b}'), "{plan}");
 }
 
+#[test]
+fn a_dry_run_shows_by_which_condition_the_database_finds_keys_of_several_columns() {
+    let world = World::new("dry-columns");
+    for primary in block_on(primaries("plan_columns")) {
+        block_on(primary.execute("CREATE TABLE parts (a INTEGER, b VARCHAR(9), n INTEGER, PRIMARY KEY (a, b))"));
+        block_on(primary.execute("INSERT INTO parts VALUES (1, 'x', 0)"));
+        let topic = world.topic_with_delay(&format!("parts-{:06x}", rand::random::<u32>()), 1);
+        let (source, printed) = (format!("--database '{}' --table parts", primary.url), world.file("plan"));
+        let sql = "--sql 'UPDATE parts SET n = 1 WHERE (a, b) IN (:keys)'";
+        let command = format!("{STREAM} -t {topic} {source} --dry-run {sql} > {}", printed.display());
+        let mut stream = world.start("sh", &format!("-c \"{command}\""), &[]);
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        let plan = fs::read_to_string(&printed).unwrap();
+        let condition = match primary.dialect {
+            Dialect::MySql => "((a = .. AND b = ..) OR .. for the keys from 1, x on)",
+            Dialect::Postgres | Dialect::Sqlite => "(a, b) IN (the keys from 1, x on)",
+        };
+        assert!(plan.contains(&format!("\n  UPDATE parts SET n = 1 WHERE {condition}\n")), "{primary:?}: {plan}");
+    }
+}
+
 /// ksync-stream on a terminal, which shows in a file what it does.
 fn on_a_terminal(world: &World, arguments: &str) -> (Process, std::path::PathBuf) {
     let seen = world.file("terminal");

@@ -33,7 +33,7 @@ fn without_delay_messages_nobody_is_told_that_they_cover_a_change() {
     let lost = |id| {
         format!(
             "cannot send the instant messages; what was changed is announced to nobody: announce the rows of this chunk{} \
-             again: ",
+             again",
             named(id)
         )
     };
@@ -42,20 +42,21 @@ fn without_delay_messages_nobody_is_told_that_they_cover_a_change() {
          again",
         named(1)
     );
-    let both = format!("announce the rows of the chunk before{}, too: {}", named(1), lost(2));
     let outlook = "; without a --checkpoint the next run begins with the first row; what it does not find any more it does not \
                    announce";
     for (source, action, told, outlook) in [
-        ("-", &done, lost(1), ""),
+        ("-", &done, vec![lost(1)], ""),
         // The second chunk is done when it shows that nothing has come of the first.
-        (&source, &done, both, outlook),
-        ("-", &fails, failed.clone(), ""),
-        (&source, &fails, failed, outlook),
+        (&source, &done, vec![lost(1), lost(2)], outlook),
+        ("-", &fails, vec![failed.clone()], ""),
+        (&source, &fails, vec![failed], outlook),
     ] {
         let mut stream = world.stream_lines(&format!("-t {topic} --only instant {source} -- {action}"), lines(1));
         assert_eq!(stream.wait(), End::Status(1), "{source} {action}");
         let errors = stream.log_of("error");
-        assert!(errors.len() == 1 && errors[0].starts_with(&told), "{source} {action}: {errors:?}");
+        let are_told =
+            errors.len() == told.len() && errors.iter().zip(&told).all(|(error, told)| error.starts_with(told));
+        assert!(are_told, "{source} {action}: {errors:?}");
         assert!(!stream.says(&["delay messages"]), "{:?}", stream.log());
         let told = format!("failed after 0 rows{outlook}");
         assert_eq!(stream.log_of("info").last(), Some(&told), "{source} {action}");
@@ -81,6 +82,32 @@ fn of_a_re_index_that_fails_it_is_told_how_many_rows_are_done_at_most() {
         assert_eq!((stream.wait(), world.kafka.count(&topic)), (End::Status(1), 0), "{options}");
         assert_eq!(stream.log_of("info").last(), Some(&format!("failed after {told}")), "{options}");
     }
+    // Nor is it told of lines how many of them have arrived.
+    let mut of_lines = world.stream_lines(&format!("- -t {topic}"), lines(2));
+    assert_eq!(of_lines.wait(), End::Status(1));
+    assert_eq!(of_lines.log_of("info").last(), Some(&"failed after at most 2 rows".to_owned()));
+    assert!(!of_lines.says(&["go on behind line"]), "{:?}", of_lines.log());
+}
+
+#[test]
+fn a_run_of_lines_that_ends_early_tells_with_quiet_too_behind_which_line_the_next_one_is_to_go_on() {
+    let world = World::new("behind-line");
+    let [.., sqlite] = block_on(primaries("ends_behind_line"));
+    products_of(&sqlite, 30);
+    let named = format!("--database {} --table products", sqlite.url);
+    let sql = "--sql 'UPDATE products SET price = price + 1 WHERE id IN (:keys)'";
+    let action = world.script("cat > /dev/null");
+    for options in [String::new(), format!("-- {action}"), format!("{named} {sql}")] {
+        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let text = format!("\n{}", lines(30));
+        let mut stream = world.stream_lines(&format!("- -t {topic} -q --chunk-size 10 --pause 1h {options}"), text);
+        world.eventually("a chunk is sent", || world.kafka.count(&topic) == 10);
+        stream.signal(Signal::TERM);
+        assert_eq!(stream.wait(), End::Status(75), "{options}");
+        let told = "warn: the next run has to go on behind line 10 of stdin, blank ones not counted";
+        assert!(stream.says(&[told]), "{options}: {:?}", stream.log());
+    }
+    assert_eq!(block_on(sqlite.texts("SELECT id FROM products WHERE price = 1")).len(), 10);
 }
 
 #[test]
@@ -123,14 +150,19 @@ fn a_run_that_fails_tells_how_far_it_came_and_how_the_next_one_begins() {
     };
     let source = format!("--database {} --table products --chunk-time 1h", sqlite.url);
     let keep = format!("{source} --checkpoint {}", world.file("checkpoint").display());
-    for (options, text, outlook) in [
-        (&source, "", "; without a --checkpoint the next run begins with the first row"),
-        (&keep, "", "; run it again to go on behind key 20"),
-        (&"- --chunk-wait 5s".to_owned(), lines(30).as_str(), ""),
+    let behind = "warn: the next run has to go on behind line 20 of stdin, blank ones not counted";
+    for (options, text, told) in [
+        (
+            &source,
+            "",
+            &["info: failed after 20 rows; without a --checkpoint the next run begins with the first row"][..],
+        ),
+        (&keep, "", &["info: failed after 20 rows; run it again to go on behind key 20"]),
+        (&"- --chunk-wait 5s".to_owned(), lines(30).as_str(), &["info: failed after 20 rows", behind]),
     ] {
         let log = run(options, text).log();
-        let [.., last, error] = &log[..] else { panic!("{options}: {log:?}") };
-        assert_eq!(last, &format!("info: failed after 20 rows{outlook}"), "{log:?}");
+        let [before @ .., error] = &log[..] else { panic!("{options}: {log:?}") };
+        assert_eq!(&before[before.len() - told.len()..], told, "{log:?}");
         assert!(error.starts_with("error: the action failed: exit status 1; "), "{log:?}");
     }
     let figures = run(&format!("{source} --progress json"), "").log();

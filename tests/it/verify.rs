@@ -174,8 +174,8 @@ fn keys_of_every_kind_are_looked_up_in_the_primary() {
             // What looks like a number or like bytes, in SQLite in a column without a type.
             (
                 of("a VARCHAR(9) PRIMARY KEY", "a VARCHAR(9) PRIMARY KEY", "a PRIMARY KEY"),
-                of(r"('7'), ('\x41')", r"('7'), ('\\x41')", r"('7'), ('\x41')"),
-                &["7", r"\x41"],
+                of(r"('7'), ('\x41'), ('2.5')", r"('7'), ('\\x41'), ('2.5')", r"('7'), ('\x41'), (2.5)"),
+                &["7", r"\x41", "2.5"],
             ),
             ("a DECIMAL(9, 2) PRIMARY KEY", "(0.5), (7.25)", &[of("0.50", "0.50", "0.5"), "7.25"]),
             (
