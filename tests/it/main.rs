@@ -55,6 +55,8 @@ mod readme;
 mod redrive;
 mod replay;
 mod resume;
+mod resume_killed;
+mod resume_refused;
 mod rights;
 mod rust_shop;
 mod secondaries;
