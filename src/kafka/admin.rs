@@ -23,6 +23,9 @@ use crate::topic::Topic;
 /// How long the broker that answered last is waited for before another one is asked.
 const SOON: Duration = Duration::from_millis(500);
 
+/// How long a topic may not be known that exists: each broker hears of a new one by itself.
+const MOMENT: Duration = Duration::from_secs(3);
+
 /// How many partitions and replicas new topics get, `3:2`; nothing means what the broker has as its default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NewTopics {
@@ -211,7 +214,9 @@ impl Admin {
     /// As [`Admin::partitions`], but a topic that does not exist is made where `create` says so, else it is an error
     /// with status 78.
     pub async fn need(&self, topic: &Topic, create: Option<NewTopics>, patience: Duration) -> Result<i32> {
-        if let Some(partitions) = self.partitions(topic, patience).await? {
+        // Where it is to be made, that tells whether somebody has made it.
+        let moment = if create.is_some() { Duration::ZERO } else { MOMENT };
+        if let Some(partitions) = self.heard_of(topic, moment, patience).await? {
             return Ok(partitions);
         }
         let Some(new) = create else {
@@ -219,16 +224,25 @@ impl Admin {
             return Err(Exit::Misconfigured.because(error));
         };
         self.create(topic, new).await.with_context(|| format!("cannot make topic {topic}"))?;
-        // A broker may know of a new topic a moment later than it answers.
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(10) {
-            if let Some(partitions) = self.partitions(topic, patience).await? {
+        match self.heard_of(topic, Duration::from_secs(10), patience).await? {
+            Some(partitions) => {
                 info!("made topic {topic} with {partitions} partitions");
+                Ok(partitions)
+            }
+            None => Err(Exit::Again.because(anyhow!("topic {topic} was made, but no broker knows of it yet"))),
+        }
+    }
+
+    /// As [`Admin::partitions`], but one that does not exist may come to be known within `moment`.
+    async fn heard_of(&self, topic: &Topic, moment: Duration, patience: Duration) -> Result<Option<i32>> {
+        let start = Instant::now();
+        loop {
+            let partitions = self.partitions(topic, patience).await?;
+            if partitions.is_some() || start.elapsed() >= moment {
                 return Ok(partitions);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(Exit::Again.because(anyhow!("topic {topic} was made, but no broker knows of it yet")))
     }
 
     async fn create(&self, topic: &Topic, new: NewTopics) -> Result<()> {

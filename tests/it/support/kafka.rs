@@ -198,8 +198,7 @@ impl Kafka {
 
     /// Where the log of a partition begins and ends.
     pub fn log(&self, topic: &str, partition: i32) -> (i64, i64) {
-        let consumer: BaseConsumer = self.client();
-        watermarks(&consumer, topic, partition)
+        self.watermarks(&self.client(), topic, partition)
     }
 
     pub fn partitions(&self, topic: &str) -> usize {
@@ -241,7 +240,7 @@ impl Kafka {
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
         let (mut list, mut open) = (TopicPartitionList::new(), BTreeSet::new());
         for partition in metadata.topics()[0].partitions() {
-            let (low, high) = watermarks(&consumer, topic, partition.id());
+            let (low, high) = self.watermarks(&consumer, topic, partition.id());
             if low < high {
                 list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
                 open.insert(partition.id());
@@ -281,7 +280,23 @@ impl Kafka {
         let consumer: BaseConsumer = self.client();
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
         let partitions = metadata.topics()[0].partitions();
-        partitions.iter().map(|p| consumer.fetch_watermarks(topic, p.id(), TIMEOUT).unwrap().1).sum()
+        partitions.iter().map(|p| self.watermarks(&consumer, topic, p.id()).1).sum()
+    }
+
+    /// Where the log begins and ends. A broker that goes away may take the question with it, and a client that is told of no
+    /// brokers forgets all that it knows (src/kafka/lost.rs); then it is asked again, by another client.
+    fn watermarks(&self, consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+        let begun = Instant::now();
+        let mut asked = consumer.fetch_watermarks(topic, partition, TIMEOUT);
+        loop {
+            match asked {
+                Ok(watermarks) => return watermarks,
+                // One that stood still counts as dead for a while, and leads nothing.
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "no broker tells them: {error}"),
+            }
+            super::pause();
+            asked = self.client::<BaseConsumer>().fetch_watermarks(topic, partition, TIMEOUT);
+        }
     }
 }
 
@@ -296,12 +311,6 @@ impl Transaction {
     pub fn abort(self) {
         self.0.abort_transaction(TIMEOUT).unwrap();
     }
-}
-
-/// A broker that goes away may take the question with it; then it is asked again.
-fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
-    let asked = (0..3).find_map(|_| consumer.fetch_watermarks(topic, partition, TIMEOUT).ok());
-    asked.expect("a broker says where the log begins and ends")
 }
 
 /// Returns when all are acknowledged.
