@@ -32,7 +32,9 @@ impl Group {
     fn committed(&self, topic: &str) -> Option<(i64, String)> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, 0);
-        let answer = self.client.committed_offsets(asked, TIMEOUT).unwrap();
+        let ask = || self.client.committed_offsets(asked.clone(), TIMEOUT);
+        // A new group's coordinator may have just been found, and not know yet that it is the one.
+        let answer = ask().or_else(|_| ask()).or_else(|_| ask()).unwrap();
         let element = &answer.elements()[0];
         match element.offset() {
             Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
