@@ -1,6 +1,6 @@
 //! Offsets that are shown to Kafka's own tools, as those of a group (`--mirror-group`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -8,7 +8,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 
 use crate::consume::ids;
-use crate::support::{End, Process, World};
+use crate::support::{End, Process, World, pause};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Longer than between two times that offsets are shown.
@@ -32,9 +32,14 @@ impl Group {
     fn committed(&self, topic: &str) -> Option<(i64, String)> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, 0);
-        let ask = || self.client.committed_offsets(asked.clone(), TIMEOUT);
-        // A new group's coordinator may have just been found, and not know yet that it is the one.
-        let answer = ask().or_else(|_| ask()).or_else(|_| ask()).unwrap();
+        let (begun, ask) = (Instant::now(), || self.client.committed_offsets(asked.clone(), TIMEOUT));
+        let mut answer = ask();
+        // The broker that is the group's coordinator may not know yet that it is.
+        while answer.is_err() && begun.elapsed() < Duration::from_secs(60) {
+            pause();
+            answer = ask();
+        }
+        let answer = answer.unwrap();
         let element = &answer.elements()[0];
         match element.offset() {
             Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),

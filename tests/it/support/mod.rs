@@ -324,7 +324,7 @@ pub async fn pass(time: Duration) {
 }
 
 /// Between two looks at something.
-fn pause() {
+pub fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }
 
