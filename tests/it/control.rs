@@ -37,7 +37,12 @@ fn a_run_is_looked_at_and_steered_while_it_is_at_work() {
     stream.tell(lines(6..=10));
     world.eventually("it is paused", || client.ask("status").contains("; paused since 2"));
     stream.tell(lines(11..=15));
-    let sent = world.kafka.count(&topic);
+    // Rows are counted when they are sent, and may arrive later.
+    let mut sent = 0;
+    world.eventually("what is counted has arrived", || {
+        sent = world.kafka.count(&topic);
+        client.ask("status").starts_with(&format!("{sent} rows in "))
+    });
     world.for_a_while(Duration::from_millis(300), "nothing goes on", || world.kafka.count(&topic) == sent);
     let mut other = Client::to(&world, &path);
     assert!(other.ask("status").contains("Z: asked to by --control; pauses so far: control "));
