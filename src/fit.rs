@@ -28,6 +28,11 @@ impl Standing {
         Standing { offset, topic_id: None, leader_epoch: None, last: None, skipped: None }
     }
 
+    /// The topic's id, where the brokers tell this one now: that some tell none takes nothing away from what is known.
+    pub fn id_with(&self, told: TopicId) -> TopicId {
+        if told.is_known() { told } else { self.topic_id.unwrap_or(told) }
+    }
+
     /// By which the broker can tell whether the log was cut off before the offset.
     pub fn epoch(&self) -> Option<Epoch> {
         // A control record after the last one may be of a later epoch, in a log that nobody has cut off.
@@ -66,8 +71,28 @@ pub struct Log {
     pub end: Offset,
     /// The broker says that the log was cut off before the kept offset, whatever came after that.
     pub is_cut: bool,
-    /// What is there now in the place of the last record that was read; `None` where nothing is, or it was not looked at.
-    pub last: Option<LastRecord>,
+    pub last: There,
+}
+
+/// What is there now in the place of the last record that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum There {
+    /// It was not looked at, or compaction may have taken the record.
+    Unknown,
+    /// No record that a consumer is given.
+    Nothing,
+    Record(LastRecord),
+}
+
+impl There {
+    /// What is wrong with the record that was read there, where something is.
+    fn differs_from(self, read: LastRecord) -> Option<&'static str> {
+        match self {
+            There::Nothing => Some("that was read is not there any more"),
+            There::Record(there) if there != read => Some("is not the one that was read there"),
+            There::Unknown | There::Record(_) => None,
+        }
+    }
 }
 
 /// A loss that the operator accepts, `products/0:100-4711@TOPICID`: of this partition, from the kept offset to the one
@@ -122,10 +147,12 @@ pub fn fit(partition: &TopicPartition, kept: Standing, log: Log, accepted: &[Acc
         anyhow!("the log ends at {} now, before the kept offset {offset}: it was truncated", log.end)
     } else if log.is_cut {
         anyhow!("the log was truncated before the kept offset {offset}, and other records came after that")
-    } else if let Some((read, _)) = kept.last.zip(log.last).filter(|(read, there)| read != there) {
+    } else if let Some(read) = kept.last
+        && let Some(difference) = log.last.differs_from(read)
+    {
         anyhow!(
-            "the record at offset {} is not the one that was read there: the topic was made again or truncated, and what \
-             followed offset {offset} is lost",
+            "the record at offset {} {difference}: the topic was made again or truncated, and what followed offset {offset} is \
+             lost",
             read.offset
         )
     } else {
@@ -149,14 +176,14 @@ mod tests {
     fn fit_of(offset: i64, id: Option<TopicId>, accepted: &[AcceptLoss]) -> Result<Offset> {
         let products: crate::topic::Topic = "products".parse().unwrap();
         let kept = Standing { topic_id: id, ..Standing::at(Offset(offset)) };
-        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: false, last: None };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: false, last: There::Unknown };
         fit(&products.partition(3), kept, log, accepted)
     }
 
     #[test]
     fn an_offset_in_a_log_that_was_cut_off_before_it_does_not_fit() {
         let partition = "products".parse::<crate::topic::Topic>().unwrap().partition(3);
-        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: true, last: None };
+        let log = Log { topic_id: NOW, begin: Offset(50), end: Offset(100), is_cut: true, last: There::Unknown };
         let error = format!("{:#}", fit(&partition, Standing::at(Offset(70)), log, &[]).unwrap_err());
         assert!(error.contains(&format!("--accept-loss products/3:70-50@{NOW}")), "{error}");
         assert!(error.ends_with("truncated before the kept offset 70, and other records came after that"), "{error}");
@@ -165,21 +192,33 @@ mod tests {
     #[test]
     fn without_an_id_a_log_is_recognised_by_the_last_record_that_was_read() {
         let partition = "products".parse::<crate::topic::Topic>().unwrap().partition(3);
-        let last = |crc32c| Some(LastRecord { offset: Offset(68), ts: Some(1), crc32c });
-        let fit_to = |topic_id, there| {
-            let kept = Standing { topic_id: Some(TopicId(0)), last: last(7), ..Standing::at(Offset(70)) };
-            let log = Log { topic_id, begin: Offset(50), end: Offset(100), is_cut: false, last: there };
+        let record = |crc32c| LastRecord { offset: Offset(68), ts: Some(1), crc32c };
+        let fit_to = |topic_id, last| {
+            let kept = Standing { topic_id: Some(TopicId(0)), last: Some(record(7)), ..Standing::at(Offset(70)) };
+            let log = Log { topic_id, begin: Offset(50), end: Offset(100), is_cut: false, last };
             fit(&partition, kept, log, &[])
         };
         for id in [TopicId(0), NOW] {
-            // Compaction or retention may have taken it.
-            assert_eq!((fit_to(id, last(7)).unwrap(), fit_to(id, None).unwrap()), (Offset(70), Offset(70)));
-            let error = format!("{:#}", fit_to(id, last(8)).unwrap_err());
-            assert!(
-                error.contains(&format!("--accept-loss products/3:70-50@{id}: the record at offset 68 ")),
-                "{error}"
-            );
-            assert!(error.ends_with("made again or truncated, and what followed offset 70 is lost"), "{error}");
+            for same in [There::Record(record(7)), There::Unknown] {
+                assert_eq!(fit_to(id, same).unwrap(), Offset(70));
+            }
+            for (other, difference) in [
+                (There::Record(record(8)), "is not the one that was read there"),
+                (There::Nothing, "that was read is not there any more"),
+            ] {
+                let error = format!("{:#}", fit_to(id, other).unwrap_err());
+                let told = format!("--accept-loss products/3:70-50@{id}: the record at offset 68 {difference}: ");
+                assert!(error.contains(&told), "{error}");
+                assert!(error.ends_with("made again or truncated, and what followed offset 70 is lost"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_known_stays_known_where_brokers_tell_none() {
+        for (kept, told, expected) in [(Some(1), 0, 1), (Some(1), 2, 2), (Some(0), 2, 2), (None, 0, 0)] {
+            let standing = Standing { topic_id: kept.map(TopicId), ..Standing::at(Offset(70)) };
+            assert_eq!(standing.id_with(TopicId(told)), TopicId(expected));
         }
     }
 

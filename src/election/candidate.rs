@@ -32,9 +32,7 @@ pub(super) async fn stand(
         };
         let Some(session) = session else { return };
         if let Err(refused) = session.may_lead() {
-            // Nobody listens where the candidacy was dropped meanwhile.
-            drop(won.send(Err(refused.context(format!("cannot queue for {seat}")))));
-            return;
+            return refuse(won, refused.context(format!("cannot queue for {seat}")));
         }
         let err = match queue(&session, &zookeeper, (&seat, &place), &mut won).await {
             Ok(Some(led)) => return led.serve(won, &session).await,
@@ -42,15 +40,17 @@ pub(super) async fn stand(
             Err(err) => err,
         };
         if is_refusal(&err) {
-            let refused = anyhow!(err).context(format!("cannot queue for {seat}: ZooKeeper refuses it"));
-            // Nobody listens where the candidacy was dropped meanwhile.
-            drop(won.send(Err(refused)));
-            return;
+            return refuse(won, anyhow!(err).context(format!("cannot queue for {seat}: ZooKeeper refuses it")));
         }
         debug!("{seat}: {err}; queueing again");
         place.send_replace(Place::Outside);
         backoff.wait().await;
     }
+}
+
+fn refuse(won: oneshot::Sender<Result<Lease>>, why: anyhow::Error) {
+    // Nobody listens where the candidacy was dropped meanwhile.
+    drop(won.send(Err(why)));
 }
 
 /// One candidate of one session; `None` if it was withdrawn because nobody wants to lead any more.

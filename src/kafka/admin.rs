@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,7 +19,7 @@ use crate::exit::Exit;
 use crate::sys;
 use crate::topic::Topic;
 
-/// How long the broker that answered last is waited for before another one is asked.
+/// How long the broker that answered last is waited for before another one is asked, or twice as long as it took then.
 const SOON: Duration = Duration::from_millis(500);
 
 /// How long a topic may not be known that exists: each broker hears of a new one by itself.
@@ -67,8 +66,14 @@ struct Layout {
 pub struct Admin {
     client: Aside<AdminClient<ClientLog>>,
     cluster: Cluster,
-    /// The broker that has answered last; below 0 while none has.
-    answers: Arc<AtomicI32>,
+    /// `None` while no broker has answered.
+    last: Arc<Mutex<Option<Last>>>,
+}
+
+/// The broker that has answered last, and how long it took.
+struct Last {
+    broker: i32,
+    took: Duration,
 }
 
 impl Admin {
@@ -77,7 +82,7 @@ impl Admin {
         Ok(Admin {
             client: cluster.client(&cluster.config(), cluster.quiet_log())?,
             cluster: cluster.clone(),
-            answers: Arc::new(AtomicI32::new(-1)),
+            last: Arc::default(),
         })
     }
 
@@ -90,20 +95,34 @@ impl Admin {
     /// Left to itself librdkafka asks the broker that it takes for the controller. While that one is away it tries to reach
     /// it without any pause, which takes a whole core; so one is asked that has answered.
     pub(super) fn topic_ids(&self, topics: &[Topic], timeout: Duration) -> Result<sys::TopicIds, KafkaError> {
-        let client = self.client.inner();
+        let (client, begun) = (self.client.inner(), Instant::now());
+        let left = || timeout.saturating_sub(begun.elapsed());
+        let ask = |broker: Option<i32>, patience: Duration| -> Result<sys::TopicIds, KafkaError> {
+            let asked = Instant::now();
+            let ids = sys::topic_ids(client, broker, topics, patience)?;
+            self.note_answer(broker, asked);
+            Ok(ids)
+        };
         // Where it is away, too, it is not to be asked a second time.
-        let last = Some(self.answers.swap(-1, Ordering::Relaxed)).filter(|id| *id >= 0);
-        if last.is_some()
-            && let Ok(ids) = sys::topic_ids(client, last, topics, SOON)
-        {
-            self.answers.store(last.unwrap_or(-1), Ordering::Relaxed);
-            return Ok(ids);
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Last { broker, took }) = last {
+            let answer = ask(Some(broker), SOON.max(2 * took).min(timeout));
+            // One that is slow may have had all of the time.
+            if answer.is_ok() || left() < SOON {
+                return answer;
+            }
         }
-        let metadata = client.fetch_metadata(topics.first().map(Topic::as_str), timeout / 2)?;
-        let answers = Some(metadata.orig_broker_id()).filter(|id| *id >= 0);
-        let ids = sys::topic_ids(client, answers, topics, timeout / 2)?;
-        self.answers.store(answers.unwrap_or(-1), Ordering::Relaxed);
-        Ok(ids)
+        let asked = Instant::now();
+        let metadata = client.fetch_metadata(topics.first().map(Topic::as_str), left())?;
+        let broker = Some(metadata.orig_broker_id()).filter(|id| *id >= 0);
+        // Where too little time is left for the ids, it is asked for them at once the next time.
+        self.note_answer(broker, asked);
+        ask(broker, left().max(SOON))
+    }
+
+    fn note_answer(&self, broker: Option<i32>, asked: Instant) {
+        let last = broker.map(|broker| Last { broker, took: asked.elapsed() });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
     /// How many partitions the topic has; `None` where it does not exist.
@@ -160,6 +179,20 @@ impl Admin {
                 Ok(None)
             }
             Some((Some(error), _)) => Err(anyhow!(KafkaError::MetadataFetch(error))),
+        }
+    }
+
+    /// Whether records are taken from within the topic's log; not, as far as anybody knows, where no broker tells its settings.
+    ///
+    /// Fails where no broker answers within 3 s.
+    pub async fn is_compacted(&self, topic: &Topic) -> Result<bool> {
+        match self.settings(&BTreeSet::from([topic.clone()])).await {
+            Err(error) if error.downcast_ref().is_some_and(is_transient) => Err(error),
+            // To be refused is to be told nothing.
+            settings => {
+                let found = settings.ok().and_then(|mut settings| settings.topics.remove(topic));
+                Ok(found.and_then(|topic| topic.has_policy("compact")) == Some(true))
+            }
         }
     }
 

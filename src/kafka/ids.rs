@@ -42,8 +42,9 @@ impl TopicIds {
                 if let Some(topic) = answer(waiting, &ask).filter(|_| !has_warned) {
                     has_warned = true;
                     warn!(
-                        "topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again is \
-                         seen only where it is led anew, by the last record that was read"
+                        "topic {topic}: the brokers tell no id of it; Kafka tells ids since 2.8, where \
+                         inter.broker.protocol.version is at least that, too: without one it is seen only where the topic is \
+                         led anew, by the last record that was read, that it was made again"
                     );
                 }
             }

@@ -65,7 +65,7 @@ impl Mirror {
 struct Group {
     name: String,
     consumer: Aside<BaseConsumer<ClientLog>>,
-    /// When it was seen to have no members.
+    /// When it was asked for its members last, of which it had none once.
     asked: Option<Instant>,
 }
 
@@ -121,7 +121,13 @@ impl Group {
         for partition in partitions {
             asked.add_partition(partition.topic.as_str(), partition.partition);
         }
-        let Ok(committed) = self.consumer.committed_offsets(asked, TIMEOUT) else { return Ok(false) };
+        let committed = match self.consumer.committed_offsets(asked, TIMEOUT) {
+            Ok(committed) => committed,
+            Err(error) => {
+                debug!("cannot see the offsets of group {}: {error}", self.name);
+                return Ok(false);
+            }
+        };
         for element in committed.elements() {
             if matches!(element.offset(), At::Offset(_)) && element.metadata() != METADATA {
                 bail!("{}/{} has an offset there that ksync did not write", element.topic(), element.partition());
@@ -129,9 +135,18 @@ impl Group {
         }
         // While it has members brokers refuse the commits of others.
         if self.asked.is_none_or(|asked| asked.elapsed() >= AGAIN) {
-            let Ok(groups) = self.consumer.fetch_group_list(Some(&self.name), TIMEOUT) else { return Ok(false) };
-            if groups.groups().iter().any(|group| !group.members().is_empty()) {
-                bail!("it has members, so it is another program's");
+            match self.consumer.fetch_group_list(Some(&self.name), TIMEOUT) {
+                Ok(groups) if groups.groups().iter().any(|group| !group.members().is_empty()) => {
+                    bail!("it has members, so it is another program's");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    debug!("cannot see whether group {} has members: {error}", self.name);
+                    // One broker that does not answer is enough. Once it had none; and what others commit is seen above.
+                    if self.asked.is_none() {
+                        return Ok(false);
+                    }
+                }
             }
             self.asked = Some(Instant::now());
         }

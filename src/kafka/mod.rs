@@ -37,7 +37,7 @@ pub use lane::{Lane, Undelivered};
 pub use message::{Message, Timestamp};
 pub use mirror::Mirror;
 pub use partition::{Event, Partition};
-pub use reader::{Log, Reader, group};
+pub use reader::{Found, Log, Reader, group};
 pub use writer::{Headers, Outgoing, Plain, Writer};
 
 use crate::exit::Exit;
@@ -71,25 +71,29 @@ impl Cluster {
         config
     }
 
-    /// Makes a client of librdkafka, which connects later, and looks after it.
-    fn make<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>, KafkaError>
-    where
-        C: ClientContext,
-        T: FromClientConfigAndContext<C> + lost::Client + 'static,
-    {
-        let client: Arc<T> = Arc::new(config.create_with_context(context)?);
-        lost::look_after(&client, &self.bootstrap).map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(client.into())
-    }
-
-    /// The same, where it is the user's fault if it fails: the properties do not fit together.
+    /// Makes a client of librdkafka, which connects later, and looks after it. It is the user's fault if that fails: the
+    /// properties do not fit together.
     fn client<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>>
     where
         C: ClientContext,
         T: FromClientConfigAndContext<C> + lost::Client + 'static,
     {
-        let client = self.make(config, context).with_context(|| format!("cannot make a client for {self}"));
-        client.map_err(|error| Exit::Misconfigured.because(error))
+        let what = || format!("cannot make a client for {self}");
+        // The machine may allow one more thread the next time.
+        let begun = lost::begin().context("cannot start a thread").with_context(what);
+        begun.map_err(|error| Exit::Again.because(error))?;
+        self.client_anew(config, context).with_context(what).map_err(|error| Exit::Misconfigured.because(error))
+    }
+
+    /// Makes another one in the place of one that [`Cluster::client`] has made: the properties fit together.
+    fn client_anew<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>, KafkaError>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C> + lost::Client + 'static,
+    {
+        let client: Arc<T> = Arc::new(config.create_with_context(context)?);
+        lost::look_after(&client, &self.bootstrap);
+        Ok(client.into())
     }
 
     /// This cluster, with records written in batches of at most so many bytes, unless the user says otherwise: brokers refuse a

@@ -13,9 +13,9 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::ClientLog;
 use super::message::Message;
 use super::slots::{Slot, Slots};
+use super::{Aside, ClientLog};
 use crate::sys::{self, Records};
 use crate::topic::{Epoch, Offset, TopicPartition};
 
@@ -52,7 +52,7 @@ pub enum Event<'a> {
 /// What partitions are read with.
 #[derive(Clone)]
 pub(super) struct Source {
-    pub consumer: Arc<BaseConsumer<ClientLog>>,
+    pub consumer: Aside<BaseConsumer<ClientLog>>,
     pub slots: Arc<Slots>,
     /// How many records are taken from librdkafka at once.
     pub take: usize,
@@ -226,7 +226,7 @@ impl Drop for Ahead {
 
 /// That librdkafka reads the partition. Its end may come from elsewhere.
 struct Assigned {
-    consumer: Arc<BaseConsumer<ClientLog>>,
+    consumer: Aside<BaseConsumer<ClientLog>>,
     partition: TopicPartition,
     is_begun: Mutex<bool>,
     is_over: AtomicBool,
@@ -235,7 +235,7 @@ struct Assigned {
 }
 
 impl Assigned {
-    fn new(consumer: &Arc<BaseConsumer<ClientLog>>, partition: &TopicPartition) -> Arc<Assigned> {
+    fn new(consumer: &Aside<BaseConsumer<ClientLog>>, partition: &TopicPartition) -> Arc<Assigned> {
         let (is_begun, is_over, changed) = Default::default();
         Arc::new(Assigned { consumer: consumer.clone(), partition: partition.clone(), is_begun, is_over, changed })
     }

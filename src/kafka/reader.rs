@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use super::partition::{Event, Partition, Source, list_of};
 use super::slots::Slots;
-use super::{Admin, ClientLog, Cluster, TopicIds};
+use super::{Admin, Aside, ClientLog, Cluster, TopicIds};
 use crate::mutants::Mutant;
 use crate::record::LastRecord;
 use crate::topic::{Epoch, Offset, Topic, TopicPartition};
@@ -52,6 +52,16 @@ pub struct Log {
     pub end: Offset,
 }
 
+/// What a reader finds at one offset.
+#[derive(Debug)]
+pub enum Found {
+    Record(LastRecord),
+    /// No record that a consumer is given.
+    Nothing,
+    /// What is there cannot be read, for this reason.
+    Damaged(Error),
+}
+
 impl Reader {
     /// `group` is what librdkafka wants to assign partitions; nothing is ever committed to it by this client.
     /// `partitions` is how many will be read, at most `ahead` of them with much to be read at once: what the client holds
@@ -84,9 +94,9 @@ impl Reader {
             // No answer is larger than what the broker took. With the default of 100 MB one large record breaks the
             // connection again and again, and no partition of the process gets on.
             .set("receive.message.max.bytes", i32::MAX.to_string());
-        let consumer: Arc<Client> = Arc::clone(&*cluster.client(&config, cluster.log())?);
+        let consumer: Aside<Client> = cluster.client(&config, cluster.log())?;
         let alive = Arc::new(AtomicBool::new(true));
-        serve_own_queue(consumer.clone(), alive.clone());
+        serve_own_queue(Arc::clone(&consumer), alive.clone());
         // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.
         let asked = admin.clone();
         let ids = TopicIds::new(move |topics, timeout| asked.topic_ids(topics, timeout));
@@ -130,26 +140,32 @@ impl Reader {
         found.with_context(|| format!("cannot look up a time in {partition}"))
     }
 
-    /// What tells the record at `offset` from others; `None` where none is there any more, or none that can be read.
+    /// Looks what is at `offset`, which lies within the log.
     ///
-    /// Fails where nothing was read within 30 s.
-    pub async fn record_at(&self, partition: &TopicPartition, offset: Offset) -> Result<Option<LastRecord>> {
-        let mut records = self.partition(partition, offset, None);
-        let read = async {
+    /// Fails where nothing was read within 30 s, or the log is not what it was any more.
+    pub async fn record_at(&self, partition: &TopicPartition, offset: Offset) -> Result<Found> {
+        let (mut records, mut trouble) = (self.partition(partition, offset, None), None);
+        let look = async {
             loop {
                 match records.poll() {
-                    Some(Event::Record(message)) => {
-                        return (message.offset() == offset).then(|| LastRecord::of(&message.record()));
+                    Some(Event::Record(message)) if message.offset() == offset => {
+                        return Ok(Found::Record(LastRecord::of(&message.record())));
                     }
-                    Some(Event::End(_) | Event::OutOfLog | Event::Damaged(_)) => return None,
-                    Some(Event::Trouble(_)) => continue,
+                    Some(Event::Record(_) | Event::End(_)) => return Ok(Found::Nothing),
+                    Some(Event::Damaged(why)) => return Ok(Found::Damaged(why)),
+                    Some(Event::OutOfLog) => bail!("it is not in the log any more"),
+                    Some(Event::Trouble(why)) => {
+                        trouble = Some(why);
+                        continue;
+                    }
                     None => {}
                 }
                 records.readable().await;
             }
         };
-        let read = tokio::time::timeout(READING, read).await;
-        read.with_context(|| format!("cannot read the record at offset {offset} of {partition}"))
+        let looked = tokio::time::timeout(READING, look).await;
+        let found = looked.unwrap_or_else(|elapsed| Err(trouble.unwrap_or_else(|| elapsed.into())));
+        found.with_context(|| format!("cannot read the record at offset {offset} of {partition}"))
     }
 
     /// Asks the leader of a partition; a second time, if it did not answer, once librdkafka has heard anew where the leaders

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use log::warn;
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
@@ -15,7 +15,6 @@ use rdkafka::util::Timeout;
 
 use super::lane::{BESIDE, Lane, LaneReports};
 use super::{Aside, BATCH, ClientLog, Cluster};
-use crate::exit::Exit;
 use crate::mutants::Mutant;
 use crate::sys;
 pub use crate::sys::Plain;
@@ -38,9 +37,7 @@ impl Writer {
 
     /// A record that could not be delivered for `give_up` is reported as failed. Connects later.
     pub fn open(cluster: &Cluster, give_up: Duration) -> Result<Writer> {
-        let producer = producer(cluster, give_up)
-            .with_context(|| format!("cannot make a client for {cluster}"))
-            .map_err(|error| Exit::Misconfigured.because(error))?;
+        let producer = cluster.client(&config(cluster, give_up), Reports(cluster.log()))?;
         let (cluster, producer) = (cluster.clone(), RwLock::new(producer));
         Ok(Writer(Arc::new(Shared { cluster, give_up, producer, lanes: AtomicUsize::new(0) })))
     }
@@ -63,10 +60,11 @@ impl Writer {
 
     /// After a fatal error a producer never sends again; what it had in flight is reported as failed.
     pub(super) fn replace_producer(&self) -> Result<(), KafkaError> {
-        let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
+        let Shared { cluster, give_up, producer, .. } = &*self.0;
+        let mut current = producer.write().unwrap_or_else(PoisonError::into_inner);
         if current.client().fatal_error().is_some() {
-            warn!("the producer for {} had a fatal error; going on with a new one", self.0.cluster);
-            *current = producer(&self.0.cluster, self.0.give_up)?;
+            warn!("the producer for {cluster} had a fatal error; going on with a new one");
+            *current = cluster.client_anew(&config(cluster, *give_up), Reports(cluster.log()))?;
         }
         Ok(())
     }
@@ -107,7 +105,7 @@ impl Drop for Shared {
     }
 }
 
-fn producer(cluster: &Cluster, give_up: Duration) -> Result<Aside<ThreadedProducer<Reports>>, KafkaError> {
+fn config(cluster: &Cluster, give_up: Duration) -> ClientConfig {
     let mut config = cluster.config();
     config
         .set("acks", "all")
@@ -130,7 +128,7 @@ fn producer(cluster: &Cluster, give_up: Duration) -> Result<Aside<ThreadedProduc
             config.set(name, default);
         }
     }
-    cluster.make(&config, Reports(cluster.log()))
+    config
 }
 
 /// A record to be written.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use log::debug;
+use log::{debug, info, warn};
 use tokio::time::{Instant, sleep};
 
 use super::{End, Post, RETRY, Waiting};
@@ -19,6 +19,8 @@ use crate::topic::{Offset, Topic, TopicId, TopicPartition};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long no broker may know a topic before it is taken for deleted: one that starts again may know none for some seconds.
 const GONE: Duration = Duration::from_secs(30);
+/// How long no broker may tell the topic's id before that is told.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// A partition that this process leads, and how far it is done.
 pub struct Held<'a> {
@@ -45,21 +47,37 @@ impl Held<'_> {
     /// While no broker answers it goes on asking. Fails with what has to end the work.
     pub async fn check_topic(&self) -> Result<Checked, End> {
         let topic = &self.seat.partition.topic;
+        match self.topic_id_now().await {
+            Some(id) if id == self.topic_id || Mutant::IgnoresTopicId.is_on() => Ok(Checked(id)),
+            Some(id) if id.differs_from(self.topic_id) => {
+                Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")))
+            }
+            Some(id) if id.is_known() => {
+                Err(End::Again(anyhow!("the brokers tell the id of topic {topic} now ({id})")))
+            }
+            Some(_) => Err(End::Again(anyhow!(
+                "not all brokers tell the id of topic {topic}; Kafka tells ids since 2.8, where inter.broker.protocol.version is \
+                 at least that, too"
+            ))),
+            None => Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
+        }
+    }
+
+    /// `None` where it does not exist any more. Goes on asking until it is answered.
+    async fn topic_id_now(&self) -> Option<TopicId> {
+        let (begun, mut is_told) = (Instant::now(), false);
         loop {
-            match self.during(Waiting::Kafka, topic_id(&self.ids, topic)).await {
-                Ok(Some(id)) if id == self.topic_id || Mutant::IgnoresTopicId.is_on() => return Ok(Checked(id)),
-                Ok(Some(id)) if id.differs_from(self.topic_id) => {
-                    return Err(End::Again(anyhow!("topic {topic} was deleted and made again (id {id})")));
+            match self.during(Waiting::Kafka, topic_id(&self.ids, &self.seat.partition.topic)).await {
+                Ok(id) => {
+                    if is_told {
+                        info!("{}: Kafka answers again after {:.1?}", self.seat, begun.elapsed());
+                    }
+                    return id;
                 }
-                Ok(Some(id)) if id.is_known() => {
-                    return Err(End::Again(anyhow!("the brokers tell the id of topic {topic} now ({id})")));
+                Err(error) if !is_told && begun.elapsed() >= SILENCE => {
+                    is_told = true;
+                    warn!("{}: nothing can be committed: {error:#}; trying again", self.seat);
                 }
-                Ok(Some(_)) => {
-                    return Err(End::Again(anyhow!(
-                        "not all brokers tell the id of topic {topic}, as Kafka does since 2.8"
-                    )));
-                }
-                Ok(None) => return Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
                 Err(error) => debug!("{}: {error:#}", self.seat),
             }
             sleep(RETRY).await;
@@ -94,7 +112,8 @@ impl Held<'_> {
             (from.leader_epoch, from.last)
         };
         let skipped = skipped.or(from.skipped);
-        let position = Position { offset, topic_id: checked.0, leader_epoch, last, skipped };
+        let topic_id = from.id_with(checked.0);
+        let position = Position { offset, topic_id, leader_epoch, last, skipped };
         let committed = self.lease.commit_within(position, self.commit_interval);
         self.during(Waiting::ZooKeeper, committed).await.map_err(End::Lost)?;
         self.post.moves(offset);
@@ -102,7 +121,7 @@ impl Held<'_> {
             mirror.note(&self.seat.partition, offset);
         }
         debug!("{}: committed offset {offset}", self.seat);
-        Ok(Standing { offset, topic_id: Some(checked.0), leader_epoch, last, skipped })
+        Ok(Standing { offset, topic_id: Some(topic_id), leader_epoch, last, skipped })
     }
 
     /// Awaits `something`, and lets those who ask see so long that it is waited for.

@@ -65,15 +65,14 @@ impl Lookout {
         Ok(Lookout { pause: PAUSE, check, committed, written, stood: BTreeMap::new(), told: BTreeSet::new() })
     }
 
-    pub(super) async fn go_on(self, board: &Board, election: &Election) -> Infallible {
-        let brokers = self.check.brokers();
-        tokio::join!(self.look_out(board), warn_of_one_server(election, brokers)).0
-    }
-
-    async fn look_out(mut self, board: &Board) -> Infallible {
+    pub(super) async fn go_on(mut self, board: &Board, election: &Election) -> Infallible {
         let (mut settings, mut look) = (Instant::now() + self.pause, Instant::now() + SOON);
+        let mut is_judged = false;
         loop {
+            // Where Kafka was away at the start they are known only now.
+            let brokers = self.check.brokers();
             tokio::select! {
+                () = warn_of_one_server(election, brokers), if brokers > 1 && !is_judged => is_judged = true,
                 () = sleep_until(settings) => {
                     self.check.again().await;
                     settings = Instant::now() + self.pause;
@@ -174,9 +173,6 @@ impl Lookout {
 
 /// Who has several brokers wants to go on without one, which one ZooKeeper server lets nobody do.
 async fn warn_of_one_server(election: &Election, brokers: usize) {
-    if brokers < 2 {
-        return;
-    }
     match election.voters().await {
         Ok(Some(1)) => warn!(
             "{election} is one server, beside {brokers} brokers: while it is away nobody works, and with its disk all offsets \

@@ -10,9 +10,8 @@ use super::held::topic_id;
 use super::{End, Held, Leading, Post, RETRY, Waiting, Work};
 use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
-use crate::fit::{self, Standing};
+use crate::fit::{self, Standing, There};
 use crate::kafka;
-use crate::record::LastRecord;
 use crate::shutdown::Shutdown;
 use crate::topic::{Epoch, Offset, TopicId};
 
@@ -189,13 +188,13 @@ impl Reign<'_> {
             let standing = Standing { topic_id: Some(topic_id), ..Standing::at(offset) };
             return Ok(Place { standing, topic_id, epoch: None, is_new: true });
         };
-        let last = self.last(&kept, topic_id, log).await.map_err(End::Again)?;
+        let last = self.last(&kept, topic_id, log).await?;
         let log = fit::Log { topic_id, begin: log.begin, end: log.end, is_cut, last };
         let offset = fit::fit(partition, kept, log, &self.leading.accept_loss).map_err(End::Halted)?;
         let moved = offset != kept.offset || kept.topic_id.is_some_and(|id| id.differs_from(topic_id));
         let standing = match moved {
             true => Standing { topic_id: Some(topic_id), skipped: kept.skipped, ..Standing::at(offset) },
-            false => Standing { topic_id: Some(topic_id), ..kept },
+            false => Standing { topic_id: Some(kept.id_with(topic_id)), ..kept },
         };
         // What lies before the log's beginning cannot be read any more.
         let epoch = standing.epoch().map(|epoch| Epoch { end: epoch.end.max(log.begin), ..epoch });
@@ -205,14 +204,20 @@ impl Reign<'_> {
     }
 
     /// What is there now in the place of the last record that was read, where ids do not tell this log from another one.
-    async fn last(&self, kept: &Standing, topic_id: TopicId, log: kafka::Log) -> Result<Option<LastRecord>> {
+    async fn last(&self, kept: &Standing, topic_id: TopicId, log: kafka::Log) -> Result<There, End> {
+        let (partition, Leading { admin, reader, .. }) = (&self.seat.partition, self.leading);
         let has_ids = topic_id.is_known() && kept.topic_id.is_none_or(TopicId::is_known);
-        match kept.last {
-            // With ids it would cost each take-over a fetch for nothing.
-            Some(last) if !has_ids && (log.begin..log.end).contains(&last.offset) => {
-                self.leading.reader.record_at(&self.seat.partition, last.offset).await
-            }
-            _ => Ok(None),
+        let read = kept.last.filter(|last| (log.begin..log.end).contains(&last.offset));
+        // With ids it would cost each take-over a fetch for nothing.
+        let Some(last) = read.filter(|_| !has_ids) else { return Ok(There::Unknown) };
+        match reader.record_at(partition, last.offset).await.map_err(End::Again)? {
+            kafka::Found::Record(record) => Ok(There::Record(record)),
+            kafka::Found::Damaged(why) => Err(End::Halted(why)),
+            // Nothing but compaction takes a record from within a log.
+            kafka::Found::Nothing => match admin.is_compacted(&partition.topic).await.map_err(End::Again)? {
+                true => Ok(There::Unknown),
+                false => Ok(There::Nothing),
+            },
         }
     }
 

@@ -67,6 +67,7 @@ mod sessions;
 mod settings;
 mod shop;
 mod signals;
+mod slow_brokers;
 mod standby;
 mod standstill;
 mod statements;

@@ -9,8 +9,9 @@ use rdkafka::types::RDKafkaApiKey::{Fetch, Metadata};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
+use crate::consume::printed_option;
 use crate::protocol::{Mock, Take, leading};
-use crate::support::{World, block_on, log_lines};
+use crate::support::{End, World, block_on, log_lines, value};
 
 /// The id of a topic where brokers tell none.
 const UNKNOWN: &str = "00000000000000000000000000000000";
@@ -47,7 +48,8 @@ fn without_ids_a_topic_that_was_made_again_is_recognised_by_the_last_record_that
         assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(3)), ["1", "2", "3"]);
         assert_eq!(seat.state()["topic_id"], json!(UNKNOWN));
         let told = format!(
-            "WARN topic {topic}: the brokers tell no id of it, as Kafka does since 2.8: that it was made again"
+            "WARN topic {topic}: the brokers tell no id of it; Kafka tells ids since 2.8, where inter.broker.protocol.version is \
+             at least that, too: "
         );
         let warnings = said("WARN", &topic);
         assert!(warnings.len() == 1 && warnings[0].starts_with(&told), "{warnings:?}");
@@ -98,5 +100,70 @@ fn brokers_that_become_newer_and_tell_ids_are_not_taken_for_other_topics() {
         assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
         assert_ne!(seat.state()["topic_id"], json!(UNKNOWN));
         assert_eq!(said("ERROR", &topic), [""; 0]);
+    }
+}
+
+#[test]
+fn brokers_that_become_older_and_tell_ids_no_more_take_nothing_from_what_is_known() {
+    let world = World::new("old-ids");
+    let topic = format!("products-{}", world.id);
+    let seat = world.seat(&topic, 0, "indexer");
+    assert_eq!(said("ERROR", &topic), [""; 0]);
+    let mock = Mock::new(&topic);
+    (1..=3).for_each(|id| mock.produce(&id.to_string()));
+    led(&world, &mock, &[], || seat.offset() == Some(3));
+    let id = seat.state()["topic_id"].clone();
+    assert_ne!(id, json!(UNKNOWN));
+
+    mock.broker.apiversion(Metadata, Some(0), Some(9)).unwrap();
+    mock.broker.apiversion(Fetch, Some(0), Some(12)).unwrap();
+    mock.produce("4");
+    assert_eq!(led(&world, &mock, &[], || seat.offset() == Some(4)), ["4"]);
+    assert_eq!((&seat.state()["topic_id"], said("ERROR", &topic)), (&id, vec![]));
+
+    // By it another topic is known once they tell ids again.
+    let again = Mock::new(&topic);
+    (1..=5).for_each(|id| again.produce(&format!("other {id}")));
+    let taken = led(&world, &again, &[], || !said("ERROR", &topic).is_empty());
+    assert_eq!((taken, seat.offset()), (vec![], Some(4)));
+    let error = said("ERROR", &topic).remove(0);
+    assert!(error.contains("the topic was deleted and made again (its id was "), "{error}");
+}
+
+/// A broker of today, whose topics' ids are forgotten again: the mock of one has no transactions.
+#[test]
+fn without_ids_a_topic_that_was_made_again_is_recognised_where_no_record_is_any_more() {
+    let world = World::new("no-record");
+    for is_aborted in [false, true] {
+        let products = world.topic(&format!("products-{is_aborted}"), 1);
+        let seat = world.seat(&products, 0, "indexer");
+        let handler = world.handler("");
+        let consume = || world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+        world.kafka.produce(&products, ["1", "2", "3"].map(value));
+        assert_eq!((consume().wait(), seat.offset()), (End::Status(0), Some(3)));
+        let mut state = seat.state();
+        state["topic_id"] = json!(UNKNOWN);
+        seat.write("state", &state.to_string());
+
+        world.kafka.delete(&products);
+        world.kafka.create(&products, 1, &[]);
+        // At offset 2, where the last record was, is a marker, or what was aborted.
+        match is_aborted {
+            false => world.kafka.transaction(&products, ["a", "b"].map(value)).commit(),
+            true => world.kafka.transaction(&products, ["a", "b", "c"].map(value)).abort(),
+        }
+        world.kafka.produce(&products, ["d", "e"].map(value));
+        let mut halted = consume();
+        assert_eq!((halted.wait(), seat.offset()), (End::Status(1), Some(3)));
+        let errors = halted.log_of("error");
+        let told = ": the record at offset 2 that was read is not there any more: ";
+        assert!(errors.len() == 1 && errors[0].contains(told), "{errors:?}");
+        assert!(printed_option(&errors).starts_with(&format!("{products}/0:3-0@")), "{errors:?}");
+        assert_eq!(handler.payloads(), ["1", "2", "3"]);
+
+        // Then it may be the same log still.
+        world.kafka.set(&products, &[("cleanup.policy", "compact")]);
+        world.eventually("what may be compacted is read on", || consume().wait() == End::Status(0));
+        assert_eq!(handler.payloads(), ["1", "2", "3", "d", "e"]);
     }
 }
