@@ -152,6 +152,8 @@ fn without_ids_a_topic_that_was_made_again_is_recognised_where_no_record_is_any_
             false => world.kafka.transaction(&products, ["a", "b"].map(value)).commit(),
             true => world.kafka.transaction(&products, ["a", "b", "c"].map(value)).abort(),
         }
+        // The broker writes the marker after it has answered.
+        world.eventually("the transaction has its marker", || world.kafka.log(&products, 0).1 >= 3 + i64::from(is_aborted));
         world.kafka.produce(&products, ["d", "e"].map(value));
         let mut halted = consume();
         assert_eq!((halted.wait(), seat.offset()), (End::Status(1), Some(3)));
