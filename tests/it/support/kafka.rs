@@ -213,12 +213,12 @@ impl Kafka {
     /// Begins a transaction with these messages, which are in the log when this returns.
     pub fn transaction(&self, topic: &str, messages: impl IntoIterator<Item = Message>) -> Transaction {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let id = format!("{topic}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let producer: BaseProducer = self.config().set("transactional.id", id).create().unwrap();
-        producer.init_transactions(TIMEOUT).unwrap();
+        let mut config = self.config();
+        config.set("transactional.id", format!("{topic}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let producer = ready(&config);
         producer.begin_transaction().unwrap();
         send(&producer, topic, messages);
-        Transaction(producer)
+        Transaction { producer, config }
     }
 
     /// Produces the messages in the background, spread over about `time`.
@@ -301,16 +301,30 @@ impl Kafka {
 }
 
 /// A transaction that is open.
-pub struct Transaction(BaseProducer);
+pub struct Transaction {
+    producer: BaseProducer,
+    config: ClientConfig,
+}
 
 impl Transaction {
+    /// Returns when its markers are in the log, which the broker writes after it has answered.
     pub fn commit(self) {
-        self.0.commit_transaction(TIMEOUT).unwrap();
+        self.producer.commit_transaction(TIMEOUT).unwrap();
+        ready(&self.config);
     }
 
+    /// As [`Transaction::commit`].
     pub fn abort(self) {
-        self.0.abort_transaction(TIMEOUT).unwrap();
+        self.producer.abort_transaction(TIMEOUT).unwrap();
+        ready(&self.config);
     }
+}
+
+/// A producer whose id has no transaction under way any more.
+fn ready(config: &ClientConfig) -> BaseProducer {
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(TIMEOUT).unwrap();
+    producer
 }
 
 /// Returns when all are acknowledged.
