@@ -58,6 +58,10 @@ mutants! {
     RenewsNothing,
     /// The batch under way is committed at SIGTERM.
     CommitsAtStop,
+    /// A leader begins one record below the stored offset.
+    BeginsBefore,
+    /// A delayer commits each 20 s.
+    CommitsSeldom,
 }
 
 impl Mutant {

@@ -14,6 +14,7 @@ from growth import no_growth
 from health import goes_on
 from health import longest_gap
 from health import losses
+from health import lost_by_mistake
 from health import no_leaks
 from messages import Messages
 from messages import in_the_log
@@ -42,7 +43,8 @@ def check(history):
         *complete_and_in_order(history, fences, messages),
         *fenced(history, fences),
         *seldom_twice(history, fences),
-        *forwarded_seldom_twice(history, forwards),
+        *forwarded_seldom_twice(history, fences, forwards),
+        *lost_by_mistake(history),
         *one_at_a_time(history, fences),
         *not_early(history, messages),
         *goes_on(history, fences),

@@ -3,6 +3,7 @@
 import bisect
 import heapq
 
+from faults import of_brokers
 from history import Seat
 from history import Violation
 
@@ -132,8 +133,11 @@ def is_excused(history, run, before):
 
 def was_deposed(history, before, run):
     """Whether the leader before may have lost its lease before it could commit. A machine with too much to do is enough."""
-    lost = [at for seat, at, _ in history.lost_leases if seat == run.seat]
-    return run.term > before.term and any(before.begun <= at <= run.begun for at in lost)
+    session_secs = history.settings.session_secs
+    # Nothing is committed while no broker tells whether the topic is the same.
+    latest = of_brokers(history).hold_up(before.ended, session_secs) + 2 * session_secs
+    lost = history.lost_by_load(run.seat)
+    return run.term > before.term and any(before.begun <= at <= min(run.begun, latest) for at in lost)
 
 
 def duplicates(history):

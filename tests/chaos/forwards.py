@@ -2,11 +2,12 @@
 
 import bisect
 import dataclasses
-import itertools
 import math
 from collections import defaultdict
 
 from deliveries import CLOCK_SECS
+from faults import Faults
+from faults import of_brokers
 from health import delayers
 from history import Violation
 
@@ -22,7 +23,9 @@ class Repeat:
     """A delay message that was sent on when it had been already."""
 
     key: tuple
-    first: float
+    # When it had been last; of several delay messages of its key, each, at the earliest.
+    before: float
+    since: float
     again: float
     # How many of its log's had been sent on by then.
     reached: int
@@ -54,11 +57,15 @@ def repeats(history, messages, partition):
         if millis < due:
             continue  # Its writer's: what the delayer sends on early is for point 8.
         op = history.ops.get(key[0])
-        if op and op.committed and messages.instant[key][0] >= due and key not in announced_late:
+        has_committed = op and op.committed and int(op.committed * 1000) <= millis
+        if has_committed and messages.instant[key][0] >= due and key not in announced_late:
             # Nor is this one its delayer's: its transaction took longer than the delay.
             announced_late.add(key)
             continue
-        yield Repeat(key, messages.sent_on(key, due) / 1000, millis / 1000, reached)
+        earlier = [sent / 1000 for sent in messages.instant[key] if due <= sent < millis] or [millis / 1000]
+        # Since each was sent last, each of the others may have been once, and its writer's message besides.
+        others = messages.again[key] + (key in announced_late)
+        yield Repeat(key, earlier[-1], earlier[-1 - others:][0], millis / 1000, reached)
 
 
 def note_commits(found, log, commits):
@@ -76,39 +83,65 @@ def note_commits(found, log, commits):
 
 
 class Excuses:
-    """The faults and the lost leases by which the delayer of a seat may come to repeat something."""
+    """By what the delayers of a seat may come to repeat something: faults, and leases that were lost."""
 
-    def __init__(self, history, seat):
+    def __init__(self, history, fences, seat):
         faults = [fault for fault in history.faults if fault.kind not in CLEAN and fault.hits("delayer")]
-        faults.sort(key=lambda fault: fault.begun)
         self.session_secs = history.settings.session_secs
-        self.losses = sorted(at for lost, at, _ in history.lost_leases if lost == seat)
-        self.begins = [fault.begun for fault in faults]
-        # The latest end of all up to each.
-        self.ends = list(itertools.accumulate((fault.healed for fault in faults), max))
+        self.faults, self.brokers = Faults(faults), of_brokers(history)
+        # What hold up messages that are on their way.
+        self.standstills = Faults(fault for fault in faults if "broker" in fault.kind or fault.kind == "stop")
+        self.losses = history.lost_by_load(seat)
+        # When each leader but the first took over.
+        self.changes = [reign.commits[0].at for reign in fences.reigns.get(seat, ())[1:] if reign.commits]
 
     def lacks(self, repeat):
         """What is wrong with it; None if nothing is."""
-        # What was on its way when the lease was lost may have come to the log a little later.
-        at = bisect.bisect_left(self.losses, repeat.first - self.session_secs)
-        if at < len(self.losses) and self.losses[at] <= min(repeat.again, repeat.committed):
+        # So long an older leader may have been sending.
+        if repeat.again > self.standstills.hold_up(repeat.committed, self.session_secs) + self.session_secs:
+            return f"{repeat.again - repeat.committed:.1f} s after their commit"
+        # Whoever sent it before may have been hit long ago: without a broker nobody begins anew.
+        since = min(repeat.since, repeat.again - 3 * self.session_secs)
+        if not self.has_changed(since, repeat.again):
+            # What no broker has acknowledged a leader sends again itself.
+            fault, lost, lacks = self.brokers.first(since, repeat.again), None, "by the same leader, though no broker was away"
+        else:
+            fault, lost = self.faults.first(since, repeat.again), self.lost_before_the_commit(repeat)
+            lacks = "though no fault was near, and no lease was lost before their commit"
+        # What was lost before a fault was not lost by it.
+        if lost is not None and (fault is None or lost < fault):
             return None
-        since = min(repeat.first, repeat.again - 3 * self.session_secs)
-        at = bisect.bisect_left(self.ends, since)
-        if at == len(self.ends) or self.begins[at] > repeat.again:
-            return "though no fault was near, and no lease was lost before their commit"
-        if repeat.committed < self.begins[at]:
-            return f"though they were committed {self.begins[at] - repeat.committed:.1f} s before a fault"
+        return lacks if fault is None else self.lacks_before(fault, repeat)
+
+    def has_changed(self, since, again):
+        """Whether a leader took over; what the one before had on its way then may have come to the log a little later."""
+        at = bisect.bisect_left(self.changes, since - self.session_secs)
+        return at < len(self.changes) and self.changes[at] <= again
+
+    def lost_before_the_commit(self, repeat):
+        """When the lease was lost of whoever had sent it and should not have committed it by then; None if none was."""
+        at = bisect.bisect_left(self.losses, repeat.since - self.session_secs)
+        latest = min(repeat.again, repeat.committed, repeat.before + 2 * self.session_secs)
+        if at < len(self.losses) and self.losses[at] <= latest:
+            return self.losses[at]
+        return None
+
+    def lacks_before(self, fault, repeat):
+        """What is wrong with a repeat by that fault, which began then."""
+        if repeat.committed < fault:
+            return f"though they were committed {fault - repeat.committed:.1f} s before a fault"
         # In that time a delayer commits what it has sent, or leads no more.
-        if repeat.first < self.begins[at] - self.session_secs:
-            return f"which was done {self.begins[at] - repeat.first:.1f} s before a fault"
+        if repeat.before < fault - self.session_secs:
+            return f"which was done {fault - repeat.before:.1f} s before a fault"
         return None
 
 
-def forwarded_seldom_twice(history, forwards):
-    """6: a delayer repeats only what was not committed when a fault began or a lease was lost."""
+def forwarded_seldom_twice(history, fences, forwards):
+    """6: nothing that was committed is sent on again, but what an older leader had on its way; of the rest a new delayer repeats
+    what was not committed when a fault began or a lease was lost, and the same one what a broker has not acknowledged.
+    """
     for seat, repeats in forwards.repeats.items():
-        excuses = Excuses(history, seat)
+        excuses = Excuses(history, fences, seat)
         found = ((repeat, lacks) for repeat in repeats if (lacks := excuses.lacks(repeat)))
         for together in runs(found):
             repeat, lacks = together[0]

@@ -3,7 +3,9 @@
 import bisect
 import statistics
 
+from deliveries import CLOCK_SECS
 from deliveries import seats
+from history import CLOSED
 from history import Seat
 from history import Violation
 
@@ -64,16 +66,34 @@ def longest_gap(history, fences, healthy_only=True):
 def losses(history):
     """How many leases were lost: in all, with no fault near that ends one, and while nothing was broken."""
     spans = history.healthy()
-    needless = [at for _, at, member in history.lost_leases if not has_cause(history, at, member)]
-    healthy = [at for at in needless if any(begin <= at <= end for begin, end in spans)]
+    needless = [loss for loss in history.lost_leases if not has_cause(history, loss)]
+    healthy = [loss for loss in needless if any(begin <= loss.at <= end for begin, end in spans)]
     return len(history.lost_leases), len(needless), len(healthy)
 
 
-def has_cause(history, at, member):
+def has_cause(history, loss):
     return any(
-        fault.begun <= at <= fault.healed + history.settings.session_secs
-        and (fault.kind.startswith("zookeeper") or fault.kind in ENDS_LEASES and member in fault.victims)
+        fault.begun <= loss.at <= fault.healed + history.settings.session_secs
+        and (fault.kind.startswith("zookeeper") or fault.kind in ENDS_LEASES and loss.member in fault.victims)
         for fault in history.faults
+    )
+
+
+def lost_by_mistake(history):
+    """6: no lease is lost but for what a machine with too much to do explains, or to a process that is ending.
+
+    Whom a newer leader has followed is told that its candidate is gone: ZooKeeper looks for that first.
+    """
+    for loss in history.lost_leases:
+        if not loss.is_by_load and not (loss.why == CLOSED and is_ending(history, loss)):
+            yield Violation(6, f"{loss.seat}: {loss.member} has lost its lease: {loss.why}", loss.at)
+
+
+def is_ending(history, loss):
+    """Whether the process was asked to: in the end all are."""
+    return loss.at >= history.ended or any(
+        note["member"] == loss.member and note["begun"] - CLOCK_SECS <= loss.at <= note["at"]
+        for note in history.noted("terminated")
     )
 
 

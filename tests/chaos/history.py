@@ -5,6 +5,11 @@ from array import array
 from pathlib import Path
 
 
+# Why leases end, as src/election/lease.rs says it: what a machine with too much to do explains, and what its own process did.
+BY_LOAD = ("deposed: the own candidate is gone", "the connection to ZooKeeper broke", "ZooKeeper has answered no write for ")
+CLOSED = "the election was closed"
+
+
 @dataclasses.dataclass(frozen=True)
 class Seat:
     """What one process leads at a time."""
@@ -108,6 +113,21 @@ class Fault:
         return not kinds or any(kind in (name, "kafka", "zookeeper", "") for kind in kinds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A lease that ended although its leader had not given it up."""
+
+    seat: Seat
+    # When that was told.
+    at: float
+    member: str
+    why: str
+
+    @property
+    def is_by_load(self):
+        return self.why.startswith(BY_LOAD)
+
+
 @dataclasses.dataclass
 class Settings:
     delay_secs: float
@@ -137,10 +157,12 @@ class History:
     faults: list = dataclasses.field(default_factory=list)
     # All other lines of the harness' own journal.
     notes: list = dataclasses.field(default_factory=list)
-    # Those that ended although their leaders had not given them up: (Seat, when that was told, member).
+    # In the order in which that was told.
     lost_leases: list = dataclasses.field(default_factory=list)
     # The folder with those of the processes.
     logs: Path = None
+    # What was read of them, by file: (when, text).
+    log_lines: dict = dataclasses.field(default_factory=dict)
     # From when to when the world was under test.
     begun: float = 0.0
     ended: float = 0.0
@@ -153,6 +175,10 @@ class History:
 
     def noted(self, event):
         return [note for note in self.notes if note["event"] == event]
+
+    def lost_by_load(self, seat):
+        """When leases of the seat were lost for what a machine with too much to do explains."""
+        return sorted(loss.at for loss in self.lost_leases if loss.seat == seat and loss.is_by_load)
 
     def healthy(self, recovery_secs=0.0):
         """The times in which nothing was broken, each beginning so long after the last fault was healed."""

@@ -1,16 +1,16 @@
 """What the processes of ksync have said in their logs, by the right clock."""
 
-import functools
 import re
 from datetime import datetime
 from datetime import timezone
 
 from clock import right_times
+from history import Loss
 from history import Seat
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (.*)")
 # Whoever gives its lease up says "handed over", and whoever halts keeps it.
-LOST = re.compile(r"ksync-\w+ warn: chaos(?:-delay)?/(\d+) as (\w+): no longer leading: ")
+LOST = re.compile(r"ksync-\w+ warn: chaos(?:-delay)?/(\d+) as (\w+): no longer leading: (.*); queueing again")
 
 
 def logs(history):
@@ -21,21 +21,19 @@ def logs(history):
 
 def lines(history, member, file):
     """(when, text)."""
-    return read(file, tuple((note["at"], note["ahead_secs"]) for note in history.noted("clock") if note["of"] == member))
-
-
-@functools.cache
-def read(file, settings):
-    found = [line.groups() for line in map(LINE.match, file.read_text(errors="replace").splitlines()) if line]
-    shown = [datetime.fromisoformat(time).replace(tzinfo=timezone.utc).timestamp() for time, _ in found]
-    return list(zip(right_times(shown, [(0.0, 0.0), *settings]), (text for _, text in found)))
+    if file not in history.log_lines:
+        settings = [(note["at"], note["ahead_secs"]) for note in history.noted("clock") if note["of"] == member]
+        found = [line.groups() for line in map(LINE.match, file.read_text(errors="replace").splitlines()) if line]
+        shown = [datetime.fromisoformat(time).replace(tzinfo=timezone.utc).timestamp() for time, _ in found]
+        right = right_times(shown, [(0.0, 0.0), *settings])
+        history.log_lines[file] = list(zip(right, (text for _, text in found)))
+    return history.log_lines[file]
 
 
 def lost_leases(history):
-    """Those that ended although their leaders had not given them up: (Seat, when that was told, member)."""
     found = []
     for member, file in logs(history):
         for at, text in lines(history, member, file):
             if told := LOST.match(text):
-                found.append((Seat(told[2], int(told[1])), at, member))
-    return sorted(found, key=lambda lost: lost[1])
+                found.append(Loss(Seat(told[2], int(told[1])), at, member, told[3]))
+    return sorted(found, key=lambda loss: loss.at)

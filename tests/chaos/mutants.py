@@ -48,6 +48,8 @@ ALL = {
     "IgnoresKey": Mutant(frozenset({3})),
     "RenewsNothing": Mutant(frozenset({3}), ("kill", "terminate")),
     "CommitsAtStop": Mutant(frozenset({4}), ("rolling restart", "terminate")),
+    "BeginsBefore": Mutant(frozenset({6}), ("kill", "terminate")),
+    "CommitsSeldom": Mutant(frozenset({6}), ("kill",)),
 }
 
 

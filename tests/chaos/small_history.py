@@ -6,6 +6,7 @@ import unittest
 from checker import check
 from history import History
 from history import Log
+from history import Loss
 from history import Op
 from history import Run
 from history import Seat
@@ -99,9 +100,9 @@ class SmallHistory(unittest.TestCase):
         self.history.txns = [txn for txn in self.history.txns if txn.at != BEGIN + secs]
         self.history.txns = sorted([*self.history.txns, *others], key=lambda txn: txn.at)
 
-    def lose(self, seat, secs):
+    def lose(self, seat, secs, why="the connection to ZooKeeper broke"):
         """A lease."""
-        self.history.lost_leases.append((seat, BEGIN + secs, f"{seat.name}-1"))
+        self.history.lost_leases.append(Loss(seat, BEGIN + secs, f"{seat.name}-1", why))
 
     def follow(self, first, *faults):
         """A second leader, which begins there; where that is 0, the first one has died before its commit."""

@@ -10,6 +10,7 @@ from around import MOST_NEAR
 from around import around
 from checker import check
 from history import Fault
+from history import Loss
 from history import Seat
 from history import Violation
 from logs import lost_leases
@@ -18,6 +19,7 @@ from small_history import BEGIN
 from small_history import INDEX
 from small_history import SmallHistory
 from small_history import candidate
+from small_history import right
 from small_history import run
 from txn_log import Operation
 from txn_log import Txn
@@ -92,10 +94,19 @@ class Around(SmallHistory):
                        line(19, "warn: chaos/1 as index: topic chaos was deleted and made again; looking at it anew"))
         self.write_log("delayer-3", line(5, f"warn: chaos-delay/1 as delayer: {lost}"))
         self.write_log("again", line(5, f"warn: chaos-again/0 as again: {lost}"))
+        why = "the connection to ZooKeeper broke"
         self.assertEqual(lost_leases(self.history), [
-            (Seat("delayer", 1), BEGIN + 5, "delayer-3"),
-            (Seat("index", 2), BEGIN + 17, "index-1"),
+            Loss(Seat("delayer", 1), BEGIN + 5, "delayer-3", why),
+            Loss(Seat("index", 2), BEGIN + 17, "index-1", why),
         ])
+
+    def test_of_a_run_in_the_folder_of_an_earlier_one_its_own_logs_are_read(self):
+        self.write_log("index-1", line(5, "warn: chaos/0 as index: no longer leading: the election was closed; queueing again"))
+        self.assertEqual(len(lost_leases(self.history)), 1)
+        folder, self.history = self.history.logs, right()
+        self.history.logs = folder
+        self.write_log("index-1", line(5, "info: chaos/0 as index: handed over"))
+        self.assertEqual(lost_leases(self.history), [])
 
     def test_of_a_transaction_and_its_record_all_however_far_away(self):
         self.history.ops[1].ended = BEGIN + 1.6
