@@ -81,7 +81,11 @@ impl ResumeOptions {
         (words, mut action): (&ActionOptions, Option<&mut Action>),
     ) -> Result<Option<Resume>> {
         let Source::Rows { database, scan } = source else { return Ok(None) };
-        let place = database.place(&options.url()?, Some(&*scan)).await.map_err(failure)?;
+        // A condition or a statement may name any table.
+        let names_others =
+            options.filter.is_some() || matches!(action.as_deref(), Some(Action::Sql { database: None, .. }));
+        let only = (!names_others).then_some(&*scan);
+        let place = database.place(&options.url()?, only).await.map_err(failure)?;
         let zone = database.time_zone(scan).await.map_err(failure)?;
         let mut other = None;
         if let (Some(Action::Sql { database: Some(database), .. }), Some(url)) =

@@ -22,8 +22,8 @@ pub struct Place {
 }
 
 impl Database {
-    /// Where this database is, which was opened by `url`; `scan` is what is read there, where that is known.
-    pub async fn place(&mut self, url: &str, scan: Option<&Scan>) -> Result<Place, Trouble> {
+    /// Where this database is, which was opened by `url`; `only` is what is read there, where that is known to be all.
+    pub async fn place(&mut self, url: &str, only: Option<&Scan>) -> Result<Place, Trouble> {
         let dialect = self.dialect();
         let (server, database) = match &self.connection {
             Connection::Postgres(_) => {
@@ -55,7 +55,7 @@ impl Database {
         // In MySQL there may be none, while tables are named with theirs.
         let database = database.unwrap_or_else(|| "none".to_owned());
         let user = match dialect {
-            Dialect::Postgres => self.text(&user(scan)).await?,
+            Dialect::Postgres => self.text(&user(only)).await?,
             Dialect::MySql | Dialect::Sqlite => None,
         };
         Ok(Place { server: Some(server), database, user })
@@ -73,11 +73,11 @@ impl Database {
     }
 }
 
-/// Asks for whom row security chooses the rows of the table that is read; where nobody knows which ones are read, of any table.
-fn user(scan: Option<&Scan>) -> Sql {
+/// Asks for whom row security chooses the rows of the only table that is read; where there may be others, of any table.
+fn user(only: Option<&Scan>) -> Sql {
     let tables = "SELECT CASE WHEN EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid)";
     let mut sql = Sql::new(Dialect::Postgres, tables);
-    if let Some(table) = scan.and_then(|scan| scan.relation.table.as_ref()) {
+    if let Some(table) = only.and_then(|scan| scan.relation.table.as_ref()) {
         let name = Value::Text(table.quoted(Dialect::Postgres));
         sql.push(" AND (oid = ").bind("?::text::regclass", &name);
         // A view may read any of them.

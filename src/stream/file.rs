@@ -12,7 +12,7 @@ use crate::exit::Exit;
 
 /// A file that only this process writes while it lives.
 pub(super) struct CheckpointFile {
-    pub path: PathBuf,
+    path: PathBuf,
     /// A file of its own: the checkpoint itself is another file after each write.
     _lock: File,
 }

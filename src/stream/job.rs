@@ -11,10 +11,10 @@ const DATABASE: &str = "database";
 const ACTION_SERVER: &str = "action server";
 const ACTION_DATABASE: &str = "action database";
 
-/// The parts that say where a job is done, by what its keys are read, and what decides which rows its tables show. They are no
-/// part of its number: it is no other job on another address of the same database, and what is kept of it has to be found to be
-/// compared. Where one of two jobs does not tell one of them, that is no difference.
-const WHEREABOUTS: [&str; 7] = [SERVER, ACTION_SERVER, "cluster", "time zone", "session sql", "user", "action user"];
+/// The parts by which a job gets no other number, so that what is kept of it is found and compared; where one of two jobs does
+/// not tell one of them, that is no difference.
+const OUTSIDE_THE_NUMBER: [&str; 7] =
+    [SERVER, ACTION_SERVER, "cluster", "time zone", "session sql", "user", "action user"];
 
 /// The parts of a job by their names, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ impl Job {
 
     /// The job's number in a database, the same over all addresses of that database.
     pub fn number(&self) -> u64 {
-        let parts = self.0.iter().filter(|(name, _)| !WHEREABOUTS.contains(&name.as_str()));
+        let parts = self.0.iter().filter(|(name, _)| !OUTSIDE_THE_NUMBER.contains(&name.as_str()));
         fnv(parts.flat_map(|(name, part)| [name.as_str(), "\0", part, "\0"]).flat_map(str::bytes))
     }
 
@@ -65,7 +65,7 @@ impl Job {
         let told = |job: &Job, name| job.0.get(name).map_or("none".to_owned(), String::clone);
         let counts = |name: &str| {
             let is_told_by_both = self.0.contains_key(name) && there.0.contains_key(name);
-            is_told_by_both || !WHEREABOUTS.contains(&name)
+            is_told_by_both || !OUTSIDE_THE_NUMBER.contains(&name)
         };
         let differing = names.into_iter().filter(|name| counts(name) && self.0.get(*name) != there.0.get(*name));
         differing.map(|name| format!("{name}: {} there, {} here", told(there, name), told(self, name))).collect()

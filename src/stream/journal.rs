@@ -63,18 +63,19 @@ impl Journal {
         source: &mut Source,
         action: Option<&mut Action>,
     ) -> Result<Option<Journal>> {
-        let (Some(Resume { mut job, keep, begins_anew }), Source::Rows { database, scan }) = (resume, source) else {
+        let (Some(resume), Source::Rows { database, scan }) = (resume, source) else {
             return Ok(Some(Journal { kept: None, lock: None, is_repeatable: false }));
         };
         let has_action = action.is_some();
         let database = action.and_then(Action::database).unwrap_or(database);
-        let file = match &keep {
+        let Resume { job, keep, .. } = &resume;
+        let file = match keep {
             Keep::File(path) => Some(CheckpointFile::open(path).map_err(misconfigured)?),
             Keep::Nowhere | Keep::Table(_) => None,
         };
-        let is_locked = has_action || keep != Keep::Nowhere;
+        let is_locked = has_action || *keep != Keep::Nowhere;
         let lock = match is_locked {
-            true => Some(database.lock(job.number()).await.map_err(|trouble| named(trouble, &job))?),
+            true => Some(database.lock(job.number()).await.map_err(|trouble| named(trouble, job))?),
             false => None,
         };
         if is_locked && database.is_pooled().await {
@@ -83,22 +84,18 @@ impl Journal {
                  away does not hold, and what a session sets may be lost; connect to the server itself"
             );
         }
-        let (keeper, found) = match (file, &keep) {
-            (Some(file), _) => {
-                let found = if begins_anew { None } else { CheckpointFile::read(&file.path).map_err(misconfigured)? };
-                (Keeper::File(file), found)
-            }
+        let found = resume.kept(Some(&mut *database)).await?;
+        let mut beginning = resume.beginning(found, has_action)?;
+        let keeper = match (file, keep) {
+            (Some(file), _) => Keeper::File(file),
             (None, Keep::Table(table)) => {
+                // A run that is refused must not get this far: where the lock does not hold, this takes the row from one at work.
                 let (bookmark, found) = database.bookmark(table, job.number()).await.map_err(failure)?;
-                // What lies in the database moves with it.
-                job = job.anywhere();
-                (Keeper::Table(bookmark), found.filter(|_| !begins_anew))
+                beginning = resume.beginning(found, has_action)?;
+                Keeper::Table(bookmark)
             }
             (None, _) => return Ok(Some(Journal { kept: None, lock, is_repeatable: true })),
         };
-        let label = keep.label();
-        let found = parse(found, &label).map_err(misconfigured)?;
-        let beginning = go_on(found, job, &label, has_action)?;
         if let Some(told) = &beginning.told {
             info!("{told}");
         }
@@ -210,18 +207,31 @@ impl Beginning {
 impl Resume {
     /// With what a run would begin; locks nothing, and makes nothing.
     pub async fn look(&self, action: Option<&mut Action>, source: &mut Source) -> Result<Beginning> {
-        let (mut job, label, has_action) = (self.job.clone(), self.keep.label(), action.is_some());
-        let found = match (&self.keep, target(action, source)) {
-            _ if self.begins_anew => None,
-            (Keep::File(path), _) => CheckpointFile::read(path).map_err(misconfigured)?,
-            (Keep::Table(table), Some(database)) => {
-                let found = database.kept(table, job.number()).await.map_err(failure)?;
-                job = job.anywhere();
-                found
-            }
-            (Keep::Nowhere | Keep::Table(_), _) => None,
+        let has_action = action.is_some();
+        let found = self.kept(target(action, source)).await?;
+        self.beginning(found, has_action)
+    }
+
+    /// What was kept last, unless the job is begun anew.
+    async fn kept(&self, database: Option<&mut Database>) -> Result<Option<String>> {
+        match (&self.keep, database) {
+            _ if self.begins_anew => Ok(None),
+            (Keep::File(path), _) => CheckpointFile::read(path).map_err(misconfigured),
+            (Keep::Table(table), Some(database)) => database.kept(table, self.job.number()).await.map_err(failure),
+            (Keep::Nowhere | Keep::Table(_), _) => Ok(None),
+        }
+    }
+
+    /// Fails with status 78 where what was found is another job's, or cannot be read.
+    fn beginning(&self, found: Option<String>, has_action: bool) -> Result<Beginning> {
+        let (label, job) = (self.keep.label(), self.job.clone());
+        let job = match &self.keep {
+            // What lies in the database moves with it.
+            Keep::Table(_) => job.anywhere(),
+            Keep::File(_) | Keep::Nowhere => job,
         };
-        go_on(parse(found, &label).map_err(misconfigured)?, job, &label, has_action)
+        let found = parse(found.filter(|_| !self.begins_anew), &label).map_err(misconfigured)?;
+        go_on(found, job, &label, has_action)
     }
 }
 

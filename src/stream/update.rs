@@ -67,11 +67,14 @@ impl Run<'_> {
             };
             self.throttle.begin(chunk.changes());
             let place = source.place();
-            let next = match self.look_ahead(source, action.as_deref_mut(), limits).await? {
-                Next::Chunk(next) => Some(next),
-                Next::End => None,
-                Next::Early => return Ok(Exit::Again),
-            };
+            let mut next = None;
+            if self.read_ahead > 0 && matches!(source, Source::Rows { .. }) && self.is_free().await? {
+                match self.read(source, action.as_deref_mut(), limits).await? {
+                    Next::Chunk(chunk) => next = Some(chunk),
+                    Next::End => {}
+                    Next::Early => return Ok(Exit::Again),
+                }
+            }
             if self.journal.is_kept() {
                 self.settle().await?;
             }
@@ -95,21 +98,6 @@ impl Run<'_> {
         }
     }
 
-    /// The chunk behind the one that is about to begin; the end also where none is to be read ahead. An answer to a reading that
-    /// was broken off lies before that to any statement: then the run ends.
-    async fn look_ahead(
-        &mut self,
-        source: &mut Source,
-        action: Option<&mut Action>,
-        limits: ChunkLimits,
-    ) -> Result<Next> {
-        let reads_ahead = self.read_ahead > 0 && matches!(source, Source::Rows { .. }) && self.is_free().await?;
-        if !reads_ahead {
-            return Ok(Next::End);
-        }
-        Next::of(wait_beside(action, source.next(limits)), self.shutdown).await
-    }
-
     /// The next chunk once it may begin.
     async fn next(
         &mut self,
@@ -129,16 +117,22 @@ impl Run<'_> {
         if !wait(action.as_deref_mut(), source, self.may_begin()).await? {
             return Ok(Next::Early);
         }
+        self.read(source, action, limits).await
+    }
+
+    /// The next chunk. A reading that was broken off leaves its answer in the session, before that of any later statement, so the
+    /// run ends.
+    async fn read(&mut self, source: &mut Source, action: Option<&mut Action>, limits: ChunkLimits) -> Result<Next> {
         Next::of(wait_beside(action, source.next(limits)), self.shutdown).await
     }
 
-    /// The error of a chunk names its own rows only.
+    /// The error of a chunk, which follows, names its own rows only.
     fn tell_of_those_before(&self) {
         if let Some(before) = &self.unsettled
             && self.announcer.has_lost_before()
             && self.phases == Phases::InstantOnly
         {
-            error!("{}", self.phases.unannounced(&[before.changed(&self.to)]));
+            error!("{}; the reason follows", self.phases.unannounced(&[before.changed(&self.to)]));
         }
     }
 

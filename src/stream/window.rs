@@ -29,8 +29,8 @@ impl Window {
             while let Some(left) = self.left(SystemTime::now(), begun.elapsed()) {
                 sleep(left.min(LOOK)).await;
             }
-            info!("the time is over ({}): finishing what is under way", self.label());
             trigger.request();
+            info!("the time is over ({}): finishing what is under way", self.label());
         });
         part
     }
