@@ -130,11 +130,7 @@ impl Forwarder<'_> {
             None => lead::Waiting::Records,
         };
         if due.is_none() && self.damaged.is_some() {
-            let shutdown = self.shutdown;
-            tokio::select! {
-                landed = self.land() => landed?,
-                () = shutdown.requested() => return Err(End::Shutdown),
-            }
+            self.land().await?;
             // The next turn goes back.
             if self.flight.lane.has_failed() {
                 return Ok(());
@@ -191,6 +187,7 @@ impl Forwarder<'_> {
             && let Some(message) = self.waiting.take_due()
         {
             self.send(message).await?;
+            self.hold_back().await?;
             sent += 1;
         }
         Ok(sent)

@@ -37,8 +37,9 @@ impl Signals {
     /// Asks for the end at the first signal; returns the one to die of at a second one, or when `grace` is over.
     pub async fn until_impatient(mut self, trigger: &Trigger, grace: Duration) -> SignalKind {
         let first = self.next().await;
-        info!("asked to end: finishing what is under way, for at most {}", humantime::format_duration(grace));
+        // Before the line: whoever reads that takes it for so.
         trigger.request();
+        info!("asked to end: finishing what is under way, for at most {}", humantime::format_duration(grace));
         let begun = Instant::now();
         let second = async {
             loop {

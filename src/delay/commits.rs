@@ -8,9 +8,14 @@ use tokio::time::Instant;
 
 use crate::fit::Standing;
 use crate::lead::{Done, End, Held};
+use crate::mutants::Mutant;
 
-/// How often the offset is moved while messages flow.
+/// How long after a commit the next one begins while messages flow.
 const PAUSE: Duration = Duration::from_millis(200);
+
+fn pause() -> Duration {
+    if Mutant::CommitsSeldom.is_on() { Duration::from_secs(20) } else { PAUSE }
+}
 
 /// Where the partition stands, and the one commit that may be under way.
 pub(super) struct Commits<'a> {
@@ -23,7 +28,7 @@ pub(super) struct Commits<'a> {
 
 impl<'a> Commits<'a> {
     pub fn new(held: &'a Held<'a>) -> Commits<'a> {
-        Commits { held, standing: held.standing, under_way: None, next: Instant::now() + PAUSE }
+        Commits { held, standing: held.standing, under_way: None, next: Instant::now() + pause() }
     }
 
     pub fn is_under_way(&self) -> bool {
@@ -32,11 +37,12 @@ impl<'a> Commits<'a> {
 
     /// Puts the next one off.
     pub fn pause(&mut self) {
-        self.next = Instant::now() + PAUSE;
+        self.next = Instant::now() + pause();
     }
 
     /// Begins one. None may be under way.
     pub fn begin(&mut self, done: Done) {
+        debug_assert!(self.under_way.is_none(), "of two commits the first could be carried out later");
         let (held, from) = (self.held, self.standing);
         self.under_way = Some(Box::pin(async move {
             let checked = tokio::select! {

@@ -15,6 +15,9 @@ use crate::lead::{self, Done, End};
 
 /// How long to wait before a broker that did not take a message is given it again.
 const RETRY: Duration = Duration::from_secs(1);
+/// So many messages that the offset has not passed are sent while one commit is under way: the next leader may send all of them
+/// again.
+const OPEN: usize = 1 << 16;
 /// How long reports are waited for at the end, so that a standby need not wait for the session to expire.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,10 @@ impl Flight {
 
     fn is_empty(&self) -> bool {
         self.sent.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.sent.len() >= OPEN
     }
 }
 
@@ -92,8 +99,29 @@ impl Forwarder<'_> {
         Ok(())
     }
 
-    /// Waits until each message in flight has its report, and moves the offset over those before the first failure.
+    /// Where very many messages were sent while a commit is under way, waits for its end.
+    pub(super) async fn hold_back(&mut self) -> Result<(), End> {
+        if self.flight.is_full() && self.commits.is_under_way() {
+            tokio::select! {
+                moved = self.commits.moved() => moved?,
+                () = self.shutdown.requested() => return Err(End::Shutdown),
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Forwarder::land_at_last`], unless it is to end.
     pub(super) async fn land(&mut self) -> Result<(), End> {
+        let shutdown = self.shutdown;
+        tokio::select! {
+            landed = self.land_at_last() => landed,
+            () = shutdown.requested() => Err(End::Shutdown),
+        }
+    }
+
+    /// Waits until each message in flight has its report, and moves the offset over those before the first failure. Can be given
+    /// up at any time.
+    async fn land_at_last(&mut self) -> Result<(), End> {
         while self.flight.lane.in_flight() > 0 {
             tokio::select! {
                 () = self.held.during(lead::Waiting::Kafka, self.flight.lane.reported()) => {}
@@ -142,7 +170,7 @@ impl Forwarder<'_> {
     pub(super) async fn finish(&mut self, end: End) -> End {
         match end {
             End::Lost(why) => End::Lost(why),
-            end => match timeout(LAST_REPORTS, self.land()).await {
+            end => match timeout(LAST_REPORTS, self.land_at_last()).await {
                 Ok(Err(lost)) => lost,
                 Ok(Ok(())) | Err(_) => end,
             },

@@ -182,16 +182,16 @@ impl Admin {
         }
     }
 
-    /// Whether records are taken from within the topic's log; not, as far as anybody knows, where no broker tells its settings.
+    /// Whether records are taken from within the topic's log; `None` where its settings may not be read.
     ///
     /// Fails where no broker answers within 3 s.
-    pub async fn is_compacted(&self, topic: &Topic) -> Result<bool> {
+    pub async fn is_compacted(&self, topic: &Topic) -> Result<Option<bool>> {
         match self.settings(&BTreeSet::from([topic.clone()])).await {
             Err(error) if error.downcast_ref().is_some_and(is_transient) => Err(error),
             // To be refused is to be told nothing.
             settings => {
                 let found = settings.ok().and_then(|mut settings| settings.topics.remove(topic));
-                Ok(found.and_then(|topic| topic.has_policy("compact")) == Some(true))
+                Ok(found.and_then(|topic| topic.has_policy("compact")))
             }
         }
     }
@@ -266,12 +266,12 @@ impl Admin {
         }
     }
 
-    /// As [`Admin::partitions`], but one that does not exist may come to be known within `moment`.
+    /// As [`Admin::partitions`], but one that does not exist may come to be known within `moment` of the first answer.
     async fn heard_of(&self, topic: &Topic, moment: Duration, patience: Duration) -> Result<Option<i32>> {
-        let start = Instant::now();
+        let mut answered = None;
         loop {
             let partitions = self.partitions(topic, patience).await?;
-            if partitions.is_some() || start.elapsed() >= moment {
+            if partitions.is_some() || answered.get_or_insert_with(Instant::now).elapsed() >= moment {
                 return Ok(partitions);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

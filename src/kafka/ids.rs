@@ -1,9 +1,10 @@
 //! The ids of topics, asked for as often as batches are committed, by as few requests as possible.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use log::warn;
+use anyhow::{Context, Error, Result, anyhow};
+use log::{info, warn};
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -11,6 +12,8 @@ use crate::sys;
 use crate::topic::{Topic, TopicId};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long no broker may tell a topic's id before that is told.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Asks for topics' ids. All who ask while a request is under way share the next one.
 ///
@@ -32,21 +35,15 @@ impl TopicIds {
         ask: impl Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError> + Send + 'static,
     ) -> TopicIds {
         let (questions, mut asked) = mpsc::channel::<Question>(64);
+        let (has_warned, silent) = Default::default();
+        let mut answers = Answers { ask, has_warned, silent };
         std::thread::spawn(move || {
-            let mut has_warned = false;
             while let Some(first) = asked.blocking_recv() {
                 let mut waiting = vec![first];
                 while let Ok(another) = asked.try_recv() {
                     waiting.push(another);
                 }
-                if let Some(topic) = answer(waiting, &ask).filter(|_| !has_warned) {
-                    has_warned = true;
-                    warn!(
-                        "topic {topic}: the brokers tell no id of it; Kafka tells ids since 2.8, where \
-                         inter.broker.protocol.version is at least that, too: without one it is seen only where the topic is \
-                         led anew, by the last record that was read, that it was made again"
-                    );
-                }
+                answers.give(waiting);
             }
         });
         TopicIds { questions }
@@ -63,30 +60,73 @@ impl TopicIds {
     }
 }
 
-/// Answers all questions, and gives a topic of which the brokers tell no id.
-fn answer(
-    waiting: Vec<Question>,
-    ask: &impl Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError>,
-) -> Option<Topic> {
-    let mut topics: Vec<_> = waiting.iter().map(|question| question.topic.clone()).collect();
-    topics.sort();
-    topics.dedup();
-    let ids = ask(&topics, TIMEOUT);
-    for Question { topic, answer } in waiting {
-        let id = match &ids {
-            Err(error) => Err(anyhow!(error.clone())),
-            Ok(ids) => match ids.get(topic.as_str()) {
-                Some(Ok(id)) => Ok(Some(*id)),
-                Some(Err(error)) if is_missing(error) => Ok(None),
-                Some(Err(error)) => Err(anyhow!(error.clone())),
-                None => Err(anyhow!("the broker says nothing of it")),
-            },
-        };
-        // Who asked may have gone in the meantime.
-        drop(answer.send(id.with_context(|| format!("cannot read the id of topic {topic}"))));
+/// Answers questions, and tells of topics whose id is not to be had.
+struct Answers<A> {
+    ask: A,
+    /// That brokers have no ids.
+    has_warned: bool,
+    silent: BTreeMap<Topic, Silence>,
+}
+
+/// That no broker tells a topic's id.
+struct Silence {
+    since: Instant,
+    is_told: bool,
+}
+
+impl<A: Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError>> Answers<A> {
+    fn give(&mut self, waiting: Vec<Question>) {
+        let mut topics: Vec<_> = waiting.iter().map(|question| question.topic.clone()).collect();
+        topics.sort();
+        topics.dedup();
+        let asked = Instant::now();
+        let ids = (self.ask)(&topics, TIMEOUT);
+        for Question { topic, answer } in waiting {
+            // Who asked may have gone in the meantime.
+            drop(answer.send(id_among(&ids, &topic)));
+        }
+        for topic in topics {
+            match id_among(&ids, &topic) {
+                Ok(id) => self.note_answer(&topic, id),
+                Err(error) => self.note_silence(topic, asked, &error),
+            }
+        }
     }
-    let ids = ids.ok()?;
-    topics.into_iter().find(|topic| matches!(ids.get(topic.as_str()), Some(Ok(id)) if !id.is_known()))
+
+    fn note_answer(&mut self, topic: &Topic, id: Option<TopicId>) {
+        if let Some(Silence { since, is_told: true }) = self.silent.remove(topic) {
+            info!("topic {topic}: Kafka tells its id again after {:.1?}", since.elapsed());
+        }
+        if id.is_some_and(|id| !id.is_known()) && !std::mem::replace(&mut self.has_warned, true) {
+            warn!(
+                "topic {topic}: the brokers tell no id of it; Kafka tells ids since 2.8, where inter.broker.protocol.version is \
+                 at least that, too: without one it is seen only where the topic is led anew, by the last record that was read, \
+                 that it was made again"
+            );
+        }
+    }
+
+    fn note_silence(&mut self, topic: Topic, asked: Instant, error: &Error) {
+        let silence = self.silent.entry(topic).or_insert(Silence { since: asked, is_told: false });
+        if !silence.is_told && silence.since.elapsed() >= SILENCE {
+            silence.is_told = true;
+            warn!("nothing can be committed: {error:#}; trying again");
+        }
+    }
+}
+
+/// The topic's id in an answer; `None` where the topic does not exist.
+fn id_among(ids: &Result<sys::TopicIds, KafkaError>, topic: &Topic) -> Result<Option<TopicId>> {
+    let id = match ids {
+        Err(error) => Err(anyhow!(error.clone())),
+        Ok(ids) => match ids.get(topic.as_str()) {
+            Some(Ok(id)) => Ok(Some(*id)),
+            Some(Err(error)) if is_missing(error) => Ok(None),
+            Some(Err(error)) => Err(anyhow!(error.clone())),
+            None => Err(anyhow!("the broker says nothing of it")),
+        },
+    };
+    id.with_context(|| format!("cannot read the id of topic {topic}"))
 }
 
 fn is_missing(error: &KafkaError) -> bool {

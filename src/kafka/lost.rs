@@ -3,7 +3,8 @@
 //! A broker that has just started, or that the controller takes for dead, may answer that the cluster has no brokers. librdkafka
 //! then forgets all that it knows, those of `bootstrap.servers` included, and never connects again
 //! (confluentinc/librdkafka#5301, open; since 2.10.0). So each client of ours is looked at every second, and told where to begin.
-//! One that has not learned of any broker yet forgets nothing (rdkafka_metadata.c), and is left alone.
+//! One that has not learned of any broker yet forgets nothing (rdkafka_metadata.c); but where the machine allowed no thread for
+//! those of `bootstrap.servers` it has none (rdkafka_broker.c). So it is told, too, only more seldom.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -21,8 +22,8 @@ use crate::sys;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// After how long at most a client that goes on to know none is told again: librdkafka keeps what it is told for good, and there
-/// may be no broker for days.
+/// After how long at most a client that goes on to know none is told again, and one that never knew any for the first time:
+/// librdkafka keeps what it is told for good, and there may be no broker for days.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// A client of librdkafka.
@@ -70,7 +71,7 @@ struct Watched<C> {
 impl<C: Client + 'static> Watched<C> {
     fn new(client: &Arc<C>, bootstrap: &str) -> Watched<C> {
         let (client, bootstrap) = (Arc::downgrade(client), bootstrap.to_owned());
-        Watched { client, bootstrap, had_brokers: false, due: Instant::now(), pause: INTERVAL }
+        Watched { client, bootstrap, had_brokers: false, due: Instant::now() + AGAIN, pause: AGAIN }
     }
 }
 
@@ -83,13 +84,12 @@ impl<C: Client + 'static> Look for Watched<C> {
     fn look(&mut self, now: Instant) -> bool {
         // It may be that its last owner leaves it meanwhile.
         let Some(client) = self.client.upgrade().map(Aside::from) else { return false };
-        if client.has_brokers() {
-            (self.had_brokers, self.due, self.pause) = (true, now, INTERVAL);
-            return true;
-        }
+        let has_brokers = client.has_brokers();
         // Between two looks it may have learned of some, and lost them.
-        self.had_brokers = self.had_brokers || client.knows_cluster();
-        if self.had_brokers && self.due <= now {
+        if has_brokers || !self.had_brokers && client.knows_cluster() {
+            (self.had_brokers, self.due, self.pause) = (true, now, INTERVAL);
+        }
+        if !has_brokers && self.due <= now {
             client.begin_at(&self.bootstrap);
             self.due = now + self.pause;
             self.pause = (2 * self.pause).min(AGAIN);
@@ -98,28 +98,24 @@ impl<C: Client + 'static> Look for Watched<C> {
     }
 }
 
-/// What the thread is told of that looks after all clients, if there is one.
+/// What the thread is told of that looks after all clients, once there is one.
 static NEW: Mutex<Option<Sender<Box<dyn Look>>>> = Mutex::new(None);
 
-/// Makes sure that there is a thread for [`look_after`]. Fails where there can be none.
-pub(super) fn begin() -> io::Result<()> {
+/// Looks after the client as long as there is one. Fails where there can be no thread for that.
+pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) -> io::Result<()> {
     let mut new = NEW.lock().unwrap_or_else(PoisonError::into_inner);
-    if new.is_none() {
-        let (sender, receiver) = channel();
-        thread::Builder::new().name("lost".to_owned()).spawn(move || watch(&receiver))?;
-        *new = Some(sender);
-    }
+    let new = match &mut *new {
+        Some(new) => new,
+        none => none.insert(begin()?),
+    };
+    new.send(Box::new(Watched::new(client, bootstrap))).ok(); // A panic of the thread is the end of the process.
     Ok(())
 }
 
-/// Looks after the client as long as there is one.
-pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) {
-    let mut new = NEW.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_told = |new: &Sender<Box<dyn Look>>| new.send(Box::new(Watched::new(client, bootstrap))).is_ok();
-    if !new.as_ref().is_some_and(is_told) {
-        // The thread has panicked; the next client has another one.
-        *new = None;
-    }
+fn begin() -> io::Result<Sender<Box<dyn Look>>> {
+    let (new, told) = channel();
+    thread::Builder::new().name("lost".to_owned()).spawn(move || watch(&told))?;
+    Ok(new)
 }
 
 fn watch(new: &Receiver<Box<dyn Look>>) {
@@ -169,8 +165,7 @@ mod tests {
     }
 
     /// At which of the seconds a client is told where to begin.
-    fn told(client: &Arc<Told>, watched: &mut Watched<Told>, seconds: &[u64]) -> Vec<u64> {
-        let begun = watched.due;
+    fn told(client: &Arc<Told>, watched: &mut Watched<Told>, begun: Instant, seconds: &[u64]) -> Vec<u64> {
         let is_told = |second: &u64| {
             let before = client.begun.load(Ordering::Relaxed);
             assert!(watched.look(begun + Duration::from_secs(*second)));
@@ -180,17 +175,21 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_lost_its_brokers_is_told_ever_more_seldom_and_one_that_never_had_any_is_not() {
+    fn a_client_that_has_lost_its_brokers_is_told_ever_more_seldom_and_one_that_never_had_any_is_at_that_pace() {
         let client = Arc::new(Told::default());
         let mut watched = Watched::new(&client, "a:1");
+        let begun = watched.due - AGAIN;
+        let mut told = |seconds: &[u64]| told(&client, &mut watched, begun, seconds);
         let seconds: Vec<u64> = (0..=100).collect();
-        assert_eq!(told(&client, &mut watched, &seconds), [0; 0]);
+        assert_eq!(told(&seconds), [30, 60, 90]);
         client.has_brokers.store(true, Ordering::Relaxed);
-        assert_eq!(told(&client, &mut watched, &seconds), [0; 0]);
+        assert_eq!(told(&seconds), [0; 0]);
         client.has_brokers.store(false, Ordering::Relaxed);
-        assert_eq!(told(&client, &mut watched, &seconds), [0, 1, 3, 7, 15, 31, 61, 91]);
+        // At the last second it had some.
+        let seconds: Vec<u64> = (100..=200).collect();
+        assert_eq!(told(&seconds), [100, 101, 103, 107, 115, 131, 161, 191]);
         // The process stood still meanwhile.
-        assert_eq!(told(&client, &mut watched, &[1000, 1001, 1029, 1030]), [1000, 1030]);
+        assert_eq!(told(&[1000, 1001, 1029, 1030]), [1000, 1030]);
         drop(client);
         assert!(!watched.look(Instant::now()));
     }
@@ -198,6 +197,7 @@ mod tests {
     #[test]
     fn a_client_that_has_lost_its_brokers_between_two_looks_is_told_too() {
         let client = Arc::new(Told { knows_cluster: AtomicBool::new(true), ..Told::default() });
-        assert_eq!(told(&client, &mut Watched::new(&client, "a:1"), &[0, 1, 2]), [0, 1]);
+        let mut watched = Watched::new(&client, "a:1");
+        assert_eq!(told(&client, &mut watched, Instant::now(), &[0, 1, 2]), [0, 1]);
     }
 }

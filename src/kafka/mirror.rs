@@ -128,10 +128,13 @@ impl Group {
                 return Ok(false);
             }
         };
-        for element in committed.elements() {
-            if matches!(element.offset(), At::Offset(_)) && element.metadata() != METADATA {
+        let elements = committed.elements();
+        let mut has_ours = false;
+        for element in elements.iter().filter(|element| matches!(element.offset(), At::Offset(_))) {
+            if element.metadata() != METADATA {
                 bail!("{}/{} has an offset there that ksync did not write", element.topic(), element.partition());
             }
+            has_ours = true;
         }
         // While it has members brokers refuse the commits of others.
         if self.asked.is_none_or(|asked| asked.elapsed() >= AGAIN) {
@@ -143,7 +146,7 @@ impl Group {
                 Err(error) => {
                     debug!("cannot see whether group {} has members: {error}", self.name);
                     // One broker that does not answer is enough. Once it had none; and what others commit is seen above.
-                    if self.asked.is_none() {
+                    if self.asked.is_none() && !has_ours {
                         return Ok(false);
                     }
                 }

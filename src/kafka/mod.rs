@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use log::{Level, log, warn};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
@@ -53,6 +53,9 @@ pub struct Cluster {
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.
 const BATCH: i64 = 1_000_000;
 
+/// What librdkafka says where it cannot make a client for want of a thread (rdkafka.c).
+const NO_THREAD: &str = "Failed to create thread";
+
 impl Cluster {
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -71,18 +74,20 @@ impl Cluster {
         config
     }
 
-    /// Makes a client of librdkafka, which connects later, and looks after it. It is the user's fault if that fails: the
-    /// properties do not fit together.
+    /// Makes a client of librdkafka, which connects later, and looks after it. If that fails it is the user's fault: the properties
+    /// do not fit together; or the machine allows no more threads, which it may the next time.
     fn client<C, T>(&self, config: &ClientConfig, context: C) -> Result<Aside<T>>
     where
         C: ClientContext,
         T: FromClientConfigAndContext<C> + lost::Client + 'static,
     {
-        let what = || format!("cannot make a client for {self}");
-        // The machine may allow one more thread the next time.
-        let begun = lost::begin().context("cannot start a thread").with_context(what);
-        begun.map_err(|error| Exit::Again.because(error))?;
-        self.client_anew(config, context).with_context(what).map_err(|error| Exit::Misconfigured.because(error))
+        self.client_anew(config, context).map_err(|error| {
+            let exit = match &error {
+                KafkaError::ClientCreation(why) if why.starts_with(NO_THREAD) => Exit::Again,
+                _ => Exit::Misconfigured,
+            };
+            exit.because(anyhow!(error).context(format!("cannot make a client for {self}")))
+        })
     }
 
     /// Makes another one in the place of one that [`Cluster::client`] has made: the properties fit together.
@@ -92,7 +97,8 @@ impl Cluster {
         T: FromClientConfigAndContext<C> + lost::Client + 'static,
     {
         let client: Arc<T> = Arc::new(config.create_with_context(context)?);
-        lost::look_after(&client, &self.bootstrap);
+        let looked_after = lost::look_after(&client, &self.bootstrap);
+        looked_after.map_err(|error| KafkaError::ClientCreation(format!("{NO_THREAD}: {error}")))?;
         Ok(client.into())
     }
 

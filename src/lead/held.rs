@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use log::{debug, info, warn};
+use log::debug;
 use tokio::time::{Instant, sleep};
 
 use super::{End, Post, RETRY, Waiting};
@@ -19,8 +19,6 @@ use crate::topic::{Offset, Topic, TopicId, TopicPartition};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long no broker may know a topic before it is taken for deleted: one that starts again may know none for some seconds.
 const GONE: Duration = Duration::from_secs(30);
-/// How long no broker may tell the topic's id before that is told.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// A partition that this process leads, and how far it is done.
 pub struct Held<'a> {
@@ -65,19 +63,9 @@ impl Held<'_> {
 
     /// `None` where it does not exist any more. Goes on asking until it is answered.
     async fn topic_id_now(&self) -> Option<TopicId> {
-        let (begun, mut is_told) = (Instant::now(), false);
         loop {
             match self.during(Waiting::Kafka, topic_id(&self.ids, &self.seat.partition.topic)).await {
-                Ok(id) => {
-                    if is_told {
-                        info!("{}: Kafka answers again after {:.1?}", self.seat, begun.elapsed());
-                    }
-                    return id;
-                }
-                Err(error) if !is_told && begun.elapsed() >= SILENCE => {
-                    is_told = true;
-                    warn!("{}: nothing can be committed: {error:#}; trying again", self.seat);
-                }
+                Ok(id) => return id,
                 Err(error) => debug!("{}: {error:#}", self.seat),
             }
             sleep(RETRY).await;

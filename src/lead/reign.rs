@@ -12,6 +12,7 @@ use crate::election::{Lease, Position, Seat, StoredOffset, StoredState};
 use crate::exit::Exit;
 use crate::fit::{self, Standing, There};
 use crate::kafka;
+use crate::mutants::Mutant;
 use crate::shutdown::Shutdown;
 use crate::topic::{Epoch, Offset, TopicId};
 
@@ -146,7 +147,8 @@ impl Reign<'_> {
             lease.commit(Position { offset, topic_id, leader_epoch, last, skipped }).await.map_err(End::Lost)?;
         }
         let partition = &self.seat.partition;
-        let records = self.leading.reader.partition(partition, offset, epoch);
+        let from = if Mutant::BeginsBefore.is_on() { Offset((offset.0 - 1).max(0)) } else { offset };
+        let records = self.leading.reader.partition(partition, from, epoch);
         if known.0.is_none() {
             info!("{}: leading from offset {offset}, term {}", self.seat, lease.term());
         }
@@ -212,11 +214,19 @@ impl Reign<'_> {
         let Some(last) = read.filter(|_| !has_ids) else { return Ok(There::Unknown) };
         match reader.record_at(partition, last.offset).await.map_err(End::Again)? {
             kafka::Found::Record(record) => Ok(There::Record(record)),
-            kafka::Found::Damaged(why) => Err(End::Halted(why)),
+            kafka::Found::Damaged(why) => {
+                warn!("{}: whether the log is the same is not known: {why:#}", self.seat);
+                Ok(There::Unknown)
+            }
             // Nothing but compaction takes a record from within a log.
             kafka::Found::Nothing => match admin.is_compacted(&partition.topic).await.map_err(End::Again)? {
-                true => Ok(There::Unknown),
-                false => Ok(There::Nothing),
+                Some(true) => Ok(There::Unknown),
+                Some(false) => Ok(There::Nothing),
+                None => {
+                    let topic = &partition.topic;
+                    warn!("{}: topic {topic} counts as not compacted, as its settings may not be read", self.seat);
+                    Ok(There::Nothing)
+                }
             },
         }
     }

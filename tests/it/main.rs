@@ -68,6 +68,7 @@ mod settings;
 mod shop;
 mod signals;
 mod slow_brokers;
+mod slow_commits;
 mod standby;
 mod standstill;
 mod statements;

@@ -34,9 +34,8 @@ fn that_nothing_can_be_committed_is_told_after_ten_seconds_without_an_answer_and
     let world = World::new("silent");
     let topic = format!("products-{}", world.id);
     let mock = Mock::new(&topic);
-    let seat = format!("{topic}/0 as indexer");
-    let told = || log_lines(&format!("WARN {seat}: nothing can be committed: cannot read the id of topic {topic}: "));
-    let over = || log_lines(&format!("INFO {seat}: Kafka answers again after "));
+    let told = || log_lines(&format!("WARN nothing can be committed: cannot read the id of topic {topic}: "));
+    let over = || log_lines(&format!("INFO topic {topic}: Kafka tells its id again after "));
     assert_eq!((told(), over()), (vec![], vec![]));
     let (trigger, shutdown) = Shutdown::new();
     let (work, leading) = (Take(Arc::default()), block_on(leading(&world, &mock)));
