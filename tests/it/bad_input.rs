@@ -47,7 +47,8 @@ fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_a_strea
     for daemon in &mut daemons {
         assert!(daemon.is_running());
         daemon.signal(Signal::TERM);
-        world.within(Duration::from_secs(2), "it has ended", || !daemon.is_running());
+        // It does not wait for an answer, for which it has 5 s.
+        world.within(Duration::from_millis(4800), "it has ended", || !daemon.is_running());
         assert_eq!(daemon.wait(), End::Status(0));
     }
     assert_eq!(stream.wait(), End::Status(75));
@@ -70,7 +71,8 @@ fn a_zookeeper_that_does_not_answer_is_named_and_waited_for() {
         });
         assert!(daemon.is_running());
         daemon.signal(Signal::TERM);
-        world.within(Duration::from_secs(2), "it has ended", || !daemon.is_running());
+        // It does not wait for an answer, for which it has 5 s.
+        world.within(Duration::from_millis(4800), "it has ended", || !daemon.is_running());
         assert_eq!(daemon.wait(), End::Status(0));
     }
     // A bounded run does not wait for ever, and does not take this for another leader.

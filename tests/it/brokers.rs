@@ -154,7 +154,7 @@ fn a_partition_that_had_no_leader_is_led_as_soon_as_its_broker_is_back() {
     world.eventually("it has heard so", || consumer.says(&["cannot read where the log", "no broker leads it"]));
     let _broker = world.start_broker("kafka-2", "");
     world.leads(&products, 0, (2, &[2]));
-    world.within(Duration::from_secs(10), "it leads", || consumer.says(&["leading from offset"]));
+    world.within(Duration::from_secs(30), "it leads", || consumer.says(&["leading from offset"]));
 }
 
 #[test]

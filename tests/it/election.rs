@@ -6,7 +6,7 @@ use ksync::election::{Lease, Lost, Seat, StoredOffset, StoredState, Term};
 use ksync::topic::{Offset, Topic};
 use zookeeper::{Acls, CreateMode};
 
-use crate::support::election::{SOON, T, World, at, seat, within};
+use crate::support::election::{AT_ONCE, T, World, at, seat, within};
 use crate::support::{EPHEMERAL_SEQUENTIAL, PERSISTENT, Proxy, pass};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,7 +25,7 @@ async fn a_standby_leads_at_once_when_the_leader_releases() {
     lease.release().await;
     let (lease, led) = within(T, standby).await.unwrap();
 
-    assert!(led - released < SOON);
+    assert!(led - released < AT_ONCE);
     assert!(lease.is_held());
     assert!(lease.term() > old_term);
     assert_eq!(world.queue().await.len(), 1);
@@ -43,7 +43,7 @@ async fn a_standby_leads_at_once_when_the_leader_drops_its_lease_or_closes() {
                 world.eventually("two candidates", async || world.queue().await.len() == 2).await;
                 let left = Instant::now();
                 if close {
-                    within(SOON, first.clone().close()).await;
+                    within(AT_ONCE, first.clone().close()).await;
                     assert!(!lease.is_held());
                     assert_eq!(lease.lost().await, Lost::Closed);
                 } else {
@@ -58,7 +58,7 @@ async fn a_standby_leads_at_once_when_the_leader_drops_its_lease_or_closes() {
                 led
             }
         );
-        assert!(led - left < SOON);
+        assert!(led - left < AT_ONCE);
     }
 }
 
@@ -155,7 +155,7 @@ async fn a_candidate_of_the_gem_is_waited_for_and_a_stranger_is_passed_over() {
             (Instant::now(), lease)
         }
     );
-    assert!(led.0.saturating_duration_since(gone) < SOON);
+    assert!(led.0.saturating_duration_since(gone) < AT_ONCE);
     assert!(led.1.is_held());
 }
 
@@ -163,7 +163,8 @@ async fn a_candidate_of_the_gem_is_waited_for_and_a_stranger_is_passed_over() {
 async fn sixty_four_seats_share_one_session() {
     let world = World::new("seats").await;
     let proxy = Proxy::to(&world.server).await;
-    let election = world.election_through(&proxy.address);
+    // Its leases outlive a machine that stands still for some seconds.
+    let election = world.election_for(&proxy.address, 2 * T);
     let mut waiting = Vec::new();
     for partition in 0..64 {
         let (election, shutdown) = (election.clone(), world.shutdown.clone());
@@ -185,14 +186,15 @@ async fn sixty_four_seats_share_one_session() {
         let own = world.zk.list_children(&queue).await.unwrap().remove(0);
         heartbeats += world.zk.get_data(&format!("{queue}/{own}")).await.unwrap().1.version;
     }
-    // One by each would be 64 in each tenth of T.
-    assert!((15..100).contains(&heartbeats), "{heartbeats} heartbeats in 2 T");
+    // One by each would be 64 in each tenth of 2 T.
+    assert!((5..100).contains(&heartbeats), "{heartbeats} heartbeats in 2 T");
     let seats = election.candidates(&"products".parse().unwrap()).await.unwrap();
     assert_eq!(seats, (0..64).map(|partition| (seat(partition), 1)).collect::<Vec<_>>());
     let closing = Instant::now();
     election.close().await;
-    assert!(closing.elapsed() < Duration::from_secs(1));
-    assert_eq!(world.queue().await, Vec::<String>::new());
+    // Sooner than by the end of the session.
+    world.eventually("its candidates are gone", async || world.queue().await.is_empty()).await;
+    assert!(closing.elapsed() < T);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +227,7 @@ async fn a_shutdown_ends_the_wait_at_once() {
         });
     assert!(waits.0.unwrap().is_none());
     assert!(waits.1.unwrap().is_none());
-    within(SOON, nowhere.close()).await;
+    within(AT_ONCE, nowhere.close()).await;
     world.eventually("one candidate", async || world.queue().await.len() == 1).await;
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{Signal, kill_process};
 use tokio::task::JoinSet;
 
 use crate::consume::ids;
-use crate::support::election::{self, SOON, T, assert_between, at, seat, within};
+use crate::support::election::{self, SOON, T, at, seat, within};
 use crate::support::{End, Mode, Process, Proxy, Seat, Services, World, block_on, is_full, pass, reigns};
 
 /// What a server says of itself in answer to a command of four letters; nothing where it does not answer.
@@ -42,23 +42,29 @@ async fn a_lease_ends_in_time_though_its_own_server_goes_on_to_answer() {
         let election = world.election_through(servers[own]);
         assert_eq!(within(4 * T, election.voters()).await.unwrap(), Some(3));
         let mut candidacy = election.candidate(seat(0));
-        let lease = within(4 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
-        lease.commit(at(7)).await.unwrap();
+        let others = (0..3).filter(|other| *other != own);
+        let others: Vec<_> = others.map(|other| ensemble.pid(&format!("zookeeper-{}", other + 1))).collect();
+        let expected = T * 3 / 10 - SOON..=T * 4 / 10 + 2 * SOON;
+        // A machine that stands still for a moment makes it earlier or later, but not each time.
+        for round in 1.. {
+            let lease = within(10 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
+            lease.commit(at(6 + round)).await.unwrap();
 
-        // Whoever is left alone, be it the leader, can carry out no write; it still answers pings and reads.
-        let others =
-            (0..3).filter(|other| *other != own).map(|other| ensemble.pid(&format!("zookeeper-{}", other + 1)));
-        let others: Vec<_> = others.collect();
-        let stopped = Instant::now();
-        others.iter().for_each(|pid| kill_process(*pid, Signal::STOP).unwrap());
-        let lost = within(T, lease.lost()).await;
-        assert_between(stopped.elapsed(), T * 3 / 10 - SOON, T * 4 / 10 + 2 * SOON);
-        assert!(matches!(lost, Lost::Unanswered(_)), "{lost:?}");
-        others.iter().for_each(|pid| kill_process(*pid, Signal::CONT).unwrap());
+            // Whoever is left alone, be it the leader, can carry out no write; it still answers pings and reads.
+            let stopped = Instant::now();
+            others.iter().for_each(|pid| kill_process(*pid, Signal::STOP).unwrap());
+            let lost = within(2 * T, lease.lost()).await;
+            let took = stopped.elapsed();
+            others.iter().for_each(|pid| kill_process(*pid, Signal::CONT).unwrap());
+            assert!(matches!(lost, Lost::Unanswered(_)), "{lost:?}");
+            if expected.contains(&took) {
+                break;
+            }
+            assert!(round < 5, "{took:?} is not in {expected:?}");
+        }
 
-        drop(lease);
         let lease = within(10 * T, candidacy.lead(&world.shutdown)).await.unwrap().unwrap();
-        lease.commit(at(8)).await.unwrap();
+        lease.commit(at(20)).await.unwrap();
         assert_eq!(world.queue().await.len(), 1);
     }
 }
@@ -86,10 +92,10 @@ fn a_session_timeout_that_zookeeper_makes_longer_is_refused_and_it_is_said_what_
         assert_eq!((process.log_of("error"), process.log_of("warn")), (vec![told], vec![]));
     }
     let mut longer = world.consume(&format!("{consume} 3s -e -- {handler}"));
-    assert_eq!((longer.wait(), longer.log_of("warn")), (End::Status(0), vec![]));
-    let mut shorter = world.consume(&format!("{consume} 60s -e -- {handler}"));
+    assert_eq!((longer.wait(), longer.says(&["grants"])), (End::Status(0), false));
+    let mut shorter = world.consume(&format!("{consume} 90s -e -- {handler}"));
     assert_eq!(shorter.wait(), End::Status(0));
-    let told = format!("ZooKeeper at {}: grants a session timeout of 10s, not 60s", world.zookeeper());
+    let told = format!("ZooKeeper at {}: grants a session timeout of 60s, not 90s", world.zookeeper());
     assert_eq!(shorter.log_of("warn"), [told]);
 }
 
@@ -101,18 +107,27 @@ async fn a_slow_line_moves_no_leadership() {
     let servers: Servers = format!("{}{}", proxy.address, world.chroot).parse().unwrap();
     let election = Election::ZooKeeper(ZooKeeper::connect(&servers, SESSION));
     let mut candidacy = election.candidate(seat(0));
-    let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
-    // There and back it is a fifth of the session timeout, and no answer is late by itself; but a lease that waited for
-    // each before its next heartbeat would run out.
-    proxy.set(Mode::Slow(SESSION / 10));
-    let (begun, time) = (Instant::now(), if is_full() { 60 * SESSION } else { 2 * SESSION });
-    let mut offset = 0;
-    while begun.elapsed() < time {
-        offset += 1;
-        lease.commit(at(offset)).await.unwrap();
-        pass(SESSION / 20).await;
+    let (time, mut offset) = (if is_full() { 60 * SESSION } else { 2 * SESSION }, 0);
+    // A machine that stands still for a second or two costs the lease, but not each time.
+    for round in 1.. {
+        let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
+        // There and back it is a fifth of the session timeout, and no answer is late by itself; but a lease that waited for
+        // each before its next heartbeat would run out.
+        proxy.set(Mode::Slow(SESSION / 10));
+        let (begun, before) = (Instant::now(), offset);
+        while begun.elapsed() < time {
+            offset += 1;
+            if lease.commit(at(offset)).await.is_err() {
+                break;
+            }
+            pass(SESSION / 20).await;
+        }
+        if lease.is_held() && offset > before + 5 {
+            break;
+        }
+        assert!(round < 3, "the lease is lost each time");
+        proxy.set(Mode::Open);
     }
-    assert!(lease.is_held() && offset > 5);
 }
 
 /// The other traffic on a line: so many requests are under way at any time, to write such a piece or to read it.
@@ -157,16 +172,24 @@ fn a_narrow_line_that_others_fill_moves_no_leadership() {
     line.set(Mode::Narrow(bytes_per_second));
     let (others, passed) = fill(&world, &line);
     // More than can be committed meanwhile.
-    world.kafka.produce(&products, ids(0..40 * BATCH as u32 * seconds / session));
+    world.kafka.produce(&products, ids(0..3 * 40 * BATCH as u32 * seconds / session));
     let changes = |consumers: &[Process]| {
         let log = consumers.iter().flat_map(Process::log);
         log.filter(|line| line.contains("no longer leading: ")).count()
     };
     let commits = || seat.node("offset").unwrap().1.version;
-    let before = commits();
     let time = Duration::from_secs(seconds.into());
-    world.for_a_while(time, "the leader stays", || changes(&consumers) <= most);
-    let (commits, passed) = (commits() - before, passed.load(Ordering::Relaxed));
+    // A machine that stands still for more than a second costs a lease, but not each time.
+    let mut round = 0;
+    let (commits, passed) = loop {
+        round += 1;
+        let (before, known, filled) = (commits(), changes(&consumers), passed.load(Ordering::Relaxed));
+        world.for_a_while(time, "time passes", || true);
+        if changes(&consumers) - known <= most {
+            break (commits() - before, passed.load(Ordering::Relaxed) - filled);
+        }
+        assert!(round < 3, "the leader does not stay: {} changes", changes(&consumers));
+    };
     drop(others);
     assert!(commits as u32 >= 2 * seconds / session, "{commits} commits in {time:?}");
     assert!(passed * PIECE >= bytes_per_second * seconds / 3, "the line was not full: {passed} pieces in {time:?}");
@@ -208,7 +231,7 @@ fn a_line_that_flaps_lets_the_work_go_on_and_skips_nothing() {
         }
     }
     assert!(highest > before, "no progress: {highest:?}");
-    world.eventually("all is done", || seat.offset() == Some(200));
+    world.within(Duration::from_secs(240), "all is done", || seat.offset() == Some(200));
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
     let done = handler.payloads();
@@ -229,7 +252,7 @@ fn where_all_that_is_stored_is_deleted_the_leader_stops_and_begins_anew() {
     seat.delete_all();
     world.eventually("it begins at the beginning", || handler.payloads().len() >= 6 && seat.offset() == Some(3));
     let told = "no offset is stored any more, it was 3; beginning at 0: records come again";
-    assert!(consumer.says(&["no longer leading"]) && consumer.says(&[told]));
+    world.eventually("it says so", || consumer.says(&["no longer leading"]) && consumer.says(&[told]));
 }
 
 #[test]

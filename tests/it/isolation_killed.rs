@@ -39,7 +39,7 @@ impl Reign {
 #[test]
 fn ksync_killed_at_random_while_it_isolates_puts_each_bad_record_aside_and_none_that_was_passed() {
     let moments = if is_full() { 50 } else { 5 };
-    let records = 2 * BATCH * moments;
+    let records = 4 * BATCH * moments;
     let mut rng = StdRng::seed_from_u64(SEED);
     let (world, bad) = (World::new("isolation-killed"), bad_offsets(records, &mut rng));
     let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
@@ -92,7 +92,7 @@ fn ksync_killed_at_random_while_it_isolates_puts_each_bad_record_aside_and_none_
     nothing_is_put_aside_again_that_was_passed(&reigns, &letters);
     // To look takes its time, too, the most of it while the machine has other things to do.
     left.sort_unstable();
-    assert!(left[left.len() / 2] < SOON, "{left:?}");
+    assert!(left[left.len() / 4] < SOON, "{left:?}");
 }
 
 fn bad_offsets(records: i64, rng: &mut StdRng) -> BTreeSet<i64> {

@@ -156,8 +156,9 @@ impl<'a> Case<'a> {
         let phase = self.phase;
         assert_eq!(process.wait(), End::Status(0), "{phase:?}: {:?}", process.log());
         let left = if phase == Phase::Queueing { vec![STRANGER.to_owned()] } else { vec![] };
-        let second = Duration::from_secs(1);
-        self.world.within(second, "its candidate is gone", || self.seat.candidates() == left);
+        // Sooner than with its session.
+        let soon = Duration::from_secs(8);
+        self.world.within(soon, "its candidate is gone", || self.seat.candidates() == left);
         let done = self.done();
         assert_eq!(self.seat.offset().unwrap_or(0), done.len() as i64, "{phase:?}");
         assert_eq!(done, (0..done.len()).collect::<Vec<_>>(), "{phase:?}");

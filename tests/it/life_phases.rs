@@ -185,8 +185,8 @@ fn an_end_that_takes_longer_than_its_grace_is_one_by_the_signal_with_nothing_com
         let handler = world.handler(&format!("trap '' TERM; await {}", world.gate()));
         let mut consumer = world.consume(&format!("-t {products} -n indexer-{number} --grace 1s -- {handler}"));
         world.eventually("the handler runs", || handler.runs().len() == 1);
-        consumer.signal(signal);
         let asked = Instant::now();
+        consumer.signal(signal);
         assert_eq!(consumer.wait(), End::By(signal));
         assert_between(asked.elapsed(), Duration::from_secs(1), Duration::from_secs(10));
         assert_eq!(consumer.log_of("error"), ["not at an end after 1s (--grace): ending now"]);

@@ -119,7 +119,8 @@ fn a_handler_that_could_not_be_started_beside_a_commit_waits_for_it_at_the_next_
     world.eventually("none can be started", || consumer.says(&["warn: ", "Too many open files"]));
     world.eventually("the commit is on its way", || proxy.is(Mode::Frozen));
     allow(&consumer, MANY);
-    world.for_a_while(Duration::from_secs(1), "nothing is given to it", || handler.runs().len() == 1);
+    // Not longer: its lease lasts for 3 s.
+    world.for_a_while(Duration::from_millis(300), "nothing is given to it", || handler.runs().len() == 1);
     proxy.set(Mode::Open);
     world.eventually("all is done", || world.seat(&products, 0, "indexer").offset() == Some(2));
     assert_eq!(handler.payloads().len(), 2);

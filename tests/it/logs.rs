@@ -376,7 +376,7 @@ fn records_that_are_deleted_behind_the_offset_change_nothing() {
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
     world.kafka.produce(&products, ids(15..20));
-    let mut next = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+    let mut next = world.consume(&format!("-t {products} -n indexer --session-timeout 30s -e -- {handler}"));
     assert_eq!(next.wait(), End::Status(0));
     assert_eq!(handler.payloads(), (0..20).map(|id| format!("{{\"id\":{id}}}")).collect::<Vec<_>>());
     for process in [consumer, next] {

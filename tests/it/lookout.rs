@@ -27,6 +27,11 @@ fn lookout(world: &World, topic: &str) -> impl FnMut(i64) -> Vec<String> {
     move |offset| block_on(lookout.look(&BTreeMap::from([(seat.clone(), Offset(offset))])))
 }
 
+/// What it tells at the first look that tells something: one that no broker answers in time changes nothing.
+fn told(look: &mut impl FnMut(i64) -> Vec<String>, offset: i64) -> Vec<String> {
+    (0..20).map(|_| look(offset)).find(|told| !told.is_empty()).unwrap_or_default()
+}
+
 #[test]
 fn a_record_that_nobody_has_done_is_told_when_half_of_its_time_is_over() {
     let world = World::new("half");
@@ -34,17 +39,17 @@ fn a_record_that_nobody_has_done_is_told_when_half_of_its_time_is_over() {
     world.kafka.set(&products, &[("retention.ms", "3600000")]);
     world.kafka.produce(&products, [ago(40), ago(31), ago(20)]);
     let mut look = lookout(&world, &products);
-    let told = look(0);
+    let first = told(&mut look, 0);
     let expected = format!(
         "{products}/0 as indexer: what comes at offset 0 is older than 30m, and topic {products} deletes what is older than 1h, \
          done or not; let it keep more, if that may take longer: mend it with: kafka-configs.sh --bootstrap-server {} --alter \
          --topic {products} --add-config retention.ms=7200000",
         world.services.get("KSYNC_BOOTSTRAP_SERVER")
     );
-    assert_eq!(told, [expected]);
+    assert_eq!(first, [expected]);
     assert_eq!(look(0), [""; 0], "once");
     assert_eq!(look(2), [""; 0], "it is younger");
-    assert_eq!(look(1).len(), 1, "it begins anew");
+    assert_eq!(told(&mut look, 1).len(), 1, "it begins anew");
     assert_eq!(look(3), [""; 0], "all is done");
 }
 
@@ -75,7 +80,7 @@ fn a_transaction_that_nobody_ends_is_told() {
         "{products}/0 as indexer: a transaction that is not over holds back what comes at offset 1, and all that was written \
          after it, up to offset 4: if its writer is gone, kafka-transactions.sh finds it (find-hanging) and ends it (abort)"
     );
-    assert_eq!(look(1), [expected]);
+    assert_eq!(told(&mut look, 1), [expected]);
     assert_eq!(look(1), [""; 0], "once");
     open.commit();
     world.eventually("it is over", || world.kafka.log(&products, 0).1 == 5);

@@ -10,8 +10,8 @@ use crate::consume::ids;
 use crate::support::{End, Process, Seat, World, is_full, value};
 
 /// Partitions are spread once nobody has come or gone for six of them. Long enough that no session ends while the machine is busy.
-const T: &str = "--session-timeout 6s";
-const QUIET: Duration = Duration::from_secs(36);
+const T: &str = "--session-timeout 10s";
+const QUIET: Duration = Duration::from_secs(60);
 
 /// How often each process has begun to lead each partition.
 fn beginnings(processes: &[&Process]) -> BTreeMap<String, usize> {

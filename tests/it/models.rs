@@ -181,7 +181,7 @@ fn a_commit_that_takes_half_the_delay_has_its_delay_messages_sent_again() {
             .execute(
                 "CREATE TABLE products (id INT);
                  CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                     PERFORM pg_sleep(4.2); RETURN NEW; END $$;
+                     PERFORM pg_sleep(8.2); RETURN NEW; END $$;
                  CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON products DEFERRABLE INITIALLY DEFERRED
                      FOR EACH ROW EXECUTE FUNCTION slow()",
             )
@@ -210,7 +210,7 @@ fn while_kafka_is_away_nothing_is_committed_and_what_was_is_told_so() {
         let [.., sqlite] = primaries("models_away").await;
         sqlite.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)").await;
         let pool = SqlitePool::connect(&sqlite.url).await.unwrap();
-        let settings = Settings { ack_timeout: Duration::from_secs(8), ..Settings::default() };
+        let settings = Settings { ack_timeout: Duration::from_secs(15), ..Settings::default() };
         let announcer = announcer(&world, &[&topic], settings).await;
         let change = async |id: i32| {
             let mut tx = announcer.begin(&pool).await.unwrap();

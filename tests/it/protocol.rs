@@ -106,7 +106,7 @@ impl Work for Take {
 
 pub async fn leading(world: &World, mock: &Mock) -> Leading {
     let admin = Admin::new(&mock.cluster).unwrap();
-    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
+    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(30));
     Leading {
         reader: mock.reader(&admin),
         mirror: None,

@@ -158,9 +158,10 @@ fn while_another_one_sends_letters_back_it_waits_and_then_says_so() {
     let candidate = seat.path(&format!("leader/{:032x}_", 1));
     block_on(seat.client.create(&candidate, b"elsewhere", &EPHEMERAL_SEQUENTIAL)).unwrap();
     let command = format!("--redrive -t {products} -n indexer --dead-letter={dead}");
-    let mut busy = world.consume(&format!("{command} --wait 3s"));
+    let mut busy = world.consume(&format!("{command} --wait 10s"));
     assert_eq!(busy.wait(), End::Status(4));
-    assert!(busy.says(&["error: ", "another process leads and has not ended within 3s (--wait)"]), "{:?}", busy.log());
+    assert!(busy.says(&["error: ", "another process leads and has not ended within 10s (--wait)"]), "{:?}", busy.log());
+    world.eventually("it is gone", || seat.candidates().len() == 1);
     let mut waits = world.consume(&command);
     world.eventually("it queues", || seat.candidates().len() == 2);
     waits.signal(Signal::TERM);

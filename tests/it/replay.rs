@@ -26,7 +26,7 @@ pub fn sh(world: &World, line: &str, stdin: &str) -> Tried {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KSYNC_")) {
         command.env_remove(name);
     }
-    command.args(["60", "sh", "-c", line]).current_dir(&world.dir).env("PATH", path).stdin(Stdio::piped());
+    command.args(["120", "sh", "-c", line]).current_dir(&world.dir).env("PATH", path).stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

@@ -263,6 +263,7 @@ fn the_socket_may_be_one_that_systemd_has_made() {
     let command = format!("{} {stream} -t {topic} --serve /not/used --ack-timeout 5s", path.display());
     // Requests that come earlier wait in the socket, but not for a Kafka that is away.
     way.set(1, Passage::Frozen);
+    let started = Instant::now();
     let mut stream = world.start(&activate, &command, &[("KSYNC_BOOTSTRAP_SERVER", &way.bootstrap)]);
     let mut client = Client::to(&world, &path);
     let asked = Instant::now();
@@ -271,7 +272,9 @@ fn the_socket_may_be_one_that_systemd_has_made() {
         answer,
         r#"{"id":1,"ok":false,"error":"ksync-stream was started and waits for Kafka; nothing was sent"}"#
     );
-    assert!((4900..10_000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    // Its time begins with its start, which this test may see later.
+    assert!(started.elapsed() >= Duration::from_millis(4900), "{:?}", started.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     way.set(1, Passage::Open);
     assert!(client.is_closed(), "it is not to believe that it is turned away for ever");
     let mut client = Client::to(&world, &path);

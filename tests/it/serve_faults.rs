@@ -200,20 +200,28 @@ fn while_kafka_is_away_nobody_waits_for_it() {
     assert!(answer.contains("Kafka has not acknowledged the messages within 8s"), "{answer}");
     assert!(answer.contains("the delay messages cover the change"), "{answer}");
     assert!((7900..14_000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
-    let asked = Instant::now();
     let answer = other.ask(&request(2, "instant", &[]));
-    assert!(answer.contains("the delay messages cover the change: Kafka is away for "), "{answer}");
-    let answers: Vec<_> = (3..13).map(|id| client.ask(&request(id, "delay", &[2]))).collect();
-    // One a second tries whether it is back.
+    assert!(answer.contains("the delay messages cover the change: Kafka "), "{answer}");
+    // One a second tries whether it is back: on a busy machine this one; then what it has sent arrives later.
+    let has_tried = !answer.contains("Kafka is away for ");
+    let mut many = Client::to(&world, &path);
+    let ask = |id: u32| request(id, "delay", &[2]).replace("t1", &id.to_string()) + "\n";
+    let asked = Instant::now();
+    // At once: whoever asks after one that has tried comes more than a second later.
+    many.say((3..13).map(ask).collect::<String>().as_bytes());
+    let answers: Vec<_> = (3..13).map(|_| many.answer()).collect();
     let tried = answers.iter().filter(|answer| !answer.contains("Kafka is away for ")).count() as u32;
-    assert!(tried <= 1, "{answers:?}");
+    assert!(tried <= 2, "{answers:?}");
     assert!(asked.elapsed() < Duration::from_millis(7900) * (1 + tried), "{:?}", asked.elapsed());
+    drop(many);
+    let answer = client.ask(&request(13, "delay", &[2]));
+    assert!(answer.contains(r#""ok":false"#), "{answer}");
     kill_process(broker, Signal::CONT).unwrap();
     world.eventually("it is back", || client.ask(&request(20, "delay", &[3])) == ok(20));
     // Its transaction is under way, and may be committed all the same.
     world.eventually("what was refused is covered", || delayed(&world, &topic).contains(&r#"{"id":2}"#.to_owned()));
     assert_eq!(client.ask(&request(21, "instant", &[])), ok(21));
-    world.eventually("all is told", || instant(&world, &topic).len() == 3);
+    world.eventually("all is told", || instant(&world, &topic).len() == 3 + usize::from(has_tried));
     // What is under way is answered before the end.
     kill_process(broker, Signal::STOP).unwrap();
     client.say(format!("{}\n", request(22, "delay", &[4])).as_bytes());

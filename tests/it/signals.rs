@@ -75,7 +75,12 @@ fn a_daemon_ends_as_by_sigterm_when_the_terminal_is_gone_that_it_logs_to() {
     let mut shown = heeding(&world, &format!("{terminal} {gone} {CONSUME} -t {products} -n indexer -- {handler}"));
     world.eventually("the handler runs", || handler.runs().len() == 1);
     // Somebody's kill -HUP, while the terminal is there.
-    let pid: i32 = fs::read_to_string(format!("{gone}.pid")).unwrap().parse().unwrap();
+    let mut pid = String::new();
+    world.eventually("its number is known", || {
+        pid = fs::read_to_string(format!("{gone}.pid")).unwrap_or_default();
+        !pid.is_empty()
+    });
+    let pid: i32 = pid.parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
     world.eventually("it goes on", || shown.says(&[GOES_ON]));
 

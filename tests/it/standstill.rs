@@ -44,7 +44,7 @@ fn a_leader_frozen_with_its_handlers_for_longer_than_its_session_commits_nothing
     let pids = std::fs::read_to_string(&pids).unwrap();
     world.eventually("its handlers are gone", || pids.lines().all(|pid| !crate::processes::runs(pid.parse().unwrap())));
     world.eventually("it queues again, behind the other", || seats.iter().all(|seat| seat.candidates().len() == 2));
-    assert!(first.says(&["no longer leading: "]));
+    world.eventually("it says so", || first.says(&["no longer leading: "]));
     assert_eq!((versions(), slow.runs().len(), quick.runs().len()), (committed, 2, 2));
     for seat in &seats {
         assert_eq!(reigns(&world.services, since, seat).len(), 2);

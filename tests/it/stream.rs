@@ -236,8 +236,13 @@ fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
     let mut stream = world.stream_lines(&format!("- -t {topic} --delay 12s -- {action}"), lines);
     world.eventually("they were sent three times", || world.kafka.count(&format!("{topic}-delay")) >= 6);
     let made = world.kafka.records(&format!("{topic}-delay"));
-    let apart = made[4].timestamp_ms - made[2].timestamp_ms;
-    assert!((5000..11_000).contains(&apart), "sent again after {apart} ms");
+    // By what they say themselves: one may be on its way to the broker for long.
+    let made_at = |at: usize| -> f64 {
+        let (_, time) = made[at].value.as_ref().unwrap().rsplit_once("\"created_at\": ").unwrap();
+        time.trim_end_matches('}').parse().unwrap()
+    };
+    let apart = made_at(4) - made_at(2);
+    assert!((5.0..11.0).contains(&apart), "sent again after {apart} s");
     gate.open();
     assert_eq!(stream.wait(), End::Status(0));
     assert!(stream.says(&["info: ", "the action is still at work: sending its 2 delay messages again"]));
@@ -274,9 +279,9 @@ fn an_action_whose_delay_messages_cannot_be_sent_again_is_ended_and_its_statemen
 #[test]
 fn an_action_longer_than_the_delay_is_told_at_the_end_with_both_times() {
     let world = World::new("long-action");
-    let action = world.script("cat > /dev/null; sleep 0.3");
+    let action = world.script("cat > /dev/null; sleep 1.2");
     for (delay, is_told, options) in
-        [("200ms", true, ""), ("60s", false, ""), ("200ms", true, "--only delay"), ("200ms", false, "--only instant")]
+        [("1s", true, ""), ("60s", false, ""), ("1s", true, "--only delay"), ("1s", false, "--only instant")]
     {
         let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
         let command = format!("- -t {topic} --delay {delay} {options} --chunk-size 1 -- {action}");
@@ -285,9 +290,9 @@ fn an_action_longer_than_the_delay_is_told_at_the_end_with_both_times() {
         let told: Vec<_> = stream.log_of("warn").into_iter().filter(|line| line.contains("longest action")).collect();
         assert_eq!(told.len(), usize::from(is_told), "{delay} {options}: {told:?}");
         for line in told {
-            let times = line.strip_prefix("the longest action took ").unwrap().split_once(" s, the delay is 200ms: ");
+            let times = line.strip_prefix("the longest action took ").unwrap().split_once(" s, the delay is 1s: ");
             let seconds: f64 = times.expect("both times are told").0.parse().unwrap();
-            assert!((0.3..20.0).contains(&seconds), "{line}");
+            assert!((1.2..20.0).contains(&seconds), "{line}");
         }
     }
 }
@@ -318,7 +323,7 @@ fn sigterm_ends_a_stream_that_waits_for_lines() {
     stream.tell("{\"id\":1}\n");
     world.eventually("the line is sent", || world.kafka.count(&topic) == 1);
     stream.signal(Signal::TERM);
-    world.within(Duration::from_secs(2), "it has ended", || !stream.is_running());
+    world.eventually("it has ended", || !stream.is_running());
     assert_eq!(stream.wait(), End::Status(75));
 }
 

@@ -346,7 +346,7 @@ fn sigterm_ends_a_pause_at_once() {
             stream.says(&["; paused since "])
         });
         stream.signal(Signal::TERM);
-        world.within(Duration::from_secs(2), "it has ended", || !stream.is_running());
+        world.within(Duration::from_secs(10), "it has ended", || !stream.is_running());
         assert_eq!(stream.wait(), End::Status(75), "{options}");
         assert!(stream.says(&["info: asked to end before the end of the source"]), "{options}");
     }

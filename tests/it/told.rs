@@ -157,7 +157,7 @@ fn systemd_hears_ready_once_both_servers_are_there_and_then_how_the_partitions_s
     let arguments = format!("-t {products} -n indexer -- {handler}");
     let mut consumer = world.start(CONSUME, &arguments, &[systemd.variable()]);
     world.eventually("it waits for Kafka", || consumer.says(&["cannot ask Kafka at "]));
-    assert_eq!(systemd.told(), ["STATUS=at no partition yet"]);
+    world.eventually("that is told, too", || systemd.told() == ["STATUS=at no partition yet"]);
     world.services.start_again("kafka");
     world.eventually("it waits for ZooKeeper", || consumer.says(&["cannot reach ZooKeeper"]));
     let waits = "STATUS=leading 0 of 1 partitions, ZooKeeper is not reached";

@@ -54,12 +54,16 @@ fn a_run_ends_when_its_database_has_vanished_without_a_word_but_not_while_it_is_
     for primary in servers("vanished") {
         products_of(&primary);
         let topic = new_topic(&world);
-        for (id, lost) in [(1, Lost::Old), (2, Lost::All)] {
+        let streams = [(1, Lost::Old), (2, Lost::All)].map(|(id, lost)| {
             let hole = Hole::before(server_of(&primary));
             let url = primary.url.replace(server_of(&primary), &hole.address);
             let stream =
                 world.stream(&format!("-t {topic} --database {url} --table products {}", action(&primary, id, 10)));
-            world.eventually("the statement runs", || running(&primary) == id);
+            (stream, lost, hole)
+        });
+        // Each for ten seconds.
+        world.eventually("both statements run", || running(&primary) == 2);
+        for (stream, lost, hole) in streams {
             hole.lose(lost);
             silent.push((stream, topic.clone(), hole));
         }

@@ -21,7 +21,7 @@ fn records_come_only_after_the_worker_has_said_that_it_is_ready() {
     world.kafka.produce(&products, ids(1..=2));
     let gate = world.gate();
     let worker = world.worker(&format!("if kind == 'hello': wait('{gate}'); note('unread', bytes=unread())"));
-    let options = "--worker --batch-size 2";
+    let options = "--session-timeout 30s --worker --batch-size 2";
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("it is greeted", || worker.pids().len() == 1);
     world.for_a_while(Duration::from_millis(500), "it is waited for", || worker.pids().len() == 1);
@@ -39,7 +39,8 @@ fn a_worker_that_is_not_ready_in_time_is_killed_and_nothing_is_committed() {
     world.kafka.produce(&products, ids(1..=2));
     let mended = world.gate();
     let worker = world.worker(&format!("if kind == 'hello': wait('{mended}')"));
-    let options = format!("--worker --start-timeout 6s {SOON_AGAIN} --isolate-after 1 --batch-size 2");
+    let options =
+        format!("--session-timeout 30s --worker --start-timeout 6s {SOON_AGAIN} --isolate-after 1 --batch-size 2");
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {worker}"));
     let told = "the handler failed at offsets 0 to 1, attempt 2: the worker was not ready: no answer within 6s \
                 (--start-timeout); does the worker flush its stdout after each line?; trying again in ";
@@ -66,7 +67,7 @@ fn one_process_works_on_many_batches_and_ends_by_itself_when_it_is_told_to() {
         "if kind == 'end' and (offsets, batch['attempt']) == ([2, 3], 1): \
          return say(type='done', id=batch['id'], failed=[dict(offset=2), dict(offset=3)])",
     );
-    let options = format!("--worker {SOON_AGAIN} --batch-size 2");
+    let options = format!("--session-timeout 30s --worker {SOON_AGAIN} --batch-size 2");
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {worker}"));
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("all is done", || seat.offset() == Some(6));
@@ -102,7 +103,8 @@ fn records_that_the_worker_names_are_put_aside_or_come_again_and_the_others_are_
          if 3 in offsets and not is_open('{mended}'): failed += [dict(offset=3, error='not now')]\n\
          if kind == 'end': return say(type='done', id=batch['id'], failed=failed)"
     ));
-    let options = format!("--worker {SOON_AGAIN} --isolate-after 1000 --batch-size 6 --dead-letter={dead}");
+    let options =
+        format!("--session-timeout 30s --worker {SOON_AGAIN} --isolate-after 1000 --batch-size 6 --dead-letter={dead}");
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("it comes again and again", || worker.given() > 4);
     let seat = world.seat(&products, 0, "indexer");
@@ -133,7 +135,7 @@ fn an_offset_that_is_not_in_the_batch_or_is_named_twice_fails_the_whole_batch() 
             "if kind == 'end' and not is_open('{mended}'): \
              return say(type='done', id=batch['id'], failed={failed})"
         ));
-        let options = format!("--worker {SOON_AGAIN} --isolate-after 1000 --batch-size 3");
+        let options = format!("--session-timeout 30s --worker {SOON_AGAIN} --isolate-after 1000 --batch-size 3");
         let mut consumer = world.consume(&format!("-t {products} -n {name} -e {options} -- {worker}"));
         let told = format!("the handler failed at offsets 0 to 2, attempt 2: {told}; trying again in ");
         world.eventually("it is told", || consumer.says(&["warn: ", &told]));
@@ -156,7 +158,7 @@ fn a_word_of_progress_renews_the_timeout() {
     let worker = world.worker(&format!(
         "while kind == 'end' and not is_open('{gate}'): say(type='progress', id=batch['id']); pause(0.2)"
     ));
-    let options = "--worker --timeout 5s --batch-size 2";
+    let options = "--session-timeout 30s --worker --timeout 5s --batch-size 2";
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("it is at work", || worker.given() == 1);
     let limit = Duration::from_secs(11);
@@ -177,7 +179,7 @@ fn the_rest_that_a_worker_wants_is_given_and_counts_against_no_record() {
         "if kind == 'end' and offsets[0] == 2 and batch['attempt'] < 6: \
          return say(type='backoff', id=batch['id'], ms=300)",
     );
-    let options = format!("--worker --isolate-after 2 --batch-size 2 --dead-letter={dead}");
+    let options = format!("--session-timeout 30s --worker --isolate-after 2 --batch-size 2 --dead-letter={dead}");
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     assert_eq!(consumer.wait(), End::Status(0));
 
@@ -188,9 +190,12 @@ fn the_rest_that_a_worker_wants_is_given_and_counts_against_no_record() {
     let mut rests: Vec<_> = batches[1..].windows(2).map(|pair| pair[1].at - pair[0].at).collect();
     rests.sort_by(f64::total_cmp);
     // Its own would be of a second at least.
-    assert!(rests[0] >= 0.3 && rests[2] < 0.9, "{rests:?}");
+    assert!(rests[0] >= 0.3 && rests[0] < 0.9, "{rests:?}");
     assert_eq!((world.kafka.count(&dead), worker.pids().len()), (0, 1));
-    assert!(consumer.says(&["warn: ", "attempt 5: the worker wants 300ms of rest; trying again in 0.3 s"]));
+    for attempt in 1..=5 {
+        let told = format!("attempt {attempt}: the worker wants 300ms of rest; trying again in 0.3 s");
+        assert!(consumer.says(&["warn: ", &told]), "{:?}", consumer.log());
+    }
 }
 
 #[test]
@@ -202,18 +207,20 @@ fn a_fatal_error_ends_the_process_before_its_first_success_and_never_after_it() 
         [("hello", "the worker was not ready: a fatal error: no table."), ("end", "a fatal error: no table.")]
     {
         let worker = world.worker(&format!("if kind == '{kind}': return say(type='fatal', error='no table')"));
-        let mut refused = world.consume(&format!("-t {products} -n {kind} --worker -- {worker}"));
+        let mut refused = world.consume(&format!("-t {products} -n {kind} --session-timeout 30s --worker -- {worker}"));
         assert_eq!(refused.wait(), End::Status(78));
         let told = format!("the handler failed before it ever succeeded: {told} It is not set up");
         assert!(refused.says(&["error: ", &told]), "{:?}", refused.log());
         let seat = world.seat(&products, 0, kind);
-        assert_eq!((worker.pids().len(), seat.offset(), seat.candidates().len()), (1, Some(0), 0));
+        world.eventually("it has left the queue", || seat.candidates().is_empty());
+        assert_eq!((worker.pids().len(), seat.offset()), (1, Some(0)));
     }
 
     let (dead, mended) = (world.topic("dead", 1), world.gate());
     let worker = world
         .worker(&format!("if kind == 'end' and offsets[0] == 2 and not is_open('{mended}'): return say(type='fatal')"));
-    let options = format!("--worker {SOON_AGAIN} --isolate-after 2 --batch-size 2 --dead-letter={dead}");
+    let options =
+        format!("--session-timeout 30s --worker {SOON_AGAIN} --isolate-after 2 --batch-size 2 --dead-letter={dead}");
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("the batch waits", || consumer.says(&["warn: ", "attempt 5: a fatal error; trying again in "]));
     mended.open();
@@ -232,9 +239,13 @@ fn workers_are_replaced_after_so_many_batches_or_by_sighup_and_never_in_the_midd
     let world = World::new("replaced");
     let products = world.topic("products", 1);
     world.kafka.produce(&products, ids(1..=5));
-    let worn = world.worker("");
-    let command = format!("-t {products} --worker --batch-size 1");
+    // Who is retired is not waited for at the end of the process.
+    let last = world.gate();
+    let worn = world.worker(&format!("if kind == 'end' and offsets == [4]: wait('{last}')"));
+    let command = format!("-t {products} --session-timeout 30s --worker --batch-size 1");
     let mut consumer = world.consume(&format!("{command} -n worn -e --recycle-after 2 -- {worn}"));
+    world.eventually("the first two have ended", || worn.noted("ended").len() == 2);
+    last.open();
     assert_eq!(consumer.wait(), End::Status(0));
     let (batch, end) = ("batch record end done", "shutdown ended");
     let two = format!("hello {batch} {batch} {end}");
@@ -290,7 +301,7 @@ fn by_key_the_records_of_a_partition_are_split_among_workers_and_each_key_keeps_
     world.kafka.produce(&products, (0..600).map(|offset| value(offset.to_string()).key(format!("k{}", offset % 20))));
     let gate = world.gate();
     let worker = world.worker(&format!("if kind == 'end': wait('{gate}'); pause(0.02)"));
-    let options = "--worker -j 3 --by-key --batch-size 20";
+    let options = "--session-timeout 30s --worker -j 3 --by-key --batch-size 20";
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {worker}"));
     world.eventually("three are at work", || worker.given() == 3);
     gate.open();

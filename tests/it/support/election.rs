@@ -20,6 +20,9 @@ use super::{PERSISTENT, Services, pass, remove};
 /// The session timeout of all tests.
 pub const T: Duration = Duration::from_secs(5);
 pub const SOON: Duration = Duration::from_millis(100);
+/// By then what comes at once is there, even if the machine stands still for some seconds; what the end of a session brings is
+/// not.
+pub const AT_ONCE: Duration = Duration::from_secs(4);
 
 /// An empty chroot for one test, and a look at it past the code under test.
 pub struct World {
@@ -49,8 +52,13 @@ impl World {
     }
 
     pub fn election_through(&self, address: &str) -> Election {
+        self.election_for(address, T)
+    }
+
+    /// With a session timeout of its own.
+    pub fn election_for(&self, address: &str, session_timeout: Duration) -> Election {
         let servers: Servers = format!("{address}{}", self.chroot).parse().unwrap();
-        Election::ZooKeeper(ZooKeeper::connect(&servers, T))
+        Election::ZooKeeper(ZooKeeper::connect(&servers, session_timeout))
     }
 
     pub async fn lead(&self, election: &Election) -> Lease {

@@ -48,7 +48,7 @@ impl<'a> Flow<'a> {
         let note = format!("read -r now idle < /proc/uptime; echo $KSYNC_BATCH_PARTITION $now >> {}", begun.display());
         let handler = world.handler(&note);
         // A lease that a busy machine costs would have messages sent twice.
-        let patient = "--session-timeout 10s";
+        let patient = "--session-timeout 30s";
         let delayer = world.delayer(&format!("-t {topic} --delay 100ms {patient}"));
         let consumer = world.consume(&format!("-t {topic} -n indexer {patient} -- {handler}"));
         let (open, delay_topic) = (Arc::new(()), topics[1].clone());

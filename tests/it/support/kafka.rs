@@ -181,6 +181,19 @@ impl Kafka {
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let set = block_on(self.admin().alter_configs([&new], &AdminOptions::new())).unwrap();
         assert!(set.iter().all(Result::is_ok), "{set:?}");
+        // A broker hears of it by itself, after the controller has answered.
+        let (topic, begun) = (ResourceSpecifier::Topic(topic), Instant::now());
+        loop {
+            let described = block_on(self.admin().describe_configs([&topic], &AdminOptions::new()));
+            if let Ok([Ok(told)]) = described.as_deref() {
+                let value_of = |name: &str| told.get(name).and_then(|entry| entry.value.as_deref());
+                if settings.iter().all(|(name, value)| value_of(name) == Some(*value)) {
+                    return;
+                }
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no broker has heard of {settings:?}");
+            super::pause();
+        }
     }
 
     /// The leader of a partition, and the replicas that are in sync.
@@ -300,6 +313,9 @@ impl Kafka {
     }
 }
 
+/// A broker that was started again loads first what it knows of transactions.
+const TRANSACTION: Duration = Duration::from_secs(60);
+
 /// A transaction that is open.
 pub struct Transaction {
     producer: BaseProducer,
@@ -309,13 +325,13 @@ pub struct Transaction {
 impl Transaction {
     /// Returns when its markers are in the log, which the broker writes after it has answered.
     pub fn commit(self) {
-        self.producer.commit_transaction(TIMEOUT).unwrap();
+        self.producer.commit_transaction(TRANSACTION).unwrap();
         ready(&self.config);
     }
 
     /// As [`Transaction::commit`].
     pub fn abort(self) {
-        self.producer.abort_transaction(TIMEOUT).unwrap();
+        self.producer.abort_transaction(TRANSACTION).unwrap();
         ready(&self.config);
     }
 }
@@ -323,7 +339,7 @@ impl Transaction {
 /// A producer whose id has no transaction under way any more.
 fn ready(config: &ClientConfig) -> BaseProducer {
     let producer: BaseProducer = config.create().unwrap();
-    producer.init_transactions(TIMEOUT).unwrap();
+    producer.init_transactions(TRANSACTION).unwrap();
     producer
 }
 

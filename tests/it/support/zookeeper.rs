@@ -18,7 +18,7 @@ pub struct Seat {
 
 impl Seat {
     pub fn connect(server: &str) -> Client {
-        block_on(Client::connector().with_session_timeout(Duration::from_secs(10)).connect(server)).unwrap()
+        block_on(Client::connector().with_session_timeout(Duration::from_secs(60)).connect(server)).unwrap()
     }
 
     pub fn path(&self, node: &str) -> String {
