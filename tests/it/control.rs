@@ -79,7 +79,7 @@ fn a_run_is_looked_at_and_steered_while_it_is_at_work() {
     assert!(late.answer().starts_with("30 rows in 6 chunks, "));
 
     assert_eq!(other.ask("stop"), "ending after the chunk under way");
-    world.within(Duration::from_secs(2), "it has ended", || !stream.is_running());
+    world.within(Duration::from_secs(10), "it has ended", || !stream.is_running());
     assert_eq!(stream.wait(), End::Status(75));
     assert!(!path.exists());
     let asked = stream.log_of("info").into_iter().filter(|line| line.starts_with("control: ")).collect::<Vec<_>>();
@@ -160,7 +160,7 @@ fn sigterm_ends_a_pause_that_was_asked_for() {
     stream.tell(lines(1..=1));
     world.eventually("it pauses", || client.ask("status").contains("; paused since "));
     stream.signal(Signal::TERM);
-    world.within(Duration::from_secs(2), "it has ended", || !stream.is_running());
+    world.within(Duration::from_secs(10), "it has ended", || !stream.is_running());
     assert_eq!(stream.wait(), End::Status(75));
 }
 

@@ -109,7 +109,7 @@ fn an_open_breaker_commits_nothing_past_a_record_that_was_named_before_the_bad_o
          for offset in $(seq 5 9); do ! grep -q \"\\\"offset\\\":$offset,\" \"$run\" || tell $offset false; done\n\
          for offset in $(seq 10 29); do ! grep -q \"\\\"offset\\\":$offset,\" \"$run\" || tell $offset true; done"
     ));
-    let options = "--session-timeout 1s --retry-pause 10ms --retry-pause-max 100ms --batch-wait 5s";
+    let options = "--retry-pause 10ms --retry-pause-max 100ms --batch-wait 5s";
     let command = format!("-t {products} -n indexer {options} --dead-letter={dead}");
     let mut consumer = world.consume(&format!("{command} -- {handler}"));
     world.eventually("the breaker opens", || {
@@ -123,6 +123,8 @@ fn an_open_breaker_commits_nothing_past_a_record_that_was_named_before_the_bad_o
     assert_eq!(handler.runs()[0].offsets(), Vec::from_iter(0..40));
 
     consumer.kill();
+    // Nobody has to wait for the end of the session.
+    seat.candidates().iter().for_each(|candidate| seat.delete(&format!("leader/{candidate}")));
     let mended = world.handler("");
     let mut next = world.consume(&format!("{command} -e -- {mended}"));
     assert_eq!(next.wait(), End::Status(0));
@@ -204,8 +206,8 @@ fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_a
         "if grep -qFf {} \"$run\"; then exit 1; fi; ! grep -q '\"payload\":\"wait\"' \"$run\" || await {gate}",
         bad.display()
     ));
-    // Each pause is at least 4 s long after some failures.
-    let options = "-j 4 --batch-size 10 --retry-pause 100ms --retry-pause-max 5s";
+    // Each pause is at least 8 s long after some failures.
+    let options = "-j 4 --batch-size 10 --retry-pause 125ms --retry-pause-max 10s";
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     let offsets = || -> Vec<_> { (0..64).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect() };
     let all_but_the_halted = |others| -> Vec<_> { (0..64).map(|p| if p == HALTED { 3 } else { others }).collect() };
@@ -216,7 +218,7 @@ fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_a
     world.eventually("a long pause begins", || tries() > before);
     world.kafka.produce(&products, (0..8).map(|partition| value("\"wait\"").to(partition)));
     let at_work = || handler.runs().iter().filter(|run| run.partition < 8 && run.done.is_none()).count();
-    world.within(Duration::from_millis(3900), "meanwhile all four permits are there for others", || at_work() == 4);
+    world.within(Duration::from_millis(7900), "meanwhile all four permits are there for others", || at_work() == 4);
     gate.open();
     world.kafka.produce(&products, to_each(1).filter(|message| message.partition >= Some(8)));
     world.eventually("the others are at their end again", || offsets() == all_but_the_halted(31));
@@ -312,15 +314,20 @@ fn transactions_that_are_aborted_do_not_put_off_the_next_run_of_a_lone_bad_recor
     let options = format!("--retry-pause 1s --retry-pause-max 1s --dead-letter={dead}");
     let _consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     world.eventually("it has failed alone some times", || handler.runs().len() >= 4);
-    let (begun, before) = (Instant::now(), handler.runs().len());
-    let mut aborted = 0;
-    // Each of them takes about half of a pause.
-    while begun.elapsed() < Duration::from_secs(6) || aborted < 8 {
-        world.kafka.transaction(&products, ids(2..=2)).abort();
-        aborted += 1;
+    // A machine that stands still takes some runs away, but not each time.
+    for round in 1.. {
+        let (begun, before, mut aborted) = (Instant::now(), handler.runs().len(), 0);
+        // Each of them takes about half of a pause.
+        while begun.elapsed() < Duration::from_secs(6) || aborted < 8 {
+            world.kafka.transaction(&products, ids(2..=2)).abort();
+            aborted += 1;
+        }
+        let runs = handler.runs().len() - before;
+        if runs >= 3 {
+            break;
+        }
+        assert!(round < 3, "{aborted} aborted, {runs} runs");
     }
-    let runs = handler.runs().len() - before;
-    assert!(runs >= 3, "{aborted} aborted, {runs} runs");
 }
 
 #[test]

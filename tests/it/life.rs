@@ -235,7 +235,7 @@ async fn run(broken: Broken, shutdown: Shutdown) -> anyhow::Result<Exit> {
 
 #[test]
 fn a_panic_in_any_task_ends_the_process_by_sigabrt_at_once_and_the_standby_leads() {
-    const SESSION: Duration = Duration::from_secs(2);
+    const SESSION: Duration = Duration::from_secs(10);
     // No real tool panics, so this test is one, too: in a process of its own.
     if std::env::var_os("PANICS_AT").is_some() {
         cli::main(run);
@@ -246,15 +246,15 @@ fn a_panic_in_any_task_ends_the_process_by_sigabrt_at_once_and_the_standby_leads
     let (seat, handler) = (world.seat(&products, 0, "indexer"), world.handler(""));
     let test = std::env::current_exe().unwrap();
     let name = "a_panic_in_any_task_ends_the_process_by_sigabrt_at_once_and_the_standby_leads";
-    let environment = [("PANICS_AT", products.as_str()), ("KSYNC_SESSION_TIMEOUT", "2s")];
+    let environment = [("PANICS_AT", products.as_str()), ("KSYNC_SESSION_TIMEOUT", "10s")];
     let this = format!("-- --exact life::{name} --nocapture");
     let mut broken = world.start(test.to_str().unwrap(), &this, &environment);
     world.eventually("it leads", || seat.node("offset").is_some());
-    let standby = world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
+    let standby = world.consume(&format!("-t {products} -n indexer --session-timeout 10s -- {handler}"));
     world.eventually("the other one stands by", || seat.candidates().len() == 2);
     broken.tell("\n");
-    world.within(Duration::from_secs(1), "it has ended", || !broken.is_running());
-    world.within(SESSION + Duration::from_secs(2), "the standby leads", || standby.says(&["leading from offset 0"]));
+    world.within(Duration::from_secs(10), "it has ended", || !broken.is_running());
+    world.within(SESSION + Duration::from_secs(8), "the standby leads", || standby.says(&["leading from offset 0"]));
     assert_eq!(broken.wait(), End::By(Signal::ABORT));
     let errors = broken.log();
     let error = errors.iter().find(|line| line.contains("panicked at tests/it/life.rs:")).expect("it is told");

@@ -38,6 +38,7 @@ fn of_processes_on_hosts_with_one_name_one_leads_and_each_has_a_name_of_its_own_
     world.kafka.produce(&products, ids(1..=3));
     world.eventually("they are done", || seat.offset() == Some(3));
     let leaders = || consumers.iter().filter(|consumer| consumer.says(&["leading from offset"])).count();
+    world.eventually("the leader tells of it", || leaders() == 1);
     assert_eq!((leaders(), handler.payloads().len()), (1, 3));
     // A process that comes back is another one, too.
     let leader = consumers.iter().position(|consumer| consumer.says(&["leading from offset"])).unwrap();

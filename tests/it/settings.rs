@@ -361,7 +361,7 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let (topic, delay_topic) = (topic.parse().unwrap(), format!("{topic}-delay").parse::<Topic>().unwrap());
     let pair = Pair { topic, delay: Some((delay_topic.clone(), Duration::from_secs(300))) };
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
-    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(4));
+    let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(30));
     let mut lookout = Lookout::new(check, &cluster).unwrap();
     lookout.pause = Duration::from_millis(50);
     Leading {
@@ -411,6 +411,7 @@ fn what_changes_while_a_daemon_leads_is_told_once_and_ends_nothing() {
     let allowed = format!("WARN topic {delay_topic} has cleanup.policy=compact,delete");
     world.eventually("it is told", || told("WARN") == [allowed.as_str()]);
     world.set(&delay_topic, "retention.ms=604800000");
+    world.for_a_while(Duration::from_secs(3), "it is looked at meanwhile", || true);
     world.set(&delay_topic, "retention.ms=1000");
     let all = [short.as_str(), longer.as_str(), short.as_str()];
     world.eventually("what was mended meanwhile is told again", || told("ERROR") == all);

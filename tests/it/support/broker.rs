@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::services::SHORT_LIVED;
 use super::{Process, World};
 
 impl World {
@@ -22,7 +23,7 @@ impl World {
         let file = self.services.dir.join(node).join("server.properties");
         let old = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, old + settings).unwrap();
-        self.start("java", &format!("-Xmx384m -cp '{jars}' kafka.Kafka {}", file.display()), &[])
+        self.start("java", &format!("{SHORT_LIVED} -Xmx384m -cp '{jars}' kafka.Kafka {}", file.display()), &[])
     }
 
     /// Waits until this broker leads the partition, and these are in sync.

@@ -249,8 +249,20 @@ impl Kafka {
 
     /// All records that are in the topic now, by partition and offset.
     pub fn records(&self, topic: &str) -> Vec<Record> {
+        let begun = Instant::now();
+        loop {
+            // By a new client each time: one that is told of no brokers forgets all that it knows (src/kafka/lost.rs).
+            if let Some(records) = self.records_now(topic) {
+                return records;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no broker gives what it has");
+        }
+    }
+
+    /// The same; `None` where the client is given nothing.
+    fn records_now(&self, topic: &str) -> Option<Vec<Record>> {
         let consumer: BaseConsumer = self.client();
-        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).ok()?;
         let (mut list, mut open) = (TopicPartitionList::new(), BTreeSet::new());
         for partition in metadata.topics()[0].partitions() {
             let (low, high) = self.watermarks(&consumer, topic, partition.id());
@@ -262,7 +274,7 @@ impl Kafka {
         consumer.assign(&list).unwrap();
         let mut records = vec![];
         while !open.is_empty() {
-            match consumer.poll(TIMEOUT).expect("the broker gives what it has") {
+            match consumer.poll(TIMEOUT)? {
                 Ok(message) => records.push(Record {
                     partition: message.partition(),
                     offset: message.offset(),
@@ -285,7 +297,7 @@ impl Kafka {
             }
         }
         records.sort_by_key(|record| (record.partition, record.offset));
-        records
+        Some(records)
     }
 
     /// How many records were ever written to the topic.

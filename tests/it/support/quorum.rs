@@ -10,6 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
+use super::services::SHORT_LIVED;
 use super::{Process, World, block_on, pass};
 
 const RECIPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers/zookeeper");
@@ -79,7 +80,7 @@ impl Quorum {
         let file = world.file("zoo.cfg");
         fs::write(&file, settings).unwrap();
         let jars = world.services.get("KSYNC_ZOOKEEPER_CLASSPATH");
-        let options = format!("-Dlogback.configurationFile={RECIPE}/logback.xml -Xmx256m -cp '{jars}'");
+        let options = format!("{SHORT_LIVED} -Dlogback.configurationFile={RECIPE}/logback.xml -Xmx256m -cp '{jars}'");
         let main = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
         // It logs to its stdout, which is not kept.
         let command = format!("exec java {options} {main} {} >&2", file.display());

@@ -9,6 +9,9 @@ use rustix::process::Pid;
 
 use super::Clock;
 
+/// For a Java that ends soon: it starts with two thirds of the work.
+pub const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+
 /// Running servers, in the folder that `scripts/services` keeps for them.
 pub struct Services {
     pub dir: PathBuf,
@@ -59,7 +62,7 @@ impl Services {
     /// The same, of which each serves for reading only while it finds no others.
     pub fn ensemble_for_readers(id: &str) -> Arc<Services> {
         let dir = std::env::temp_dir().join(format!("ksync-services-{id}"));
-        let environment = [("JAVA_TOOL_OPTIONS", "-Dreadonlymode.enabled=true")];
+        let environment = [("JAVA_TOOL_OPTIONS", &*format!("{SHORT_LIVED} -Dreadonlymode.enabled=true"))];
         Arc::new(Services::up_with(dir, &["zookeeper", "--zookeepers", "3"], true, &environment))
     }
 
@@ -113,7 +116,11 @@ impl Services {
 
     fn call_with(&self, command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
         let mut script = Command::new(project().join("scripts/services"));
-        script.arg(command).args(arguments).arg("--dir").arg(&self.dir).envs(environment.iter().copied());
+        script.arg(command).args(arguments).arg("--dir").arg(&self.dir);
+        if self.is_own {
+            script.env("JAVA_TOOL_OPTIONS", SHORT_LIVED);
+        }
+        script.envs(environment.iter().copied());
         let output = script.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "scripts/services {command} failed ({}): {said}", output.status);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use super::services::SHORT_LIVED;
 use super::{World, handler};
 
 const TOOLS: [(&str, &str); 5] = [
@@ -20,7 +21,7 @@ impl World {
         if !dir.exists() {
             fs::create_dir(&dir).unwrap();
             for (name, class) in TOOLS {
-                let java = "exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+                let java = format!("exec java {SHORT_LIVED}");
                 let jars = self.services.get("KSYNC_KAFKA_CLASSPATH");
                 handler::write_script(&dir.join(name), &format!("#!/bin/sh\n{java} -cp '{jars}' {class} \"$@\"\n"));
             }
