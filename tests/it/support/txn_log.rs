@@ -79,18 +79,43 @@ struct Txn {
     text: String,
 }
 
-/// In their order. Of several servers each may have been away for some of them.
+/// What one server has stored: the zxids of its log in their order, and those of its snapshots.
+#[derive(Default)]
+struct Stored {
+    logged: Vec<u64>,
+    snapshots: Vec<u64>,
+}
+
+impl Stored {
+    /// Whether the server has gone on without the transaction, as where that was never committed: it has a later one next, and no
+    /// snapshot in between that may hold it.
+    fn passes_over(&self, zxid: u64) -> bool {
+        let next = self.logged[self.logged.partition_point(|logged| *logged < zxid)..].first();
+        next.is_some_and(|next| *next > zxid && !self.snapshots.iter().any(|held| (zxid..*next).contains(held)))
+    }
+}
+
+/// In their order. Of several servers each may have been away for some of them; and one that was killed may have some more, without
+/// which the others have gone on.
 fn transactions(services: &Services, since: SystemTime) -> impl Iterator<Item = Txn> {
-    let mut txns = BTreeMap::new();
+    let (mut txns, mut servers) = (BTreeMap::new(), vec![]);
     for data in services.get("KSYNC_ZOOKEEPER_DATA").split(':') {
+        let mut stored = Stored::default();
         for entry in std::fs::read_dir(Path::new(data).join("version-2")).unwrap() {
             let entry = entry.unwrap();
-            let is_log = entry.file_name().to_string_lossy().starts_with("log.");
-            if is_log && entry.metadata().unwrap().modified().unwrap() >= since {
-                txns.extend(printed(services, &entry.path()));
+            let name = entry.file_name().into_string().unwrap();
+            if let Some(zxid) = name.strip_prefix("snapshot.").and_then(|zxid| u64::from_str_radix(zxid, 16).ok()) {
+                stored.snapshots.push(zxid);
+            } else if name.starts_with("log.") && entry.metadata().unwrap().modified().unwrap() >= since {
+                let printed = printed(services, &entry.path());
+                stored.logged.extend(printed.iter().map(|(zxid, _)| *zxid));
+                txns.extend(printed);
             }
         }
+        stored.logged.sort_unstable();
+        servers.push(stored);
     }
+    txns.retain(|zxid, _| !servers.iter().any(|server| server.passes_over(*zxid)));
     txns.into_values()
 }
 
