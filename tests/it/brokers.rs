@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Signal, kill_process};
 
 use crate::consume::ids;
-use crate::settings::guarded_broker;
+use crate::settings_warned::guarded_broker;
 use crate::support::{End, World, is_full, value};
 
 /// A delay message with this payload.

@@ -1,12 +1,11 @@
-//! ksync-consume: batches, retries, hand-over, and what it keeps in ZooKeeper.
+//! ksync-consume: batches, retries, hand-over, and what it works on.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
 
-use crate::support::{End, Message, Run, World, value};
+use crate::support::{End, Message, World, value};
 
 /// Records whose values are `{"id":FROM}` to `{"id":TO}`, each with its id as key.
 pub fn ids(range: impl Iterator<Item = u32>) -> impl Iterator<Item = Message> {
@@ -225,30 +224,6 @@ fn partitions_that_are_added_are_read_from_their_beginning() {
 }
 
 #[test]
-fn the_state_beside_the_offset_says_what_the_offset_belongs_to() {
-    let world = World::new("state");
-    let products = world.topic("products", 1);
-    let messages = (1..=5)
-        .map(|id: i64| Message { timestamp_ms: Some(1_700_000_000_000 + id), ..value(format!("{{\"id\":{id}}}")) });
-    world.kafka.produce(&products, messages);
-    let handler = world.handler("");
-    assert_eq!(world.consume(&format!("-t {products} -n indexer -e -- {handler}")).wait(), End::Status(0));
-
-    let seat = world.seat(&products, 0, "indexer");
-    let mut state = seat.state();
-    let topic_id = state["topic_id"].take();
-    let is_id = |id: &str| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) && id.bytes().any(|b| b != b'0');
-    assert!(topic_id.as_str().is_some_and(is_id), "{topic_id}");
-    let term = handler.runs()[0].term;
-    let last = json!({"offset": 4, "ts": 1_700_000_000_005_i64, "crc32c": crc32c::crc32c(br#"{"id":5}"#)});
-    assert_eq!(
-        state,
-        json!({"v": 1, "offset": 5, "topic_id": Value::Null, "leader_epoch": 0, "last": last, "term": term})
-    );
-    assert_eq!(seat.text("offset").as_deref(), Some("5"));
-}
-
-#[test]
 fn each_leader_has_a_higher_term() {
     let world = World::new("term");
     let products = world.topic("products", 1);
@@ -259,184 +234,4 @@ fn each_leader_has_a_higher_term() {
     }
     let terms: Vec<u64> = handler.runs().iter().map(|run| run.term).collect();
     assert!(terms.len() == 3 && terms.is_sorted_by(|a, b| a < b), "{terms:?}");
-}
-
-#[test]
-fn a_first_start_begins_where_it_is_told_and_later_ones_where_the_offset_stands() {
-    let world = World::new("first");
-    let products = world.topic("products", 1);
-    let messages = (0..4).map(|hour: i64| Message {
-        timestamp_ms: Some(1_700_000_000_000 + hour * 3_600_000),
-        ..value(hour.to_string())
-    });
-    world.kafka.produce(&products, messages);
-    // The third hour begins at 2023-11-15T00:13:20Z.
-    for (name, at, expected) in
-        [("a", "earliest", 0), ("b", "latest", 4), ("c", "@2023-11-15T00:00Z", 2), ("d", "@2030-01-01T00:00Z", 4)]
-    {
-        let handler = world.handler("");
-        let mut consumer = world.consume(&format!("-t {products} -n {name} -e --first-start {at} -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(0), "{at}");
-        let begun = format!("{products}/0 as {name}: no offset is stored, beginning at {expected}");
-        assert!(consumer.log_of("info").contains(&begun), "{at}");
-        assert_eq!(handler.payloads().len(), 4 - expected, "{at}");
-    }
-    let handler = world.handler("");
-    let mut again = world.consume(&format!("-t {products} -n a -e --first-start latest -- {handler}"));
-    assert_eq!(again.wait(), End::Status(0));
-    assert!(again.says(&["an offset is stored, so --first-start does not count"]));
-    assert_eq!(world.seat(&products, 0, "a").offset(), Some(4));
-}
-
-#[test]
-fn an_offset_moved_by_hand_deposes_the_leader_which_goes_on_from_there() {
-    let world = World::new("moved");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=5));
-    let handler = world.handler("");
-    let consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
-    let seat = world.seat(&products, 0, "indexer");
-    world.eventually("all is done", || seat.offset() == Some(5));
-
-    seat.write("offset", "2");
-    world.kafka.produce(&products, ids(6..=6));
-    world.eventually("it went on from 2", || seat.offset() == Some(6));
-    let deposed = "no longer leading: deposed: somebody else has written the offset since; queueing again";
-    world.eventually("it is told", || consumer.says(&[deposed]));
-    let moved = format!("{products}/0 as indexer: the offset was moved from 5 to 2 by somebody else; going on from 2");
-    world.eventually("where it went on is told", || consumer.log_of("warn").contains(&moved));
-    let runs = handler.runs();
-    let again: Vec<i64> = runs.iter().skip(1).flat_map(|run| run.offsets()).collect();
-    assert_eq!(again, [5, 2, 3, 4, 5]);
-}
-
-#[test]
-fn an_offset_moved_forward_by_hand_leaves_out_what_lies_before_it_with_a_warning() {
-    let world = World::new("forward");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(0..10));
-    let gate = world.gate();
-    let handler = world.handler(&format!("await {gate}"));
-    let consumer = world.consume(&format!("-t {products} -n indexer --batch-size 5 -- {handler}"));
-    world.eventually("the handler runs", || handler.runs().len() == 1);
-    let seat = world.seat(&products, 0, "indexer");
-    seat.write("offset", "8");
-    gate.open();
-    world.eventually("it went on from 8", || seat.offset() == Some(10));
-    let moved = format!("{products}/0 as indexer: the offset was moved from 0 to 8 by somebody else; going on from 8");
-    world.eventually("that is told", || consumer.log_of("warn").contains(&moved));
-    let offsets: Vec<_> = handler.runs().iter().flat_map(Run::offsets).collect();
-    assert_eq!(offsets, [0, 1, 2, 3, 4, 8, 9]);
-}
-
-#[test]
-fn an_offset_that_is_not_a_number_halts_the_partition() {
-    let world = World::new("garbage");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=5));
-    let seat = world.seat(&products, 0, "indexer");
-    seat.write("offset", "five");
-    let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(1));
-    let text = format!(
-        "{products}/0 as indexer: halted: the stored offset is 'five', which is not a number; write a number there \
-         (nothing means: from the beginning)"
-    );
-    assert_eq!(consumer.log_of("error"), [text]);
-    assert_eq!((seat.text("offset").as_deref(), handler.runs().len()), (Some("five"), 0));
-}
-
-/// The option that an error has printed.
-pub fn printed_option(errors: &[String]) -> String {
-    let error = errors.iter().find(|error| error.contains("--accept-loss")).expect("an option is printed");
-    let (_, option) = error.split_once("--accept-loss ").unwrap();
-    option.split(':').take(2).collect::<Vec<_>>().join(":")
-}
-
-#[test]
-fn a_topic_made_again_while_nobody_read_halts_until_that_very_loss_is_accepted() {
-    let world = World::new("remade");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=5));
-    let handler = world.handler("");
-    let command = format!("-t {products} -n indexer -e");
-    assert_eq!(world.consume(&format!("{command} -- {handler}")).wait(), End::Status(0));
-
-    // Longer than the old one: the offset looks as if it fitted.
-    world.kafka.delete(&products);
-    world.kafka.create(&products, 1, &[]);
-    world.kafka.produce(&products, ids(11..=18));
-    let mut halted = world.consume(&format!("{command} -- {handler}"));
-    assert_eq!(halted.wait(), End::Status(1));
-    let errors = halted.log_of("error");
-    assert!(
-        errors[0].starts_with(&format!(
-            "{products}/0 as indexer: halted: to go on from offset 0, the first one there, start with --accept-loss \
-             {products}/0:5-0@"
-        )),
-        "{errors:?}"
-    );
-    assert!(errors[0].contains("the topic was deleted and made again (its id was "), "{errors:?}");
-    assert!(errors[0].ends_with("what followed offset 5 is lost"), "{errors:?}");
-    let seat = world.seat(&products, 0, "indexer");
-    assert_eq!((seat.offset(), handler.payloads().len()), (Some(5), 5));
-
-    let option = printed_option(&errors);
-    let mut accepted = world.consume(&format!("{command} --accept-loss {option} -- {handler}"));
-    assert_eq!(accepted.wait(), End::Status(0));
-    assert_eq!((seat.offset(), handler.payloads().len()), (Some(8), 13));
-}
-
-#[test]
-fn a_topic_made_again_while_it_is_read_halts_before_a_record_of_it_is_committed() {
-    let world = World::new("remade-live");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=5));
-    let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -- {handler}"));
-    let seat = world.seat(&products, 0, "indexer");
-    world.eventually("all is done", || seat.offset() == Some(5));
-
-    world.kafka.delete(&products);
-    world.kafka.create(&products, 1, &[]);
-    world.kafka.produce(&products, ids(11..=18));
-    world.eventually("it halts", || consumer.says(&["error: ", "halted at offset 5", "--accept-loss", "made again"]));
-    assert_eq!(seat.offset(), Some(5));
-    let option = printed_option(&consumer.log_of("error"));
-    consumer.signal(Signal::TERM);
-    assert_eq!(consumer.wait(), End::Status(0));
-
-    let after = world.handler("");
-    let mut accepted = world.consume(&format!("-t {products} -n indexer -e --accept-loss {option} -- {after}"));
-    assert_eq!(accepted.wait(), End::Status(0));
-    assert_eq!((seat.offset(), after.payloads().len()), (Some(8), 8));
-}
-
-#[test]
-fn an_offset_that_the_log_has_left_behind_halts_until_the_loss_is_accepted() {
-    let world = World::new("expired");
-    let products = world.topic("products", 2);
-    let to = |p: i32| move |message: Message| message.to(p);
-    world.kafka.produce(&products, ids(1..=5).map(to(0)).chain(ids(1..=5).map(to(1))));
-    let handler = world.handler("");
-    let command = format!("-t {products} -n indexer -e");
-    assert_eq!(world.consume(&format!("{command} -- {handler}")).wait(), End::Status(0));
-
-    world.kafka.produce(&products, ids(6..=10).map(to(0)).chain(ids(6..=10).map(to(1))));
-    world.kafka.delete_records(&products, 0, 8);
-    let mut halted = world.consume(&format!("{command} -- {handler}"));
-    assert_eq!(halted.wait(), End::Status(1));
-    let errors = halted.log_of("error");
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert!(errors[0].contains(&format!("--accept-loss {products}/0:5-8@")), "{errors:?}");
-    assert!(errors[0].ends_with(": the log begins at 8 now: the records from 5 to 7 are lost"), "{errors:?}");
-    let (zero, one) = (world.seat(&products, 0, "indexer"), world.seat(&products, 1, "indexer"));
-    assert_eq!((zero.offset(), one.offset()), (Some(5), Some(10)));
-
-    let option = printed_option(&errors);
-    let mut accepted = world.consume(&format!("{command} --accept-loss {option} -- {handler}"));
-    assert_eq!(accepted.wait(), End::Status(0));
-    assert_eq!(zero.offset(), Some(10));
-    assert_eq!(handler.runs().last().unwrap().offsets(), [8, 9]);
 }

@@ -1,4 +1,4 @@
-//! What becomes of records that a handler fails at: halving, the dead-letter topic, the breaker, results for single records.
+//! What becomes of records that a handler fails at: halving, the dead-letter topic, the breaker, a lone bad record.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ pub fn letters(world: &World, dead: &str) -> Vec<i64> {
 }
 
 /// The offsets that came to the end of a run, in the order of that.
-fn done(handler: &Handler) -> Vec<i64> {
+pub fn done(handler: &Handler) -> Vec<i64> {
     let mut runs: Vec<_> = handler.runs().into_iter().filter(|run| run.done.is_some()).collect();
     runs.sort_by_key(|run| run.done);
     runs.iter().flat_map(|run| run.offsets()).collect()
@@ -163,108 +163,6 @@ fn a_dead_letter_has_its_own_key_value_and_headers_and_tells_what_happened() {
 }
 
 #[test]
-fn without_a_dead_letter_topic_the_partition_halts_at_the_record_and_the_others_go_on() {
-    let world = World::new("stay");
-    let products = world.topic("products", 2);
-    let key = |offset: u32| if offset.is_multiple_of(2) { "even" } else { "odd" };
-    let messages = (0..6).map(|offset| value(offset.to_string()).key(key(offset)).to(1));
-    world.kafka.produce(&products, messages);
-    let (handler, bad) = fails_at(&world, [2], 1);
-    let options = "--retry-pause 50ms --retry-pause-max 200ms --batch-wait 1s -j 1";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
-    let (zero, one) = (world.seat(&products, 0, "indexer"), world.seat(&products, 1, "indexer"));
-    world.eventually("what lies before is committed", || one.offset() == Some(2));
-    world.eventually("an error is told for each attempt", || consumer.log_of("error").len() >= 3);
-    let told = format!(
-        "{products}/1 as indexer: halted at offset 2: the handler cannot work on the record at offset 2: exit status 1; mend \
-         it, or let --dead-letter put such records aside, or pass this one by --skip {products}/1@2; trying again in "
-    );
-    assert!(consumer.log_of("error").iter().all(|line| line.starts_with(&told)), "{:?}", consumer.log_of("error"));
-    assert_eq!(done(&handler), [0, 1, 3, 4, 5]);
-    world.kafka.produce(&products, ids(1..=2).map(|message| message.to(0)));
-    world.eventually("the other partition goes on", || zero.offset() == Some(2));
-
-    write_bad(&bad, [99]);
-    world.eventually("it goes on once the record works", || one.offset() == Some(6));
-    let of_one: Vec<_> = handler.runs().into_iter().filter(|run| run.partition == 1 && run.done.is_some()).collect();
-    let of_one: Vec<_> = of_one.iter().flat_map(|run| run.offsets()).collect();
-    assert_eq!(of_one, [0, 1, 3, 4, 5, 2, 4], "those of its key come again after it");
-    consumer.signal(Signal::TERM);
-    assert_eq!(consumer.wait(), End::Status(0));
-}
-
-#[test]
-fn a_halted_partition_among_64_holds_up_none_of_the_others_and_takes_no_permit_away() {
-    const HALTED: i32 = 17;
-    let world = World::new("one-of-64");
-    let products = world.topic("products", 64);
-    let to_each = |count: i32| (0..64 * count).map(|number| value("1").to(number % 64));
-    world.kafka.produce(&products, to_each(30));
-    let (bad, gate) = (world.file("bad"), world.gate());
-    fs::write(&bad, format!("\"partition\":{HALTED},\"offset\":3,\n")).unwrap();
-    let handler = world.handler(&format!(
-        "if grep -qFf {} \"$run\"; then exit 1; fi; ! grep -q '\"payload\":\"wait\"' \"$run\" || await {gate}",
-        bad.display()
-    ));
-    // Each pause is at least 8 s long after some failures.
-    let options = "-j 4 --batch-size 10 --retry-pause 125ms --retry-pause-max 10s";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
-    let offsets = || -> Vec<_> { (0..64).map(|p| world.seat(&products, p, "indexer").offset().unwrap_or(0)).collect() };
-    let all_but_the_halted = |others| -> Vec<_> { (0..64).map(|p| if p == HALTED { 3 } else { others }).collect() };
-    world.eventually("the others are at their end", || offsets() == all_but_the_halted(30));
-    let tries = || handler.runs().iter().filter(|run| run.partition == HALTED && run.offsets() == [3]).count();
-    world.eventually("it is tried again and again", || tries() >= 7);
-    let before = tries();
-    world.eventually("a long pause begins", || tries() > before);
-    world.kafka.produce(&products, (0..8).map(|partition| value("\"wait\"").to(partition)));
-    let at_work = || handler.runs().iter().filter(|run| run.partition < 8 && run.done.is_none()).count();
-    world.within(Duration::from_millis(7900), "meanwhile all four permits are there for others", || at_work() == 4);
-    gate.open();
-    world.kafka.produce(&products, to_each(1).filter(|message| message.partition >= Some(8)));
-    world.eventually("the others are at their end again", || offsets() == all_but_the_halted(31));
-    let before = tries();
-    world.eventually("it is still tried", || tries() > before);
-
-    write_bad(&bad, [99]);
-    world.eventually("it goes on once the record works", || offsets() == [31; 64]);
-    consumer.signal(Signal::TERM);
-    assert_eq!(consumer.wait(), End::Status(0));
-}
-
-#[test]
-fn a_record_to_skip_is_passed_once_and_the_state_tells_it() {
-    let world = World::new("skip");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=4));
-    let (handler, _) = fails_at(&world, [2], 1);
-    let command = format!("-t {products} -n indexer -e --retry-pause 10ms --batch-wait 1s");
-    let mut halted = world.consume(&format!("{command} -- {handler}"));
-    assert_eq!(halted.wait(), End::Status(1));
-    let option = format!("--skip {products}/0@2");
-    assert!(halted.says(&["error: ", &option]), "{:?}", halted.log());
-
-    let after = world.handler("");
-    let mut skips = world.consume(&format!("{command} {option} -- {after}"));
-    assert_eq!(skips.wait(), End::Status(0));
-    assert_eq!(done(&after), [3]);
-    assert!(skips.says(&["warn: ", "the record at offset 2 is passed"]), "{:?}", skips.log());
-    let seat = world.seat(&products, 0, "indexer");
-    assert_eq!((seat.offset(), seat.state()["skipped"].as_i64()), (Some(4), Some(2)));
-}
-
-#[test]
-fn exit_65_isolates_at_once_and_the_record_needs_no_other_to_succeed() {
-    let world = World::new("permanent");
-    let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
-    world.kafka.produce(&products, ids(1..=1));
-    let (handler, _) = fails_at(&world, [0], 65);
-    let options = format!("--retry-pause 1h --dead-letter={dead}");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(3));
-    assert_eq!((letters(&world, &dead), handler.runs().len()), (vec![0], 1));
-}
-
-#[test]
 fn a_store_that_is_down_for_long_leaves_nothing_in_the_dead_letter_topic() {
     let world = World::new("store-down");
     let (products, dead) = (world.topic("products", 1), world.topic("dead", 1));
@@ -328,115 +226,4 @@ fn transactions_that_are_aborted_do_not_put_off_the_next_run_of_a_lone_bad_recor
         }
         assert!(round < 3, "{aborted} aborted, {runs} runs");
     }
-}
-
-#[test]
-fn a_temporary_failure_counts_against_no_record() {
-    let world = World::new("temporary");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=8));
-    let handler = world.handler("[ $KSYNC_BATCH_ATTEMPT -gt 10 ] || exit 75");
-    let options = "--retry-pause 10ms --retry-pause-max 20ms --batch-wait 1s";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let counts: Vec<_> = handler.runs().iter().map(|run| (run.count, run.attempt)).collect();
-    assert_eq!(counts, Vec::from_iter((1..=11).map(|attempt| (8, attempt))));
-}
-
-#[test]
-fn a_misconfigured_handler_ends_the_process_before_its_first_success_and_never_after_it() {
-    let world = World::new("misconfigured");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=4));
-    let never = world.handler("exit 127");
-    let mut refused = world.consume(&format!("-t {products} -n refused -- {never}"));
-    assert_eq!(refused.wait(), End::Status(78));
-    assert!(refused.says(&["the handler failed before it ever succeeded: exit status 127.", "look at"]));
-    let seat = world.seat(&products, 0, "refused");
-    assert_eq!((seat.offset(), seat.candidates().len()), (Some(0), 0));
-
-    let swapped = world.gate();
-    let deployed = world.handler(&format!("[ $KSYNC_BATCH_FIRST_OFFSET -lt 2 ] || [ -e {swapped} ] || exit 127"));
-    let options = "--retry-pause 10ms --retry-pause-max 20ms --batch-size 2";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {deployed}"));
-    world.eventually("it fails again and again", || deployed.runs().len() > 10);
-    assert!(deployed.runs().iter().all(|run| run.count == 2), "nothing was isolated");
-    swapped.open();
-    let seat = world.seat(&products, 0, "indexer");
-    world.eventually("it goes on after the deploy", || seat.offset() == Some(4));
-    consumer.signal(Signal::TERM);
-    assert_eq!(consumer.wait(), End::Status(0));
-}
-
-#[test]
-fn records_that_the_handler_names_are_put_aside_without_any_halving() {
-    let world = World::new("named");
-    for (form, line, runs) in [
-        ("own", r#"{\"offset\":$1,\"status\":\"fail\",\"error\":\"no such index\",\"permanent\":true}"#, 1),
-        ("lambda", r#"{\"batchItemFailures\":[{\"itemIdentifier\":\"$1\"}]}"#, 3),
-    ] {
-        let (products, dead) = (world.topic(&format!("products-{form}"), 1), world.topic(&format!("dead-{form}"), 1));
-        world.kafka.produce(&products, ids(1..=100));
-        let handler = world.handler(&format!(
-            "tell() {{ echo \"{line}\" >&3; }}; for offset in 17 42; do if grep -q \"\\\"offset\\\":$offset,\" \"$run\"; then \
-             tell $offset; fi; done"
-        ));
-        let options = format!("--retry-pause 10ms --batch-wait 1s --dead-letter={dead}");
-        let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(3));
-        let counts: Vec<_> = handler.runs().iter().map(|run| run.count).collect();
-        assert_eq!((letters(&world, &dead), counts.len()), (vec![17, 42], runs), "{form}: {counts:?}");
-    }
-}
-
-#[test]
-fn results_that_cannot_be_understood_fail_the_whole_batch() {
-    let world = World::new("results");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=3));
-    for (name, line, told) in [
-        ("unknown", r#"{\"offset\":99,\"status\":\"ok\"}"#, "the results name offset 99, which is not in the batch"),
-        ("broken", r#"{\"offset\":1,"#, "cannot read the result line '{\"offset\":1,'"),
-    ] {
-        let handler = world.handler(&format!("if [ $KSYNC_BATCH_ATTEMPT -eq 1 ]; then echo \"{line}\" >&3; fi"));
-        let options = "--retry-pause 10ms --batch-wait 1s";
-        let mut consumer = world.consume(&format!("-t {products} -n {name} -e {options} -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(0));
-        assert!(consumer.says(&["warn: ", told]), "{:?}", consumer.log());
-        let runs: Vec<_> = handler.runs().iter().map(|run| (run.count, run.attempt)).collect();
-        assert_eq!(runs, [(3, 1), (3, 2)]);
-    }
-}
-
-#[test]
-fn with_require_result_only_what_was_reported_done_is_done() {
-    let world = World::new("require");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=3));
-    let ok = r#"{\"offset\":$1,\"status\":\"ok\"}"#;
-    let all = "for offset in $(seq $KSYNC_BATCH_FIRST_OFFSET $KSYNC_BATCH_LAST_OFFSET); do tell $offset; done";
-    let handler = world.handler(&format!(
-        "tell() {{ echo \"{ok}\" >&3; }}; if [ $KSYNC_BATCH_COUNT -eq 3 ]; then tell 0; else {all}; fi"
-    ));
-    let options = "--require-result --retry-pause 10ms --batch-wait 1s";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let runs: Vec<_> = handler.runs().iter().map(|run| run.offsets()).collect();
-    assert_eq!(runs, [vec![0, 1, 2], vec![1, 2]]);
-}
-
-#[test]
-fn a_batch_that_was_not_read_to_its_end_is_not_committed() {
-    let world = World::new("unread");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=3));
-    let script = world.script("[ $KSYNC_BATCH_ATTEMPT -eq 1 ] || cat >/dev/null");
-    let options = "--retry-pause 10ms --batch-wait 1s";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e {options} -- {script}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    assert!(consumer.says(&["warn: ", "exit status 0 with", "of its input unread"]), "{:?}", consumer.log());
-    let careless = world.script("exit 0");
-    let mut allowed = world.consume(&format!("-t {products} -n careless -e --allow-unread -- {careless}"));
-    assert_eq!(allowed.wait(), End::Status(0));
-    assert_eq!(world.seat(&products, 0, "careless").offset(), Some(3));
 }

@@ -1,8 +1,6 @@
 //! Messages of all kinds: each record is one line, and its bytes reach the handler as they are.
 
-use std::iter::repeat_n;
-
-use crate::support::{End, Handler, Message, World, is_full, payload, value};
+use crate::support::{End, Message, World, value};
 
 const TIME: i64 = 1_700_000_000_000;
 
@@ -24,17 +22,17 @@ const NOT_JSON: [&[u8]; 14] = [
     b"\x08\x07\x12\x06widget",
 ];
 
-fn at_a_fixed_time(messages: impl IntoIterator<Item = Message>) -> impl Iterator<Item = Message> {
+pub fn at_a_fixed_time(messages: impl IntoIterator<Item = Message>) -> impl Iterator<Item = Message> {
     messages.into_iter().map(|message| Message { timestamp_ms: Some(TIME), ..message })
 }
 
 /// The line of a record of partition 0; `members` is what comes after its time.
-fn line(topic: &str, offset: usize, members: &str) -> String {
+pub fn line(topic: &str, offset: usize, members: &str) -> String {
     format!(r#"{{"topic":"{topic}","partition":0,"offset":{offset},"ts":{TIME},{members}}}"#)
 }
 
 /// The line of a record with no key and no headers.
-fn line_of(topic: &str, offset: usize, payload: &str) -> String {
+pub fn line_of(topic: &str, offset: usize, payload: &str) -> String {
     line(topic, offset, &format!(r#""key":null,"headers":[],"payload":{payload}"#))
 }
 
@@ -48,21 +46,12 @@ fn given(world: &World, topic: &str, messages: impl IntoIterator<Item = Message>
 }
 
 /// Compares long texts without printing them.
-fn assert_same(got: &[String], expected: &[String]) {
+pub fn assert_same(got: &[String], expected: &[String]) {
     assert_eq!(got.len(), expected.len());
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         let differs = got.bytes().zip(expected.bytes()).position(|(a, b)| a != b);
         assert_eq!((got.len(), differs), (expected.len(), None), "text {index}");
     }
-}
-
-/// A topic that takes records of `size` bytes.
-fn topic_of_large(world: &World, size: usize) -> String {
-    let topic = format!("products-{}", world.id);
-    let size = size.to_string();
-    world.kafka.create(&topic, 1, &[("max.message.bytes", &size)]);
-    world.kafka.create(&format!("{topic}-delay"), 1, &[("max.message.bytes", &size)]);
-    topic
 }
 
 #[test]
@@ -190,140 +179,6 @@ fn numbers_stay_as_they_are_written() {
 }
 
 #[test]
-fn records_of_1_and_8_mib_arrive_and_one_larger_than_a_batch_goes_alone() {
-    let world = World::new("large");
-    let products = topic_of_large(&world, 10 << 20);
-    let text = |size: usize| format!("\"{}\"", "x".repeat(size - 2));
-    let values = ["1".to_owned(), text(1 << 20), "2".to_owned(), text(8 << 20), "3".to_owned(), "4".to_owned()];
-    world.kafka.produce(&products, at_a_fixed_time(values.iter().map(value)));
-    let handler = world.handler("");
-    let options = "-e --batch-wait 20s --batch-bytes 2MiB";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let runs = handler.runs();
-    let batches: Vec<_> = runs.iter().map(|run| (run.first, run.last, run.count)).collect();
-    assert_eq!(batches, [(0, 2, 3), (3, 3, 1), (4, 5, 2)]);
-    let lines: Vec<String> = runs.into_iter().flat_map(|run| run.lines).collect();
-    let expected: Vec<_> = (0..).zip(&values).map(|(offset, value)| line_of(&products, offset, value)).collect();
-    assert_same(&lines, &expected);
-}
-
-#[test]
-fn a_record_of_100_mib_is_given_if_a_broker_takes_it() {
-    let world = World::new("huge");
-    for (compression, size) in [("lz4", 100 << 20), ("none", 99 << 20)] {
-        let products = format!("products-{compression}-{}", world.id);
-        world.kafka.create(&products, 1, &[("max.message.bytes", "125829120")]);
-        let values = ["1".to_owned(), format!("\"{}\"", "x".repeat(size - 2)), "2".to_owned()];
-        let kafka = world.kafka.with("compression.type", compression);
-        kafka.produce(&products, at_a_fixed_time(values.iter().map(value)));
-        assert_eq!(world.kafka.count(&products), 3);
-        let handler = world.handler("");
-        let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(0), "{compression}");
-        let runs = handler.runs();
-        let batches: Vec<_> = runs.iter().map(|run| (run.first, run.last)).collect();
-        assert_eq!(batches, [(0, 0), (1, 1), (2, 2)]);
-        let lines: Vec<String> = runs.into_iter().flat_map(|run| run.lines).collect();
-        let expected: Vec<_> = (0..).zip(&values).map(|(offset, value)| line_of(&products, offset, value)).collect();
-        assert_same(&lines, &expected);
-        assert_eq!(consumer.log_of("warn"), Vec::<String>::new());
-        world.kafka.delete(&products);
-    }
-}
-
-#[test]
-fn a_message_of_100_mib_is_refused_by_ksync_stream() {
-    let world = World::new("huge-stream");
-    let products = topic_of_large(&world, 120 << 20);
-    let huge = format!("\"{}\"", "x".repeat((100 << 20) - 2));
-    for (only, suffix) in [("instant", ""), ("delay", "-delay")] {
-        let mut stream = world.stream_lines(&format!("- -t {products} --only {only}"), &huge);
-        assert_eq!(stream.wait(), End::Status(1), "{only}");
-        let told =
-            format!("cannot write to topic {products}{suffix}: Kafka did not take the record: MessageSizeTooLarge");
-        assert!(stream.says(&["error: ", &told]), "{:?}", stream.log());
-        assert_eq!(world.kafka.count(&format!("{products}{suffix}")), 0);
-    }
-}
-
-#[test]
-fn a_bad_record_of_100_mib_that_cannot_be_put_aside_halts_its_partition() {
-    let world = World::new("huge-letter");
-    let products = topic_of_large(&world, 120 << 20);
-    let dead = world.topic("dead", 1);
-    let huge = format!("\"{}\"", "x".repeat((100 << 20) - 2));
-    world.kafka.with("compression.type", "lz4").produce(&products, [value("1"), value(huge), value("2")]);
-    let handler = world.handler("[ $KSYNC_BATCH_FIRST_OFFSET -ne 1 ] || exit 65");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --dead-letter={dead} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(1), "{:?}", consumer.log());
-    let told =
-        format!("halted at offset 1: cannot write to {dead}: Kafka did not take the record: MessageSizeTooLarge");
-    assert!(consumer.says(&["error: ", &told]), "{:?}", consumer.log());
-    assert_eq!((world.seat(&products, 0, "indexer").offset(), world.kafka.count(&dead)), (Some(1), 0));
-    assert!(!consumer.says(&["are in the dead-letter topic"]));
-    world.kafka.delete(&products);
-}
-
-#[test]
-fn a_batch_is_closed_before_the_record_that_would_make_it_too_large() {
-    let world = World::new("bytes");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, at_a_fixed_time(repeat_n(value("{}"), 7)));
-    let size = line_of(&products, 0, "{}").len() + 1;
-    for (name, bytes, counts) in [
-        ("below", 3 * size - 1, vec![2, 2, 2, 1]),
-        ("exact", 3 * size, vec![3, 3, 1]),
-        ("above", 3 * size + 1, vec![3, 3, 1]),
-        ("tiny", 1, vec![1; 7]),
-    ] {
-        let handler = world.handler("");
-        let options = format!("-e --batch-wait 20s --batch-bytes {bytes}");
-        let mut consumer = world.consume(&format!("-t {products} -n {name} {options} -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(0), "{name}");
-        let got: Vec<_> = handler.runs().iter().map(|run| run.count).collect();
-        assert_eq!((got, offsets(&handler)), (counts, (0..7).collect()), "{name}");
-    }
-}
-
-/// The offsets of all lines that the handler got, in that order.
-fn offsets(handler: &Handler) -> Vec<i64> {
-    let offset = |line: &str| {
-        let (_, rest) = line.split_once("\"offset\":").unwrap();
-        rest.split_once(',').unwrap().0.parse().unwrap()
-    };
-    handler.runs().iter().flat_map(|run| &run.lines).map(|line| offset(line)).collect()
-}
-
-#[test]
-fn depth_and_a_million_members_are_no_matter_from_the_writer_through_the_delayer_to_the_handler() {
-    let world = World::new("depth");
-    let products = topic_of_large(&world, 30 << 20);
-    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let objects = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
-    // Were the time not linear, this would take hours.
-    let members: Vec<String> = (0..1_000_000).map(|member| format!("\"member-{member}\":1")).collect();
-    let values = [
-        nested(127),
-        nested(128),
-        nested(10_000),
-        nested(1_000_000),
-        objects(1_000_000),
-        r#"{"__proto__":{"a":1},"":2,"a":3,"a":4,"constructor":5}"#.to_owned(),
-        format!("{{{}}}", members.join(",")),
-    ];
-    let mut stream = world.stream_lines(&format!("- -t {products} --only delay"), values.join("\n"));
-    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
-    let _delayer = world.delayer(&format!("-t {products} --delay 100ms"));
-    world.eventually("all are sent on", || world.kafka.count(&products) == values.len() as i64);
-    let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0), "{:?}", consumer.log());
-    let got: Vec<String> = handler.runs().iter().flat_map(|run| &run.lines).map(|line| payload(line)).collect();
-    assert_same(&got, &values);
-}
-
-#[test]
 fn keys_and_headers_of_all_kinds_are_kept_apart() {
     let world = World::new("keys");
     let products = world.topic("products", 1);
@@ -354,72 +209,6 @@ fn keys_and_headers_of_all_kinds_are_kept_apart() {
     ];
     let expected: Vec<_> = (0..).zip(&expected).map(|(offset, members)| line(&products, offset, members)).collect();
     assert_same(&got, &expected);
-}
-
-#[test]
-fn batches_are_contiguous_at_their_edges() {
-    let world = World::new("edges");
-    for (count, counts) in [(99, vec![99]), (100, vec![100]), (101, vec![100, 1]), (200, vec![100, 100])] {
-        let products = world.topic(&format!("products-{count}"), 1);
-        world.kafka.produce(&products, repeat_n(value("{}"), count));
-        let handler = world.handler("");
-        let options = "-e --batch-size 100 --batch-wait 20s";
-        let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
-        assert_eq!(consumer.wait(), End::Status(0));
-        let got: Vec<_> = handler.runs().iter().map(|run| run.count).collect();
-        assert_eq!((got, offsets(&handler)), (counts, (0..count as i64).collect()), "{count}");
-        assert_eq!(world.seat(&products, 0, "indexer").offset(), Some(count as i64));
-    }
-}
-
-#[test]
-fn many_tiny_records_arrive_once_and_in_their_order() {
-    let world = World::new("tiny");
-    let products = world.topic("products", 1);
-    let count = if is_full() { 1_000_000 } else { 50_000 };
-    world.kafka.produce(&products, repeat_n(value("1"), count));
-    let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e --batch-size 9999 -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let offsets = offsets(&handler);
-    let first_gap = (0..).zip(&offsets).find(|(expected, offset)| expected != *offset);
-    assert_eq!((offsets.len(), first_gap), (count, None));
-}
-
-#[test]
-fn of_records_with_the_same_key_only_the_last_is_given_where_that_is_wanted() {
-    let world = World::new("coalesce");
-    let products = world.topic("products", 1);
-    let messages = [
-        value("1").key("a"),
-        value("[7]"),
-        value("2").key("b"),
-        value("3").key("a"),
-        value("[8]"),
-        value("[7]"),
-        Message::default().key("b"),
-        value("4").key("c"),
-        value("5").key("c"),
-    ];
-    world.kafka.produce(&products, at_a_fixed_time(messages));
-    let handler = world.handler("");
-    let options = "-e --coalesce --batch-size 8 --batch-wait 20s";
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let runs = handler.runs();
-    let keyed = |offset, key: &str, payload: &str| {
-        line(&products, offset, &format!(r#""key":"{key}","headers":[],"payload":{payload}"#))
-    };
-    let batches: Vec<_> = runs.iter().map(|run| (run.count, run.first, run.last, run.lines.clone())).collect();
-    let first = vec![
-        keyed(3, "a", "3"),
-        line_of(&products, 4, "[8]"),
-        line_of(&products, 5, "[7]"),
-        keyed(6, "b", "null"),
-        keyed(7, "c", "4"),
-    ];
-    assert_eq!(batches, [(5, 3, 7, first), (1, 8, 8, vec![keyed(8, "c", "5")])]);
-    assert_eq!(world.seat(&products, 0, "indexer").offset(), Some(9));
 }
 
 #[test]

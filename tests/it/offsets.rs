@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::consume::printed_option;
+use crate::consume_offsets::printed_option;
 use crate::support::{End, Message, Run, World, value};
 
 /// Records with these offsets, whose values are their offsets too. Those that are kept have a key of their own.

@@ -9,7 +9,7 @@ use rdkafka::types::RDKafkaApiKey::{Fetch, Metadata};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::consume::printed_option;
+use crate::consume_offsets::printed_option;
 use crate::protocol::{Mock, Take, leading};
 use crate::support::{End, World, block_on, log_lines, value};
 

@@ -1,15 +1,13 @@
-//! A handler that is tried out on a file of records, and failed batches that are kept for that.
+//! A handler that is tried out on a file of records: what would be run, committed, put aside and halted at.
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::consume::ids;
-use crate::support::{End, Message, World, value};
+use crate::support::{End, World};
 
 /// How a command of a shell has ended, and what it has written.
 pub struct Tried {
@@ -40,111 +38,21 @@ pub fn sh(world: &World, line: &str, stdin: &str) -> Tried {
     }
 }
 
-fn line(topic: &str, partition: i32, offset: i64) -> String {
+pub fn line(topic: &str, partition: i32, offset: i64) -> String {
     format!(
         "{{\"topic\":\"{topic}\",\"partition\":{partition},\"offset\":{offset},\"ts\":1700000000000,\"key\":\"k{offset}\",\
          \"headers\":[],\"payload\":{{\"id\":{offset}}}}}\n"
     )
 }
 
-fn lines(topic: &str, partition: i32, offsets: impl IntoIterator<Item = i64>) -> String {
+pub fn lines(topic: &str, partition: i32, offsets: impl IntoIterator<Item = i64>) -> String {
     offsets.into_iter().map(|offset| line(topic, partition, offset)).collect()
 }
 
 /// What a handler does that fails at one of these offsets.
-fn fails_at(offsets: &[i64], status: i32) -> String {
+pub fn fails_at(offsets: &[i64], status: i32) -> String {
     let bad: String = offsets.iter().map(|offset| format!("-e '\"offset\":{offset},' ")).collect();
     format!("if grep -qF {bad} \"$run\"; then exit {status}; fi")
-}
-
-#[test]
-fn our_own_lines_reach_the_handler_byte_for_byte_as_batches_of_each_partition_in_the_order_of_their_first_lines() {
-    let world = World::new("replay");
-    let by_hand =
-        "{ \"topic\" : \"orders\",\"partition\":1, \"offset\":7,\"payload\":{\"id\": 18446744073709551616} }\n";
-    let raw = "{\"topic\":\"products\",\"partition\":0,\"offset\":44,\"ts\":null,\"key_b64\":\"/wA=\",\
-               \"headers\":[[\"a\",null],[\"b\",{\"b64\":\"/w==\"}]],\"payload_b64\":\"e30ge30=\"}\n";
-    let [first, second] = [lines("products", 0, [41, 42]), lines("products", 0, [45])];
-    let file = [&first, by_hand, raw, "\n", second.trim_end()].concat();
-    let handler = world.handler("echo 'it is said' >&2");
-    let tried = sh(&world, &format!("ksync-consume --replay - --batch-size 3 -n indexer -- {handler}"), &file);
-    let printed = [
-        "run 1: products/0 offsets 41 to 44 (3 records): done",
-        "would commit products/0 at offset 45",
-        "run 2: orders/1 offset 7 (1 record): done",
-        "would commit orders/1 at offset 8",
-        "run 3: products/0 offset 45 (1 record): done",
-        "would commit products/0 at offset 46",
-    ];
-    assert_eq!((tried.printed, tried.status), (printed.map(str::to_owned).to_vec(), Some(0)));
-    assert!(tried.said.contains("products/0: it is said"), "{}", tried.said);
-    let given: Vec<_> =
-        handler.runs().into_iter().map(|run| (run.lines.join("\n") + "\n", run.name, run.term)).collect();
-    let expected = [format!("{first}{raw}"), by_hand.to_owned(), second];
-    assert_eq!(given, expected.map(|lines| (lines, "indexer".to_owned(), 0)));
-    assert!(handler.runs().iter().all(|run| run.done.is_some() && run.attempt == 1));
-
-    let bytes = first.len() + 10; // The raw one would make it larger.
-    let cut = sh(&world, &format!("ksync-consume --replay - --batch-bytes {bytes} -- {handler}"), &file);
-    let runs: Vec<_> = handler.runs()[3..].iter().map(|run| (run.first, run.count, run.name.clone())).collect();
-    let run = |first, count| (first, count, "replay".to_owned());
-    assert_eq!((runs, cut.status), (vec![run(41, 2), run(7, 1), run(44, 1), run(45, 1)], Some(0)));
-}
-
-#[test]
-fn lines_of_kcat_reach_the_handler_as_the_records_themselves_do() {
-    let world = World::new("replay-kcat");
-    let products = world.topic("products", 1);
-    let none = Message::default();
-    world.kafka.produce(
-        &products,
-        [
-            value("{\"id\":\n 18446744073709551616,\"é\":\"\u{2028}\\ud800 \\\"\"}")
-                .key("7")
-                .header("k", "v")
-                .header("k", "w"),
-            Message { headers: vec![("none".to_owned(), None)], ..none.clone() }.key("8"),
-            value("{\"id\":10}").key(""),
-            value("{\"id\":11}"),
-            value("null").key(b"\xff\x00k\"").header("b", b"\xff").header("", ""),
-            value("no JSON"),
-            value(b"\xfe\x01\"\\/\n").key("9"),
-            value(""),
-            none,
-        ],
-    );
-    let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n replay -e --on-invalid raw -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(0));
-    let bootstrap = world.services.get("KSYNC_BOOTSTRAP_SERVER");
-    let kcat = format!("kcat -C -J -e -q -o beginning -b {bootstrap} -t {products}");
-    let tried = sh(&world, &format!("{kcat} | ksync-consume --replay - --on-invalid raw -- {handler}"), "");
-    assert_eq!(tried.status, Some(0), "{}", tried.said);
-    let lines = |count| handler.runs().into_iter().skip(count).flat_map(|run| run.lines).collect::<Vec<_>>();
-    let runs = handler.runs().len() - 1;
-    assert_eq!((lines(runs).len(), lines(runs)), (9, lines(0)[..9].to_vec()));
-
-    let why = "it is not JSON: expected ident at line 1 column 2";
-    let halts = sh(&world, &format!("{kcat} | ksync-consume --replay - -- {handler}"), "");
-    let printed = [
-        format!("run 1: {products}/0 offsets 0 to 4 (5 records): done"),
-        format!("would commit {products}/0 at offset 5"),
-        format!(
-            "would halt at {products}/0: line 6: the value at offset 5 cannot be given to the handler: {why}; mend its writer \
-             and let --on-invalid dead-letter put it aside"
-        ),
-    ];
-    assert_eq!((&halts.printed[..], halts.status), (&printed[..], Some(1)));
-    let aside = sh(&world, &format!("{kcat} | ksync-consume --replay - --on-invalid dead-letter -- {handler}"), "");
-    let aside_at = |offset: i64, why: &str| format!("would put {products}/0@{offset} aside: {why}");
-    let printed = [
-        format!("run 1: {products}/0 offsets 0 to 8 (6 records): done"),
-        aside_at(5, why),
-        aside_at(6, "it is not JSON: expected value at line 1 column 1"),
-        aside_at(7, "it is empty"),
-        format!("would commit {products}/0 at offset 9"),
-    ];
-    assert_eq!((&aside.printed[..], aside.status), (&printed[..], Some(3)));
 }
 
 /// Eight records of products/0 in batches of four, and one of orders/2 after the first of these.
@@ -159,7 +67,7 @@ fn tried(world: &World, options: &str, body: &str) -> (Vec<String>, Option<i32>)
     (tried.printed, tried.status)
 }
 
-fn run(number: u32, of: &str, then: &str) -> String {
+pub fn run(number: u32, of: &str, then: &str) -> String {
     format!("run {number}: {of}: {then}")
 }
 
@@ -314,31 +222,6 @@ fn workers_are_tried_out_too() {
 }
 
 #[test]
-fn a_line_that_is_no_record_or_out_of_order_is_told_by_its_number_and_nothing_is_run() {
-    let world = World::new("replay-lines");
-    let handler = world.handler("");
-    let good = lines("products", 0, 0..3);
-    let kcat = "{\"topic\":\"t\",\"partition\":0,\"offset\":1,\"tstype\":\"create\",\"payload\":{}}\n";
-    let neither = "it is no record's line, neither of ksync nor of kcat -J";
-    for (bad, options, why) in [
-        ("{\"id\":7}\n", "", format!("line 4: {neither}: missing field `topic` at line 1 column 8")),
-        ("hello\n", "", format!("line 4: {neither}: expected value at line 1 column 1")),
-        (kcat, "", format!("line 4: {neither}: invalid type: map, expected a text at line 1 column 66")),
-        (&line("products", 0, 2), "", "line 4: offset 2 of products/0 does not come after 2".to_owned()),
-        ("", "--memory 200", "line 2: the records up to here take more than 200 bytes (--memory)".to_owned()),
-    ] {
-        let tried = sh(&world, &format!("ksync-consume --replay - {options} -- {handler}"), &format!("{good}{bad}"));
-        assert_eq!((tried.printed, tried.status), (vec![], Some(1)), "{bad}");
-        assert!(tried.said.contains(&format!("error: cannot read stdin: {why}\n")), "{}", tried.said);
-    }
-    let missing = sh(&world, &format!("ksync-consume --replay missing.jsonl -- {handler}"), "");
-    assert_eq!((missing.status, handler.runs()), (Some(1), vec![]));
-    assert!(missing.said.contains("cannot read missing.jsonl: No such file or directory"), "{}", missing.said);
-    let empty = sh(&world, &format!("ksync-consume --replay - -- {handler}"), "");
-    assert_eq!((empty.status, empty.said.contains("warn: - has no records")), (Some(0), true), "{}", empty.said);
-}
-
-#[test]
 fn sigterm_ends_it_with_its_handler() {
     let world = World::new("replay-term");
     let file = world.file("records");
@@ -349,68 +232,4 @@ fn sigterm_ends_it_with_its_handler() {
     replay.signal(Signal::TERM);
     assert_eq!(replay.wait(), End::Status(75));
     world.eventually("nothing is left", || world.processes() == 0);
-}
-
-#[test]
-fn the_last_batch_that_failed_is_kept_and_fails_again_by_the_command_that_was_logged() {
-    let world = World::new("keep");
-    let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(1..=10));
-    let kept = world.file("it's kept");
-    fs::create_dir(&kept).unwrap();
-    let handler = world.handler(&format!("[ \"$1\" = \"it's a  b\" ] || exit 78\n{}", fails_at(&[6], 3)));
-    let options = format!("-e --retry-pause 10ms --timeout 1m --keep-failed \"{}\"", kept.display());
-    let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler} \"it's a  b\""));
-    assert_eq!(consumer.wait(), End::Status(1));
-
-    let file = kept.join(format!("{products}-0-indexer.jsonl"));
-    let last = handler.runs().into_iter().rev().find(|run| run.done.is_none()).unwrap();
-    assert_eq!((last.offsets(), fs::read_to_string(&file).unwrap()), (vec![6], last.lines.join("\n") + "\n"));
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
-
-    let told = consumer.log_of("info");
-    let prefix = format!("{products}/0 as indexer: the batch is kept; try the handler on it by: ");
-    let commands: Vec<_> = told.iter().filter_map(|line| line.strip_prefix(&prefix)).collect();
-    let [command] = commands[..] else { panic!("told {} times: {told:?}", commands.len()) };
-    let runs = handler.runs().len();
-    let tried = sh(&world, command, "");
-    let failed = run(1, &format!("{products}/0 offset 6 (1 record)"), "exit status 3; would wait ..");
-    assert_eq!((tried.printed.first(), tried.status), (Some(&failed), Some(1)), "{command}: {}", tried.said);
-    let again = &handler.runs()[runs];
-    assert_eq!((&again.lines, &again.name, again.first), (&last.lines, &last.name, 6));
-}
-
-#[test]
-fn what_cannot_be_kept_is_told_once_and_holds_nothing_up_and_good_batches_are_not_kept() {
-    let world = World::new("keep-none");
-    let products = world.topic("products", 1);
-    let kept = world.file("kept");
-    let (gate, failures) = (world.gate(), world.file("failures"));
-    let fails = format!("await {gate}; echo x >> {0}; [ $(wc -l < {0}) -gt 4 ] || exit 1", failures.display());
-    let handler = world.handler(&format!("if [ -e {} ]; then {fails}; fi", failures.display()));
-    let command = format!(
-        "-t {products} -n indexer -e --retry-pause 10ms --isolate-after 9 --keep-failed {} -- {handler}",
-        kept.display()
-    );
-    let mut missing = world.consume(&command);
-    assert_eq!(missing.wait(), End::Status(78));
-    let why = "No such file or directory (os error 2); make that folder";
-    assert_eq!(missing.log_of("error"), [format!("cannot keep failed batches in {}: {why}", kept.display())]);
-
-    fs::create_dir(&kept).unwrap();
-    world.kafka.produce(&products, ids(1..=1));
-    assert_eq!(world.consume(&command).wait(), End::Status(0));
-    assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
-
-    fs::write(&failures, "").unwrap();
-    world.kafka.produce(&products, ids(2..=2));
-    let mut consumer = world.consume(&command);
-    world.eventually("the handler runs", || handler.runs().len() == 2);
-    fs::remove_dir(&kept).unwrap();
-    gate.open();
-    assert_eq!(consumer.wait(), End::Status(0));
-    let warned =
-        consumer.log_of("warn").into_iter().filter(|line| line.contains("cannot keep the failed batch")).count();
-    assert_eq!((warned, consumer.says(&["the batch is kept"])), (1, false));
 }
