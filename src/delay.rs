@@ -257,8 +257,10 @@ impl Forwarder<'_> {
                 put.map_err(End::Halted)?;
             }
             why = self.held.lease.lost() => return Err(End::Lost(why)),
+            // The next leader puts it aside again.
+            () = self.shutdown.requested() => return Err(End::Shutdown),
         }
         self.commits.begin(message.done);
-        self.commits.finish().await
+        self.land().await
     }
 }

@@ -42,7 +42,7 @@ pub use chunk::{Chunk, Limit};
 pub use key::Key;
 pub use lock::Lock;
 pub use look_up::Found;
-pub use place::Place;
+pub use place::{Place, ROW_SECURITY};
 pub use position::Position;
 pub use scan::Scan;
 pub use session::Session;

@@ -10,6 +10,9 @@ use super::trouble::Trouble;
 use super::value::Value;
 use super::{Connection, Database, Scan, my_cnf, options};
 
+/// What stands behind a user for whom row security chooses the rows.
+pub const ROW_SECURITY: &str = " (row security)";
+
 /// Where a database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -17,7 +20,7 @@ pub struct Place {
     pub server: Option<String>,
     /// `shop, schema public`, or the path of the file.
     pub database: String,
-    /// For whom row security chooses the rows, of Postgres alone; `none` where it hides nothing.
+    /// Who asks, of Postgres alone; with [`ROW_SECURITY`] behind it where that chooses the rows.
     pub user: Option<String>,
 }
 
@@ -73,16 +76,17 @@ impl Database {
     }
 }
 
-/// Asks for whom row security chooses the rows of the only table that is read; where there may be others, of any table.
+/// Asks for the user, and whether row security chooses the rows of the only table that is read; where there may be others, of any
+/// table.
 fn user(only: Option<&Scan>) -> Sql {
-    let tables = "SELECT CASE WHEN EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid)";
-    let mut sql = Sql::new(Dialect::Postgres, tables);
+    let tables = "WHEN EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid)";
+    let mut sql = Sql::new(Dialect::Postgres, format!("SELECT concat(current_user, CASE {tables}"));
     if let Some(table) = only.and_then(|scan| scan.relation.table.as_ref()) {
         let name = Value::Text(table.quoted(Dialect::Postgres));
         sql.push(" AND (oid = ").bind("?::text::regclass", &name);
         // A view may read any of them.
         sql.push(" OR (SELECT relkind FROM pg_class WHERE oid = ").bind("?::text::regclass", &name).push(") = 'v')");
     }
-    sql.push(") THEN current_user::text ELSE 'none' END");
+    sql.push(&format!(") THEN '{ROW_SECURITY}' END)"));
     sql
 }

@@ -15,8 +15,8 @@ use crate::lead::{self, Done, End};
 
 /// How long to wait before a broker that did not take a message is given it again.
 const RETRY: Duration = Duration::from_secs(1);
-/// So many messages that the offset has not passed are sent while one commit is under way: the next leader may send all of them
-/// again.
+/// So many messages that the offset has not passed are sent, by all partitions, while their commits are under way: the next
+/// leaders may send all of them again.
 const OPEN: usize = 1 << 16;
 /// How long reports are waited for at the end, so that a standby need not wait for the session to expire.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ impl Flight {
     }
 
     fn is_full(&self) -> bool {
-        self.sent.len() >= OPEN
+        self.sent.len() >= self.lane.share(OPEN)
     }
 }
 

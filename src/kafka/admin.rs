@@ -50,6 +50,10 @@ impl FromStr for NewTopics {
     }
 }
 
+/// How long a broker may not know of a topic that another one knows.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long to wait before a broker is asked again.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long an answer about a topic may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -186,13 +190,14 @@ impl Admin {
     ///
     /// Fails where no broker answers within 3 s.
     pub async fn is_compacted(&self, topic: &Topic) -> Result<Option<bool>> {
-        match self.settings(&BTreeSet::from([topic.clone()])).await {
+        match self.settings(&BTreeSet::from([topic.clone()]), Duration::ZERO).await {
+            Ok(mut settings) => {
+                let settings = settings.topics.remove(topic);
+                Ok(settings.with_context(|| format!("the broker does not know topic {topic}"))?.has_policy("compact"))
+            }
             Err(error) if error.downcast_ref().is_some_and(is_transient) => Err(error),
             // To be refused is to be told nothing.
-            settings => {
-                let found = settings.ok().and_then(|mut settings| settings.topics.remove(topic));
-                Ok(found.and_then(|topic| topic.has_policy("compact")))
-            }
+            Err(_) => Ok(None),
         }
     }
 
@@ -203,8 +208,23 @@ impl Admin {
         tokio::task::spawn_blocking(move || client.inner().fetch_cluster_id(TIMEOUT)).await.ok().flatten()
     }
 
-    /// What is set for those of the topics that exist.
-    pub(super) async fn settings(&self, topics: &BTreeSet<Topic>) -> Result<Settings> {
+    /// What is set for those of the topics that exist. Waits for a broker up to `patience`.
+    pub(super) async fn settings(&self, topics: &BTreeSet<Topic>, patience: Duration) -> Result<Settings> {
+        let begun = Instant::now();
+        loop {
+            let settings = self.settings_now(topics).await;
+            let is_final = match &settings {
+                Ok(settings) => settings.are_all_of(topics) || begun.elapsed() >= FRESH,
+                Err(error) => !error.downcast_ref().is_some_and(is_transient) || begun.elapsed() >= patience,
+            };
+            if is_final {
+                return settings;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn settings_now(&self, topics: &BTreeSet<Topic>) -> Result<Settings> {
         let read = async { tokio::try_join!(self.layouts(topics), self.describe(topics)) };
         let names: Vec<_> = topics.iter().map(Topic::as_str).collect();
         let context = || format!("cannot read the settings of topic {}", names.join(", "));

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use log::{Level, debug, error, log, warn};
-use tokio::time::{Instant, sleep};
 
 use super::settings::Settings;
-use super::{Admin, BATCH, is_transient};
+use super::{Admin, BATCH};
 use crate::exit::Exit;
 use crate::topic::Topic;
 
@@ -22,10 +21,6 @@ use finding::{Commands, Finding};
 
 /// How long the start waits for a broker to tell the settings.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a broker may not know of a topic that another one has just made.
-const FRESH: Duration = Duration::from_secs(1);
-/// How long to wait before a broker is asked again.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// A topic and its delay topic, as a tool uses them.
 #[derive(Clone, Debug)]
@@ -152,17 +147,6 @@ impl Check {
     async fn settings(&self, patience: Duration) -> Result<Settings> {
         let delay_topics = self.pairs.iter().filter_map(|pair| pair.delay.as_ref()).map(|(topic, _)| topic);
         let topics: BTreeSet<_> = self.pairs.iter().map(|pair| &pair.topic).chain(delay_topics).cloned().collect();
-        let begun = Instant::now();
-        loop {
-            let settings = self.admin.settings(&topics).await;
-            let is_final = match &settings {
-                Ok(settings) => settings.are_all_of(&topics) || begun.elapsed() >= FRESH,
-                Err(error) => !error.downcast_ref().is_some_and(is_transient) || begun.elapsed() >= patience,
-            };
-            if is_final {
-                return settings;
-            }
-            sleep(RETRY).await;
-        }
+        self.admin.settings(&topics, patience).await
     }
 }

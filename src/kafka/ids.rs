@@ -8,6 +8,7 @@ use log::{info, warn};
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::thread;
 use crate::sys;
 use crate::topic::{Topic, TopicId};
 
@@ -30,14 +31,17 @@ struct Question {
 }
 
 impl TopicIds {
+    /// Since when there are ids, for where brokers tell none.
+    pub const SINCE: &str = "Kafka tells ids since 2.8, where inter.broker.protocol.version is at least that, too";
+
     /// `ask` sends one request for some topics and blocks until it is answered.
     pub(super) fn new(
         ask: impl Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError> + Send + 'static,
-    ) -> TopicIds {
+    ) -> Result<TopicIds> {
         let (questions, mut asked) = mpsc::channel::<Question>(64);
         let (has_warned, silent) = Default::default();
         let mut answers = Answers { ask, has_warned, silent };
-        std::thread::spawn(move || {
+        thread("ids", move || {
             while let Some(first) = asked.blocking_recv() {
                 let mut waiting = vec![first];
                 while let Ok(another) = asked.try_recv() {
@@ -45,8 +49,8 @@ impl TopicIds {
                 }
                 answers.give(waiting);
             }
-        });
-        TopicIds { questions }
+        })?;
+        Ok(TopicIds { questions })
     }
 
     /// The topic's id by a request that is sent after this call; `None` where the topic does not exist.
@@ -69,8 +73,11 @@ struct Answers<A> {
 }
 
 /// That no broker tells a topic's id.
+#[derive(Clone, Copy)]
 struct Silence {
     since: Instant,
+    /// When it was asked last.
+    asked: Instant,
     is_told: bool,
 }
 
@@ -94,20 +101,26 @@ impl<A: Fn(&[Topic], Duration) -> Result<sys::TopicIds, KafkaError>> Answers<A> 
     }
 
     fn note_answer(&mut self, topic: &Topic, id: Option<TopicId>) {
-        if let Some(Silence { since, is_told: true }) = self.silent.remove(topic) {
-            info!("topic {topic}: Kafka tells its id again after {:.1?}", since.elapsed());
+        if let Some(Silence { since, is_told: true, .. }) = self.silent.remove(topic) {
+            info!("topic {topic}: Kafka answers for its id again after {:.1?}", since.elapsed());
         }
         if id.is_some_and(|id| !id.is_known()) && !std::mem::replace(&mut self.has_warned, true) {
             warn!(
-                "topic {topic}: the brokers tell no id of it; Kafka tells ids since 2.8, where inter.broker.protocol.version is \
-                 at least that, too: without one it is seen only where the topic is led anew, by the last record that was read, \
-                 that it was made again"
+                "topic {topic}: the brokers tell no id of it; {}: without one it is seen only where the topic is led anew, by \
+                 the last record that was read, that it was made again",
+                TopicIds::SINCE
             );
         }
     }
 
     fn note_silence(&mut self, topic: Topic, asked: Instant, error: &Error) {
-        let silence = self.silent.entry(topic).or_insert(Silence { since: asked, is_told: false });
+        let begins = Silence { since: asked, asked, is_told: false };
+        let silence = self.silent.entry(topic).or_insert(begins);
+        // What nobody asked for meanwhile may have been told all the time.
+        if asked.duration_since(silence.asked) > SILENCE {
+            *silence = begins;
+        }
+        silence.asked = asked;
         if !silence.is_told && silence.since.elapsed() >= SILENCE {
             silence.is_told = true;
             warn!("nothing can be committed: {error:#}; trying again");

@@ -188,11 +188,15 @@ impl Lane {
         Undelivered { topic: topic.as_str().to_owned(), error }
     }
 
+    /// This lane's part of what all lanes share.
+    pub fn share(&self, of: usize) -> usize {
+        of / self.writer.lanes().max(1)
+    }
+
     fn has_room(&self) -> bool {
-        let share = IN_FLIGHT / self.writer.lanes().max(1);
         let reports = &self.reports;
         reports.has_failed()
-            || reports.bytes.load(Ordering::Acquire) < share
+            || reports.bytes.load(Ordering::Acquire) < self.share(IN_FLIGHT)
             || reports.records.load(Ordering::Acquire) < LEAST_IN_FLIGHT
     }
 }
@@ -233,10 +237,12 @@ impl Undelivered {
         &self.topic
     }
 
-    /// Whether the same record may be taken later: no broker answers, too few replicas are there.
+    /// Whether the same record may be taken later: no broker answers, too few replicas are there, there is no thread for another
+    /// producer.
     pub fn is_transient(&self) -> bool {
         use RDKafkaErrorCode::{Fatal, PurgeInflight, PurgeQueue};
-        let rebuilt = matches!(self.error.rdkafka_error_code(), Some(Fatal | PurgeInflight | PurgeQueue));
+        let rebuilt = matches!(self.error, KafkaError::ClientCreation(_))
+            || matches!(self.error.rdkafka_error_code(), Some(Fatal | PurgeInflight | PurgeQueue));
         rebuilt || is_transient(&self.error)
     }
 }

@@ -6,18 +6,17 @@
 //! One that has not learned of any broker yet forgets nothing (rdkafka_metadata.c); but where the machine allowed no thread for
 //! those of `bootstrap.servers` it has none (rdkafka_broker.c). So it is told, too, only more seldom.
 
-use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
-use super::Aside;
+use super::{Aside, thread};
 use crate::sys;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -102,7 +101,7 @@ impl<C: Client + 'static> Look for Watched<C> {
 static NEW: Mutex<Option<Sender<Box<dyn Look>>>> = Mutex::new(None);
 
 /// Looks after the client as long as there is one. Fails where there can be no thread for that.
-pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) -> io::Result<()> {
+pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) -> Result<()> {
     let mut new = NEW.lock().unwrap_or_else(PoisonError::into_inner);
     let new = match &mut *new {
         Some(new) => new,
@@ -112,9 +111,9 @@ pub(super) fn look_after<C: Client + 'static>(client: &Arc<C>, bootstrap: &str) 
     Ok(())
 }
 
-fn begin() -> io::Result<Sender<Box<dyn Look>>> {
+fn begin() -> Result<Sender<Box<dyn Look>>> {
     let (new, told) = channel();
-    thread::Builder::new().name("lost".to_owned()).spawn(move || watch(&told))?;
+    thread("lost", move || watch(&told))?;
     Ok(new)
 }
 

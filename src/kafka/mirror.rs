@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::oneshot;
 
-use super::{Aside, ClientLog, Cluster};
+use super::{Aside, ClientLog, Cluster, thread};
 use crate::topic::{Offset, TopicPartition};
 
 /// What our commits carry, so that another program's are known from them.
@@ -43,7 +43,7 @@ impl Mirror {
         let consumer = cluster.client(&config, cluster.quiet_log())?;
         let (notes, noted) = sync_channel(NOTES);
         let group = Group { name: group.to_owned(), consumer, asked: None };
-        std::thread::spawn(move || group.repeat(&noted));
+        thread("mirror", move || group.repeat(&noted))?;
         Ok(Mirror { notes })
     }
 
@@ -65,7 +65,7 @@ impl Mirror {
 struct Group {
     name: String,
     consumer: Aside<BaseConsumer<ClientLog>>,
-    /// When it was asked for its members last, of which it had none once.
+    /// When it was asked for its members last, answered or not.
     asked: Option<Instant>,
 }
 
@@ -145,7 +145,8 @@ impl Group {
                 Ok(_) => {}
                 Err(error) => {
                     debug!("cannot see whether group {} has members: {error}", self.name);
-                    // One broker that does not answer is enough. Once it had none; and what others commit is seen above.
+                    // One broker that does not answer is enough. It had none before, or has offsets of ours; and what others
+                    // commit is seen above.
                     if self.asked.is_none() && !has_ours {
                         return Ok(false);
                     }

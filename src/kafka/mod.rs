@@ -53,6 +53,14 @@ pub struct Cluster {
 /// How many bytes of records are written at once, where a topic takes so many: its own default is a bit more.
 const BATCH: i64 = 1_000_000;
 
+/// Starts a thread that nobody waits for. Fails with status 75 where the machine allows none.
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    started
+        .map(drop)
+        .map_err(|error| Exit::Again.because(anyhow!(error).context(format!("cannot start thread {name}"))))
+}
+
 /// What librdkafka says where it cannot make a client for want of a thread (rdkafka.c).
 const NO_THREAD: &str = "Failed to create thread";
 
@@ -96,10 +104,10 @@ impl Cluster {
         C: ClientContext,
         T: FromClientConfigAndContext<C> + lost::Client + 'static,
     {
-        let client: Arc<T> = Arc::new(config.create_with_context(context)?);
+        let client = Aside::from(Arc::<T>::new(config.create_with_context(context)?));
         let looked_after = lost::look_after(&client, &self.bootstrap);
-        looked_after.map_err(|error| KafkaError::ClientCreation(format!("{NO_THREAD}: {error}")))?;
-        Ok(client.into())
+        looked_after.map_err(|error| KafkaError::ClientCreation(format!("{NO_THREAD}: {error:#}")))?;
+        Ok(client)
     }
 
     /// This cluster, with records written in batches of at most so many bytes, unless the user says otherwise: brokers refuse a

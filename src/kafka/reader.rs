@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use super::partition::{Event, Partition, Source, list_of};
 use super::slots::Slots;
-use super::{Admin, Aside, ClientLog, Cluster, TopicIds};
+use super::{Admin, Aside, ClientLog, Cluster, TopicIds, thread};
 use crate::mutants::Mutant;
 use crate::record::LastRecord;
 use crate::topic::{Epoch, Offset, Topic, TopicPartition};
@@ -96,10 +96,10 @@ impl Reader {
             .set("receive.message.max.bytes", i32::MAX.to_string());
         let consumer: Aside<Client> = cluster.client(&config, cluster.log())?;
         let alive = Arc::new(AtomicBool::new(true));
-        serve_own_queue(Arc::clone(&consumer), alive.clone());
+        serve_own_queue(Arc::clone(&consumer), alive.clone())?;
         // Not the reading client: a broker answers a connection's requests one by one, and lets a fetch wait for records.
         let asked = admin.clone();
-        let ids = TopicIds::new(move |topics, timeout| asked.topic_ids(topics, timeout));
+        let ids = TopicIds::new(move |topics, timeout| asked.topic_ids(topics, timeout))?;
         let take = (4096 / partitions.max(1)).clamp(64, 4096);
         let source = Source { consumer, slots: Slots::new(ahead), take };
         Ok(Reader { source, ids, _alive: Arc::new(Alive(alive)) })
@@ -151,6 +151,8 @@ impl Reader {
                     Some(Event::Record(message)) if message.offset() == offset => {
                         return Ok(Found::Record(LastRecord::of(&message.record())));
                     }
+                    // Another broker than the one that told the log's end, which is not as far.
+                    Some(Event::End(end)) if end <= offset => bail!("the log is shown up to {end} only"),
                     Some(Event::Record(_) | Event::End(_)) => return Ok(Found::Nothing),
                     Some(Event::Damaged(why)) => return Ok(Found::Damaged(why)),
                     Some(Event::OutOfLog) => bail!("it is not in the log any more"),
@@ -212,8 +214,8 @@ fn offset_at(consumer: &Client, list: TopicPartitionList, timeout: Duration) -> 
 }
 
 /// librdkafka wants the consumer's own queue served, though all records come through those of the partitions.
-fn serve_own_queue(consumer: Arc<Client>, alive: Arc<AtomicBool>) {
-    std::thread::spawn(move || {
+fn serve_own_queue(consumer: Arc<Client>, alive: Arc<AtomicBool>) -> Result<()> {
+    thread("queue", move || {
         while alive.load(Ordering::Relaxed) {
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(stray)) => log::warn!("a record of {} came to the wrong queue", stray.topic()),
@@ -221,7 +223,7 @@ fn serve_own_queue(consumer: Arc<Client>, alive: Arc<AtomicBool>) {
                 None => {}
             }
         }
-    });
+    })
 }
 
 /// The group that stands for a name in Kafka's own tools.

@@ -53,10 +53,9 @@ impl Held<'_> {
             Some(id) if id.is_known() => {
                 Err(End::Again(anyhow!("the brokers tell the id of topic {topic} now ({id})")))
             }
-            Some(_) => Err(End::Again(anyhow!(
-                "not all brokers tell the id of topic {topic}; Kafka tells ids since 2.8, where inter.broker.protocol.version is \
-                 at least that, too"
-            ))),
+            Some(_) => {
+                Err(End::Again(anyhow!("not all brokers tell the id of topic {topic}; {}", kafka::TopicIds::SINCE)))
+            }
             None => Err(End::Halted(anyhow!("topic {topic} does not exist any more"))),
         }
     }

@@ -5,11 +5,16 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::database::ROW_SECURITY;
+
 const SERVER: &str = "server";
 const DATABASE: &str = "database";
 /// Where the statement is run, if that is not where the rows are read.
 const ACTION_SERVER: &str = "action server";
 const ACTION_DATABASE: &str = "action database";
+
+/// Those who ask a database: another one is a difference only where row security may show other rows to them.
+const USERS: [&str; 2] = ["user", "action user"];
 
 /// The parts by which a job gets no other number, so that what is kept of it is found and compared; where one of two jobs does
 /// not tell one of them, that is no difference.
@@ -67,7 +72,11 @@ impl Job {
             let is_told_by_both = self.0.contains_key(name) && there.0.contains_key(name);
             is_told_by_both || !OUTSIDE_THE_NUMBER.contains(&name)
         };
-        let differing = names.into_iter().filter(|name| counts(name) && self.0.get(*name) != there.0.get(*name));
+        let differ = |name: &String| match (self.0.get(name), there.0.get(name)) {
+            (Some(here), Some(there)) if USERS.contains(&name.as_str()) => is_another_user(here, there),
+            (here, there) => here != there,
+        };
+        let differing = names.into_iter().filter(|name| counts(name) && differ(name));
         differing.map(|name| format!("{name}: {} there, {} here", told(there, name), told(self, name))).collect()
     }
 }
@@ -79,6 +88,11 @@ impl fmt::Display for Job {
             ["topic", "table", "query"].iter().filter_map(|name| Some(format!("{name} {}", self.0.get(*name)?)));
         f.write_str(&named.collect::<Vec<_>>().join(", "))
     }
+}
+
+fn is_another_user(one: &str, other: &str) -> bool {
+    let named = |user: &str| user.strip_suffix(ROW_SECURITY).unwrap_or(user).to_owned();
+    [one, other].iter().any(|user| user.ends_with(ROW_SECURITY)) && named(one) != named(other)
 }
 
 /// FNV-1a: a number that other releases make of the same bytes, too. Nothing depends on it that an enemy could want.
@@ -117,13 +131,24 @@ mod tests {
     #[test]
     fn what_may_show_other_rows_makes_no_other_number_and_is_a_difference_where_both_jobs_tell_it() {
         let (older, sql) = (job(&[("table", "orders")]), "SET row_security = off");
-        for name in ["session sql", "user", "action user"] {
+        for (name, there, here) in
+            [("session sql", "none", sql), ("user", "a", "b (row security)"), ("action user", "a (row security)", "b")]
+        {
             let with = |part| job(&[("table", "orders"), (name, part)]);
-            let (none, some) = (with("none"), with(sql));
+            let (none, some) = (with(there), with(here));
             assert_eq!((none.number(), some.number()), (older.number(), older.number()), "{name}");
-            assert_eq!(some.clone().anywhere().differences(&none), [format!("{name}: none there, {sql} here")]);
+            assert_eq!(some.clone().anywhere().differences(&none), [format!("{name}: {there} there, {here} here")]);
             assert!(some.differences(&older).is_empty() && older.differences(&some).is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn another_user_is_a_difference_only_where_row_security_chooses_the_rows_of_one() {
+        let of = |user| job(&[("table", "orders"), ("user", user)]);
+        assert!(of("a").differences(&of("b")).is_empty());
+        // Whoever turned it on or off meanwhile.
+        assert!(of("a").differences(&of("a (row security)")).is_empty());
+        assert_eq!(of("a (row security)").differences(&of("b (row security)")).len(), 1);
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn that_nothing_can_be_committed_is_told_after_ten_seconds_without_an_answer_and
     let topic = format!("products-{}", world.id);
     let mock = Mock::new(&topic);
     let told = || log_lines(&format!("WARN nothing can be committed: cannot read the id of topic {topic}: "));
-    let over = || log_lines(&format!("INFO topic {topic}: Kafka tells its id again after "));
+    let over = || log_lines(&format!("INFO topic {topic}: Kafka answers for its id again after "));
     assert_eq!((told(), over()), (vec![], vec![]));
     let (trigger, shutdown) = Shutdown::new();
     let (work, leading) = (Take(Arc::default()), block_on(leading(&world, &mock)));
