@@ -28,6 +28,8 @@ from wire import zookeeper_write
 class Kafka(Server):
     name = "kafka"
     tools = ("java", "mvn", "kcat")
+    purge_signal = signal.SIGKILL
+    shares_classes = True
     counts = (1, 3)
     ports = ("client", "controller")
     topic = "ksync-services-ready"
@@ -92,6 +94,8 @@ class Kafka(Server):
 class ZooKeeper(Server):
     name = "zookeeper"
     tools = ("java", "mvn")
+    purge_signal = signal.SIGKILL
+    shares_classes = True
     counts = (1, 3)
     ports = ("client", "peer", "election")
 
@@ -146,7 +150,7 @@ class Postgres(Server):
     tools = ("postgres",)
     accounts = ("postgres",)
     # "Fast"; SIGTERM would wait until all clients have gone.
-    stop_signal = signal.SIGINT
+    stop_signal = purge_signal = signal.SIGINT
 
     def prepare(self, nodes, homes, account):
         data = homes[0] / "data"

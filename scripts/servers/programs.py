@@ -35,7 +35,14 @@ def find_postgres(name):
 
 
 def java(server, logging, *arguments):
-    return ["java", f"-D{logging}", "-cp", f"{JARS / server}/*", *arguments]
+    archive = classes(server)
+    shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    return ["java", *shared, f"-D{logging}", "-cp", f"{JARS / server}/*", *arguments]
+
+
+def classes(server):
+    """The classes of a server as Java has them in memory: with them it starts in two thirds of the time."""
+    return JARS / server / "classes.jsa"
 
 
 def java_home():

@@ -19,6 +19,10 @@ class Server:
     # Some servers refuse to run as root; then the first of these accounts that exists runs them.
     accounts = ()
     stop_signal = signal.SIGTERM
+    # The same where its data goes, too.
+    purge_signal = signal.SIGTERM
+    # Whether it is started by programs.java.
+    shares_classes = False
 
     def prepare(self, nodes, homes, account):
         """Writes settings, and creates data where there is none yet."""

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::services::SHORT_LIVED;
+use super::services::java;
 use super::{Process, World};
 
 impl World {
@@ -23,7 +23,8 @@ impl World {
         let file = self.services.dir.join(node).join("server.properties");
         let old = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, old + settings).unwrap();
-        self.start("java", &format!("{SHORT_LIVED} -Xmx384m -cp '{jars}' kafka.Kafka {}", file.display()), &[])
+        let command = format!("exec {} -Xmx384m kafka.Kafka {}", java(jars), file.display());
+        self.start("sh", &format!("-c \"{command}\""), &[])
     }
 
     /// Waits until this broker leads the partition, and these are in sync.

@@ -10,7 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::services::SHORT_LIVED;
+use super::services::java;
 use super::{Process, World, block_on, pass};
 
 const RECIPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers/zookeeper");
@@ -80,10 +80,10 @@ impl Quorum {
         let file = world.file("zoo.cfg");
         fs::write(&file, settings).unwrap();
         let jars = world.services.get("KSYNC_ZOOKEEPER_CLASSPATH");
-        let options = format!("{SHORT_LIVED} -Dlogback.configurationFile={RECIPE}/logback.xml -Xmx256m -cp '{jars}'");
+        let options = format!("-Dlogback.configurationFile={RECIPE}/logback.xml -Xmx256m");
         let main = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
         // It logs to its stdout, which is not kept.
-        let command = format!("exec java {options} {main} {} >&2", file.display());
+        let command = format!("exec {} {options} {main} {} >&2", java(jars), file.display());
         self.servers.push(world.start("sh", &format!("-c \"{command}\""), &[]));
     }
 

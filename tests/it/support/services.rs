@@ -10,7 +10,12 @@ use rustix::process::Pid;
 use super::Clock;
 
 /// For a Java that ends soon: it starts with two thirds of the work.
-pub const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+const SHORT_LIVED: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+
+/// How Java is started with these jars, `DIR/*`, if it ends soon: with the classes that `scripts/services install` has kept there.
+pub fn java(jars: &str) -> String {
+    format!("java {SHORT_LIVED} -XX:SharedArchiveFile={}/classes.jsa -cp '{jars}'", jars.trim_end_matches("/*"))
+}
 
 /// Running servers, in the folder that `scripts/services` keeps for them.
 pub struct Services {

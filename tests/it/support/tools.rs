@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::services::SHORT_LIVED;
+use super::services::java;
 use super::{World, handler};
 
 const TOOLS: [(&str, &str); 5] = [
@@ -21,9 +21,8 @@ impl World {
         if !dir.exists() {
             fs::create_dir(&dir).unwrap();
             for (name, class) in TOOLS {
-                let java = format!("exec java {SHORT_LIVED}");
-                let jars = self.services.get("KSYNC_KAFKA_CLASSPATH");
-                handler::write_script(&dir.join(name), &format!("#!/bin/sh\n{java} -cp '{jars}' {class} \"$@\"\n"));
+                let java = java(self.services.get("KSYNC_KAFKA_CLASSPATH"));
+                handler::write_script(&dir.join(name), &format!("#!/bin/sh\nexec {java} {class} \"$@\"\n"));
             }
         }
         let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
