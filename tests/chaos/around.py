@@ -65,6 +65,8 @@ def faults(history):
     for fault in history.faults:
         yield fault.begun, f"fault: {fault.kind} {fault.victims}"
         yield fault.healed, f"healed: {fault.kind} {fault.victims}"
+    for note in history.noted("stalled"):
+        yield note["at"], f"the machine stood still for {note['secs']} s"
 
 
 def members(history, subject):

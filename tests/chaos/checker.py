@@ -3,9 +3,9 @@
 import dataclasses
 
 from deliveries import complete_and_in_order
-from deliveries import duplicates
 from deliveries import one_at_a_time
-from deliveries import seldom_twice
+from duplicates import duplicates
+from duplicates import seldom_twice
 from fences import Fences
 from fences import fenced
 from forwards import Forwards
@@ -13,9 +13,13 @@ from forwards import forwarded_seldom_twice
 from growth import no_growth
 from health import goes_on
 from health import longest_gap
-from health import losses
-from health import lost_by_mistake
 from health import no_leaks
+from health import watched_secs
+from lateness import Lateness
+from lateness import few_late
+from leases import losses
+from leases import lost_by_mistake
+from leases import seldom_lost
 from messages import Messages
 from messages import in_the_log
 from messages import not_early
@@ -31,11 +35,13 @@ class Verdict:
     longest_gap: tuple
     terms: int
     lost_leases: tuple
+    # Messages that point 8 has looked at for being late, seconds of seats that point 9 has.
+    judged: tuple
 
 
 def check(history):
     fences, messages = Fences(history.txns), Messages(history)
-    forwards = Forwards(history, fences, messages)
+    forwards, lateness = Forwards(history, fences, messages), Lateness(history, messages)
     violations = [
         *convergence(history),
         *no_lost_update(history),
@@ -45,8 +51,10 @@ def check(history):
         *seldom_twice(history, fences),
         *forwarded_seldom_twice(history, fences, forwards),
         *lost_by_mistake(history),
+        *seldom_lost(history),
         *one_at_a_time(history, fences),
         *not_early(history, messages),
+        *few_late(history, lateness),
         *goes_on(history, fences),
         *no_leaks(history),
         *no_growth(history),
@@ -58,4 +66,5 @@ def check(history):
         longest_gap(history, fences, healthy_only=False),
         sum(len(reigns) for reigns in fences.reigns.values()),
         losses(history),
+        (len(lateness.millis), watched_secs(history)),
     )

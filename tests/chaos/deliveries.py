@@ -1,18 +1,16 @@
-"""Whether the handlers got all records, in their order, seldom twice, and one run at a time."""
+"""Whether the handlers got all records, in their order, and one run at a time."""
 
-import bisect
 import heapq
 
-from faults import of_brokers
+from faults import stood_still
 from history import Seat
 from history import Violation
 
 # A run's end is written down before ksync can know of it; ZooKeeper's clock has milliseconds.
 CLOCK_SECS = 0.002
-# What a process that was stopped needs after it wakes to end its handler.
+# What a process that was stopped needs after it wakes to end its handler; and one that was not, by when it has to.
 WAKING_SECS = 1.5
-CLEAN = ("terminate", "rolling restart", "writers killed", "broker killed", "broker stopped", "store away", "clock jumps",
-         "clock strobes")
+ENDING_SECS = 0.5
 
 
 def seats(history):
@@ -92,77 +90,17 @@ def sent_on_before_the_commit(history, fences, messages):
             yield Violation(4, f"{seat}: committed {reached} of {len(log)} delay messages in the end", history.ended)
 
 
-def seldom_twice(history, fences):
-    """6: nothing that was committed comes again. Of the rest a new leader repeats one batch at most, and none if no fault was
-    near and no lease was lost; a leader repeats nothing.
-    """
-    for seat in seats(history):
-        yield from committed_again(seat, history.runs_of(seat), fences.reigns.get(seat, ()))
-        reached, before = 0, None
-        for run in (run for run in history.runs_of(seat) if run.is_done):
-            twice = reached - run.first
-            if twice > 0 and (twice > history.settings.batch_size or not is_excused(history, run, before)):
-                why = "of a new leader" if run.term != before.term else "of the same leader"
-                yield Violation(6, f"{seat}: run {run.run} {why} repeats {twice} records from {run.first}", run.begun)
-            reached, before = max(reached, run.last + 1), run
-
-
-def committed_again(seat, runs, reigns):
-    commits = [(commit.at + CLOCK_SECS, commit.offset, reign.term) for reign in reigns for commit in reign.commits]
-    for run in runs:
-        count = bisect.bisect(commits, run.begun, key=lambda commit: commit[0])
-        _, committed, term = commits[count - 1] if count else (0, 0, 0)
-        # What a leader does that is none any more is for point 7.
-        if run.first < committed and run.term >= term:
-            yield Violation(6, f"{seat}: run {run.run} began at {run.first} when {committed} was committed", run.begun)
-
-
-def is_excused(history, run, before):
-    # Whoever did the records before may have been hit long ago: without a broker nobody begins anew.
-    since = min(before.ended, run.begun - 3 * history.settings.session_secs)
-    is_new = run.term != before.term
-    near = [
-        fault.kind for fault in history.faults
-        if fault.begun <= run.begun and fault.healed >= since and fault.hits(run.seat.name)
-    ]
-    if is_new:
-        return any(kind not in CLEAN for kind in near) or was_deposed(history, before, run)
-    # It had written down that all was done, and did not live to say so.
-    return any(kind in ("handlers killed", "handler stopped") for kind in near)
-
-
-def was_deposed(history, before, run):
-    """Whether the leader before may have lost its lease before it could commit. A machine with too much to do is enough."""
-    session_secs = history.settings.session_secs
-    # Nothing is committed while no broker tells whether the topic is the same.
-    latest = of_brokers(history).hold_up(before.ended, session_secs) + 2 * session_secs
-    lost = history.lost_by_load(run.seat)
-    return run.term > before.term and any(before.begun <= at <= min(run.begun, latest) for at in lost)
-
-
-def duplicates(history):
-    """How many records were done more than once, by seat."""
-    found = {}
-    for seat in seats(history):
-        done = [run for run in history.runs_of(seat) if run.is_done]
-        distinct, reached = 0, 0
-        for first, last in sorted((run.first, run.last) for run in done):
-            distinct += max(0, last + 1 - max(first, reached))
-            reached = max(reached, last + 1)
-        found[seat] = sum(run.last + 1 - run.first for run in done) - distinct
-    return found
-
-
 def one_at_a_time(history, fences):
     """7: two runs of a seat are alive together only where a process was stopped; and the store lets no older one in."""
+    terms = {run.run: run.term for run in history.runs}
     for run in history.runs:
-        if run.beside and not in_a_stop(history, run):
+        if run.beside and not in_a_stop(history, run, run.term, terms.get(run.beside)):
             text = f"{run.seat}: run {run.run} began beside {run.beside}, and nobody was stopped"
             yield Violation(7, text, run.begun)
         gone = fences.gone.get((run.seat, run.term))
         if run.term not in fences.terms.get(run.seat, ()):
             yield Violation(7, f"{run.seat}: run {run.run} has term {run.term}, which no candidate had", run.begun)
-        elif gone and run.begun > gone + WAKING_SECS and not in_a_stop(history, run):
+        elif gone and run.begun > gone + ending_secs(history, run) and not in_a_stop(history, run, run.term):
             text = f"run {run.run} of term {run.term} began {run.begun - gone:.1f} s after its candidate was gone"
             yield Violation(7, f"{run.seat}: {text}", run.begun)
     highest = {}
@@ -173,9 +111,15 @@ def one_at_a_time(history, fences):
         highest[seat] = max(term, highest.get(seat, 0))
 
 
-def in_a_stop(history, run):
+def ending_secs(history, run):
+    return WAKING_SECS if stood_still(history, run.begun - WAKING_SECS, run.begun) else ENDING_SECS
+
+
+def in_a_stop(history, run, *terms):
+    """Whether the process of one of these terms was stopped when the run began, or had just woken."""
+    members = {history.leaders.get((run.seat, term)) for term in terms}
     return any(
         fault.kind == "stop" and fault.begun <= run.begun <= fault.healed + WAKING_SECS
-        and fault.victims[0].startswith(run.seat.name)
+        and any(fault.hits(run.seat.name, member) for member in members)
         for fault in history.faults
     )

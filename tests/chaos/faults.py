@@ -3,15 +3,17 @@
 import bisect
 import itertools
 
+from history import Fault
+
 
 class Faults:
-    """Some of a run's."""
+    """Some of a run's, each of which lasts to its end."""
 
-    def __init__(self, faults):
+    def __init__(self, faults, end=lambda fault: fault.healed):
         faults = sorted(faults, key=lambda fault: fault.begun)
         self.begins = [fault.begun for fault in faults]
         # The latest end of all up to each.
-        self.ends = list(itertools.accumulate((fault.healed for fault in faults), max))
+        self.ends = list(itertools.accumulate(map(end, faults), max))
 
     def first(self, since, until):
         """When the first one began that was not healed before this time; None if none did."""
@@ -27,3 +29,12 @@ class Faults:
 
 def of_brokers(history):
     return Faults(fault for fault in history.faults if "broker" in fault.kind)
+
+
+def stalls(history):
+    """When the whole machine stood still, as the harness has noticed by itself."""
+    return Faults(Fault("stalled", note["at"] - note["secs"], note["at"]) for note in history.noted("stalled"))
+
+
+def stood_still(history, since, until):
+    return stalls(history).first(since, until) is not None

@@ -23,8 +23,6 @@ class Reign:
     seat: Seat
     term: int
     commits: list = dataclasses.field(default_factory=list)
-    # When its candidate was gone; None if it outlived the log.
-    ended: float = None
 
 
 class Fences:
@@ -101,6 +99,21 @@ class Fences:
 
     def commits(self, seat):
         return [commit for reign in self.reigns.get(seat, []) for commit in reign.commits]
+
+
+def lost_by_load(history, fences, seat):
+    """(when, member) of the seat's leases that were lost for what a machine with too much to do explains.
+
+    Who has stood still tells of it late: it was when the candidate was gone.
+    """
+    reigns = [reign for reign in fences.reigns.get(seat, ()) if reign.commits]
+    for loss in history.lost_leases:
+        if loss.seat == seat and loss.is_by_load:
+            gone = [
+                fences.gone.get((seat, reign.term), loss.at) for reign in reigns
+                if history.leaders.get((seat, reign.term)) == loss.member and reign.commits[0].at <= loss.at
+            ]
+            yield min([loss.at, *gone[-1:]]), loss.member
 
 
 def seat_of(node):

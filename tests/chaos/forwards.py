@@ -8,6 +8,7 @@ from collections import defaultdict
 from deliveries import CLOCK_SECS
 from faults import Faults
 from faults import of_brokers
+from fences import lost_by_load
 from health import delayers
 from history import Violation
 
@@ -16,6 +17,8 @@ CLEAN = ("terminate", "rolling restart", "writers killed", "store away", "handle
          "clock strobes")
 # Repeats that lie closer together are one matter.
 PAUSE_SECS = 5
+# How the kinds of those faults begin that hit no process of ours.
+SERVERS = ("broker", "zookeeper")
 
 
 @dataclasses.dataclass
@@ -88,12 +91,22 @@ class Excuses:
     def __init__(self, history, fences, seat):
         faults = [fault for fault in history.faults if fault.kind not in CLEAN and fault.hits("delayer")]
         self.session_secs = history.settings.session_secs
-        self.faults, self.brokers = Faults(faults), of_brokers(history)
+        self.brokers = of_brokers(history)
         # What hold up messages that are on their way.
-        self.standstills = Faults(fault for fault in faults if "broker" in fault.kind or fault.kind == "stop")
-        self.losses = history.lost_by_load(seat)
-        # When each leader but the first took over.
-        self.changes = [reign.commits[0].at for reign in fences.reigns.get(seat, ())[1:] if reign.commits]
+        standstills = [fault for fault in faults if "broker" in fault.kind or fault.kind == "stop"]
+        self.standstills = Faults(standstills)
+        self.losses = sorted(at for at, _ in lost_by_load(history, fences, seat))
+        self.reigns = [reign for reign in fences.reigns.get(seat, ()) if reign.commits]
+        # When each of them took over; which process led then, or None where that is not known; when its candidate was gone.
+        self.changes = [reign.commits[0].at for reign in self.reigns]
+        self.leaders = [history.leaders.get((seat, reign.term)) for reign in self.reigns]
+        self.gone = [fences.gone.get((seat, reign.term), math.inf) for reign in self.reigns]
+        # By that process: those that it may feel, and by which an older leader may act later; those that hit it.
+        self.faults, self.hits = {}, {}
+        for member in set(self.leaders):
+            felt = [fault for fault in faults if fault.hits("delayer", member)]
+            self.faults[member] = Faults([*felt, *standstills], lambda fault: fault.takes_leases_until)
+            self.hits[member] = Faults(fault for fault in felt if not fault.kind.startswith(SERVERS))
 
     def lacks(self, repeat):
         """What is wrong with it; None if nothing is."""
@@ -102,21 +115,28 @@ class Excuses:
             return f"{repeat.again - repeat.committed:.1f} s after their commit"
         # Whoever sent it before may have been hit long ago: without a broker nobody begins anew.
         since = min(repeat.since, repeat.again - 3 * self.session_secs)
-        if not self.has_changed(since, repeat.again):
+        is_new = self.has_changed(since, repeat.again)
+        if not is_new:
             # What no broker has acknowledged a leader sends again itself.
             fault, lost, lacks = self.brokers.first(since, repeat.again), None, "by the same leader, though no broker was away"
         else:
-            fault, lost = self.faults.first(since, repeat.again), self.lost_before_the_commit(repeat)
+            faults = self.faults[self.leaders[self.older(repeat)]]
+            fault, lost = faults.first(since, repeat.again), self.lost_before_the_commit(repeat)
             lacks = "though no fault was near, and no lease was lost before their commit"
         # What was lost before a fault was not lost by it.
         if lost is not None and (fault is None or lost < fault):
             return None
-        return lacks if fault is None else self.lacks_before(fault, repeat)
+        return lacks if fault is None else self.lacks_before(fault, repeat, is_new)
 
     def has_changed(self, since, again):
         """Whether a leader took over; what the one before had on its way then may have come to the log a little later."""
-        at = bisect.bisect_left(self.changes, since - self.session_secs)
+        at = bisect.bisect_left(self.changes, since - self.session_secs, 1)
         return at < len(self.changes) and self.changes[at] <= again
+
+    def older(self, repeat):
+        """Which of the leaders had sent it on before: not the one by which it comes again."""
+        before, again = (bisect.bisect(self.changes, at) - 1 for at in (repeat.before, repeat.again))
+        return max(0, min(before, again - 1))
 
     def lost_before_the_commit(self, repeat):
         """When the lease was lost of whoever had sent it and should not have committed it by then; None if none was."""
@@ -126,19 +146,31 @@ class Excuses:
             return self.losses[at]
         return None
 
-    def lacks_before(self, fault, repeat):
-        """What is wrong with a repeat by that fault, which began then."""
+    def lacks_before(self, fault, repeat, is_new):
+        """What is wrong with a repeat by that fault, which began then, by a new leader or by the same one."""
         if repeat.committed < fault:
             return f"though they were committed {fault - repeat.committed:.1f} s before a fault"
-        # In that time a delayer commits what it has sent, or leads no more.
-        if repeat.before < fault - self.session_secs:
-            return f"which was done {fault - repeat.before:.1f} s before a fault"
+        if not is_new:
+            late = repeat.before < fault - self.session_secs
+            return f"which was done {fault - repeat.before:.1f} s before a fault" if late else None
+        end = self.end(self.older(repeat), repeat.before)
+        # In that time a delayer commits what it has sent, or leads no more; it cannot while no broker tells whether the topic
+        # is the same.
+        if end > self.brokers.hold_up(repeat.before, self.session_secs) + 2 * self.session_secs:
+            return f"which was done {end - repeat.before:.1f} s before its delayer was hit"
         return None
+
+    def end(self, leader, since):
+        """When it was hit, or has told that its lease was lost, or its candidate was gone: what came first."""
+        hit = self.hits[self.leaders[leader]].first(since, math.inf)
+        at = bisect.bisect_left(self.losses, self.changes[leader])
+        return min([self.gone[leader], *self.losses[at:at + 1], *([] if hit is None else [hit])])
 
 
 def forwarded_seldom_twice(history, fences, forwards):
     """6: nothing that was committed is sent on again, but what an older leader had on its way; of the rest a new delayer repeats
-    what was not committed when a fault began or a lease was lost, and the same one what a broker has not acknowledged.
+    what the one before had no time to commit until it was hit or had lost its lease, and the same one what a broker has not
+    acknowledged.
     """
     for seat, repeats in forwards.repeats.items():
         excuses = Excuses(history, fences, seat)

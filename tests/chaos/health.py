@@ -1,15 +1,18 @@
 """Whether it goes on while nothing is broken, and leaves nothing behind."""
 
 import bisect
+import signal
 import statistics
 
-from deliveries import CLOCK_SECS
 from deliveries import seats
-from history import CLOSED
+from faults import stood_still
 from history import Seat
+from history import UNFELT
 from history import Violation
 
 RECOVERY_SECS = 10
+# So long nobody waits, even if one outage follows the other.
+OUTAGES_SECS = 600
 # By how much more than at the start, and how that is said. librdkafka keeps the thread of a broker that was away for as long
 # as anything refers to it: one for each of a delayer's four clients. Threads that block are as many as questions are open.
 MORE = {
@@ -19,17 +22,36 @@ MORE = {
     "threads": (12, "threads"),
 }
 RSS_LIMIT_KIB = (64 + 64) * 1024
-# These end leases of the processes that they hit; all that hit ZooKeeper may end any.
-ENDS_LEASES = ("stop", "cut", "swallow replies", "swallow all")
+# By these a process is asked to end; so it may end, besides well, where something holds it up: when its time is over, or before
+# it has begun.
+ASKS = ("terminate", "rolling restart")
+HELD_UP = (-signal.SIGTERM, 75)
 
 
 def goes_on(history, fences):
-    """9: on a healthy cluster nothing that can be done waits for longer than a session timeout and 10 s."""
-    limit = history.settings.session_secs + RECOVERY_SECS
-    for seat in [*seats(history), *delayers(history)]:
-        for begin, end in gaps(history, fences, seat):
-            if end - begin > limit:
-                yield Violation(9, f"{seat}: nothing was committed for {end - begin:.1f} s, though all was well", begin)
+    """9: on a healthy cluster nothing that can be done waits for longer than a session timeout and 10 s, and never for ten
+    minutes.
+    """
+    limits = ((True, longest_wait(history), ", though all was well"), (False, OUTAGES_SECS, ""))
+    for seat in all_seats(history):
+        for healthy_only, limit, though in limits:
+            for begin, end in gaps(history, fences, seat, healthy_only):
+                if end - begin > limit:
+                    yield Violation(9, f"{seat}: nothing was committed for {end - begin:.1f} s{though}", begin)
+
+
+def longest_wait(history):
+    return history.settings.session_secs + RECOVERY_SECS
+
+
+def watched_secs(history):
+    """How long it was looked at what waits for too long, by all seats together."""
+    limit = longest_wait(history)
+    return sum(max(0, end - begin - limit) for seat in all_seats(history) for begin, end in history.healthy(seat))
+
+
+def all_seats(history):
+    return [*seats(history), *delayers(history)]
 
 
 def delayers(history):
@@ -40,7 +62,7 @@ def gaps(history, fences, seat, healthy_only=True):
     """From when to when each seat had work and no commit, cut down to what lies within a healthy time."""
     log = (history.delayed if seat.name == "delayer" else history.instant)[seat.partition]
     delay = history.settings.delay_secs if seat.name == "delayer" else 0
-    spans = history.healthy() if healthy_only else [(history.begun, history.ended)]
+    spans = history.healthy(seat) if healthy_only else [(history.begun, history.ended)]
     begins = [begin for begin, _ in spans]
     reached, since = 0, history.begun
     steps = [(commit.at, commit.offset) for commit in fences.commits(seat) if commit.offset]
@@ -57,44 +79,10 @@ def longest_gap(history, fences, healthy_only=True):
     """(seconds, seat, when it began)."""
     found = [
         (end - begin, str(seat), begin)
-        for seat in [*seats(history), *delayers(history)]
+        for seat in all_seats(history)
         for begin, end in gaps(history, fences, seat, healthy_only)
     ]
     return max(found, default=(0.0, "", history.begun))
-
-
-def losses(history):
-    """How many leases were lost: in all, with no fault near that ends one, and while nothing was broken."""
-    spans = history.healthy()
-    needless = [loss for loss in history.lost_leases if not has_cause(history, loss)]
-    healthy = [loss for loss in needless if any(begin <= loss.at <= end for begin, end in spans)]
-    return len(history.lost_leases), len(needless), len(healthy)
-
-
-def has_cause(history, loss):
-    return any(
-        fault.begun <= loss.at <= fault.healed + history.settings.session_secs
-        and (fault.kind.startswith("zookeeper") or fault.kind in ENDS_LEASES and loss.member in fault.victims)
-        for fault in history.faults
-    )
-
-
-def lost_by_mistake(history):
-    """6: no lease is lost but for what a machine with too much to do explains, or to a process that is ending.
-
-    Whom a newer leader has followed is told that its candidate is gone: ZooKeeper looks for that first.
-    """
-    for loss in history.lost_leases:
-        if not loss.is_by_load and not (loss.why == CLOSED and is_ending(history, loss)):
-            yield Violation(6, f"{loss.seat}: {loss.member} has lost its lease: {loss.why}", loss.at)
-
-
-def is_ending(history, loss):
-    """Whether the process was asked to: in the end all are."""
-    return loss.at >= history.ended or any(
-        note["member"] == loss.member and note["begun"] - CLOCK_SECS <= loss.at <= note["at"]
-        for note in history.noted("terminated")
-    )
 
 
 def no_leaks(history):
@@ -113,6 +101,26 @@ def no_leaks(history):
     for note in history.noted("ended"):
         if note["status"] != 0:
             yield Violation(10, f"{note['member']} ended with status {note['status']} when asked to", note["at"])
+    yield from ended_well(history)
+
+
+def ended_well(history):
+    """Whoever is asked to end while all goes wrong does so within its time, and a bit."""
+    for note in history.noted("terminated"):
+        member, status = note["member"], note["status"]
+        if status is None:
+            yield Violation(10, f"{member} had not ended {note['at'] - note['begun']:.0f} s after it was asked to", note["at"])
+        elif status != 0 and not (status in HELD_UP and is_held_up(history, note)):
+            yield Violation(10, f"{member} ended with status {status} when asked to", note["at"])
+
+
+def is_held_up(history, note):
+    since = note["begun"] - RECOVERY_SECS
+    return stood_still(history, since, note["at"]) or any(
+        fault.kind not in (*ASKS, *UNFELT) and fault.hits(kind_of(note), note["member"])
+        and fault.begun <= note["at"] and fault.healed >= since
+        for fault in history.faults
+    )
 
 
 def more_than_at_the_start(note, measured):

@@ -8,6 +8,9 @@ from pathlib import Path
 # Why leases end, as src/election/lease.rs says it: what a machine with too much to do explains, and what its own process did.
 BY_LOAD = ("deposed: the own candidate is gone", "the connection to ZooKeeper broke", "ZooKeeper has answered no write for ")
 CLOSED = "the election was closed"
+# Faults that hold up no seat, and those that hold up no delayer's.
+UNFELT = ("writers killed", "clock jumps", "clock strobes")
+OF_HANDLERS = ("handlers killed", "handler stopped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +110,27 @@ class Fault:
     healed: float
     victims: list = dataclasses.field(default_factory=list)
 
-    def hits(self, name):
-        """Whether processes of that name may feel it: those of another name alone were hit by what hit only these."""
-        kinds = [str(victim).rpartition("-")[0] for victim in self.victims]
-        return not kinds or any(kind in (name, "kafka", "zookeeper", "") for kind in kinds)
+    @property
+    def takes_leases_until(self):
+        """Of ZooKeeper's only the beginning does: whoever leads later leads in spite of it."""
+        return self.begun if self.kind.startswith("zookeeper") else self.healed
+
+    def hits(self, name, member=None):
+        """Whether processes of that name may feel it, or that one of them, where it is known who counts: what hit others of ours
+        alone these do not feel.
+        """
+        if self.kind == "store away":
+            return not self.victims or name in self.victims
+        kinds = {str(victim).rpartition("-")[0] for victim in self.victims}
+        if kinds <= {"kafka", "zookeeper", ""}:
+            return True
+        return member in self.victims if member else name in kinds
+
+    def is_felt_by(self, seat):
+        """Whether it may hold up the work of a seat."""
+        if seat.name == "delayer" and self.kind in OF_HANDLERS:
+            return False
+        return self.kind not in UNFELT and self.hits(seat.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +179,8 @@ class History:
     notes: list = dataclasses.field(default_factory=list)
     # In the order in which that was told.
     lost_leases: list = dataclasses.field(default_factory=list)
+    # Which process it was that led, by seat and term.
+    leaders: dict = dataclasses.field(default_factory=dict)
     # The folder with those of the processes.
     logs: Path = None
     # What was read of them, by file: (when, text).
@@ -176,17 +198,15 @@ class History:
     def noted(self, event):
         return [note for note in self.notes if note["event"] == event]
 
-    def lost_by_load(self, seat):
-        """When leases of the seat were lost for what a machine with too much to do explains."""
-        return sorted(loss.at for loss in self.lost_leases if loss.seat == seat and loss.is_by_load)
-
-    def healthy(self, recovery_secs=0.0):
-        """The times in which nothing was broken, each beginning so long after the last fault was healed."""
+    def healthy(self, seat=None):
+        """The times in which nothing was broken; of a seat nothing that it can feel."""
         spans, since = [], self.begun
         for fault in sorted(self.faults, key=lambda fault: fault.begun):
+            if seat and not fault.is_felt_by(seat):
+                continue
             if fault.begun > since:
                 spans.append((since, fault.begun))
-            since = max(since, fault.healed + recovery_secs)
+            since = max(since, fault.healed)
         return [*spans, (since, self.ended)] if since < self.ended else spans
 
 

@@ -13,6 +13,7 @@ from history import Run
 from history import Seat
 from history import Settings
 from journal import entries
+from logs import leaders
 from logs import lost_leases
 from programs import Failure
 from programs import find_postgres
@@ -56,7 +57,7 @@ def load(folder):
     notes = list(entries(folder / "world.jsonl"))
     settings = next(note for note in notes if note["event"] == "settings")
     history = History(Settings(**{name: settings[name] for name in Settings.__dataclass_fields__}))
-    history.notes = [note for note in notes if note["event"] not in ("fault", "healed", "wrote")]
+    history.notes = [note for note in notes if note["event"] not in ("fault", "healed")]
     history.begun = next(note["at"] for note in notes if note["event"] == "begun")
     history.ended = next(note["at"] for note in notes if note["event"] == "settled")
     history.faults = faults(notes)
@@ -71,9 +72,9 @@ def load(folder):
         history.accepted.append((Seat(name, partition), term, first, last))
     history.runs, history.holes = runs(folder / "runs.jsonl")
     history.ops = ops(folder / "actions.jsonl", notes)
-    history.txns = txn_log.read(folder)
+    history.txns = txn_log.without_gaps(txn_log.read(folder))
     history.logs = folder.parent / "logs"
-    history.lost_leases = lost_leases(history)
+    history.lost_leases, history.leaders = lost_leases(history), leaders(history)
     return history
 
 

@@ -11,6 +11,7 @@ from history import Seat
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (.*)")
 # Whoever gives its lease up says "handed over", and whoever halts keeps it.
 LOST = re.compile(r"ksync-\w+ warn: chaos(?:-delay)?/(\d+) as (\w+): no longer leading: (.*); queueing again")
+LEADS = re.compile(r"ksync-\w+ info: chaos(?:-delay)?/(\d+) as (\w+): leading from offset \d+, term (\d+)")
 
 
 def logs(history):
@@ -37,3 +38,11 @@ def lost_leases(history):
             if told := LOST.match(text):
                 found.append(Loss(Seat(told[2], int(told[1])), at, member, told[3]))
     return sorted(found, key=lambda loss: loss.at)
+
+
+def leaders(history):
+    """Which process it was that led, by seat and term."""
+    return {
+        (Seat(told[2], int(told[1])), int(told[3])): member
+        for member, file in logs(history) for _, text in lines(history, member, file) if (told := LEADS.match(text))
+    }

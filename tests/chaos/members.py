@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from clock import RIGHT
@@ -21,6 +22,9 @@ KINDS = ("index", "cache", "delayer")
 EACH = 3
 NAMES = tuple(f"{kind}-{number}" for kind in KINDS for number in range(1, EACH + 1))
 GRACE_SECS = 12
+WATCH_SECS = 0.2
+# A watch that comes so late tells that the machine has too much to do.
+STALL_SECS = 0.5
 
 
 def environment(world, clock=None):
@@ -124,14 +128,24 @@ class Members:
     def start(self):
         for member in self.all:
             member.start()
-        threading.Thread(target=self.watch, daemon=True).start()
+        for watch in (self.watch, self.watch_stalls):
+            threading.Thread(target=watch, daemon=True).start()
 
     def watch(self):
-        while not self.ended.wait(0.2):
+        while not self.ended.wait(WATCH_SECS):
             for member in self.all:
                 if member.has_ended_by_itself():
                     self.world.journal.add("ended by itself", member=member.name, status=member.process.returncode)
                     member.start()
+
+    def watch_stalls(self):
+        """In a thread of its own: the other one also waits for members that a fault has locked."""
+        since = time.monotonic()
+        while not self.ended.wait(WATCH_SECS):
+            secs = time.monotonic() - since
+            if secs > STALL_SECS:
+                self.world.journal.add("stalled", secs=round(secs, 1))
+            since = time.monotonic()
 
     def sample(self, pause_secs):
         while not self.ended.wait(pause_secs):

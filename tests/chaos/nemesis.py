@@ -4,19 +4,23 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import threading
 import time
 
 from held import handlers
 from members import KINDS
 from members import NAMES
+from world import listens
 from world import node_signal
 
 # A server that does not listen again by then is left to the end, where all are healed.
 RETURN_LIMIT_SECS = 20
 # By the word in the kinds of their faults.
 SERVERS = {"zookeeper": "zookeeper", "broker": "kafka"}
+# By the kind of processes whose handlers write to it.
+STORES = ("index", "cache")
+# In which those runs end, and are committed, that a store has let in before it went away.
+LAST_RUNS_SECS = 1
 # Whose clocks may be wrong: each member has one of its own, all writers one together.
 CLOCKS = (*NAMES, "writers")
 JUMP_SECS = 3 * 3600
@@ -28,6 +32,8 @@ class Nemesis:
         self.world, self.members, self.writers = world, members, writers
         # Of the servers of a kind, one fault after the other; else a majority would be away all the time.
         self.locks = {servers: threading.Lock() for servers in SERVERS.values()}
+        # Of a store, too, as of a proxy and of a clock: else the end of one would end the other early.
+        self.stores = {kind: threading.Lock() for kind in STORES}
         self.threads = []
         self.is_over = False
 
@@ -125,20 +131,13 @@ class Nemesis:
         return member.name
 
     def cut(self, victim, secs):
-        return self.between(victim, secs, lambda proxy: proxy.cut())
+        return between([self.member(victim)], secs, lambda proxy: proxy.cut())
 
     def swallow_replies(self, victim, secs):
-        return self.between(victim, secs, lambda proxy: proxy.silence(requests_too=False))
+        return between([self.member(victim)], secs, lambda proxy: proxy.silence(requests_too=False))
 
     def swallow_all(self, victim, secs):
-        return self.between(victim, secs, lambda proxy: proxy.silence(requests_too=True))
-
-    def between(self, victim, secs, harm):
-        member = self.member(victim)
-        harm(member.proxy)
-        time.sleep(secs)
-        member.proxy.heal()
-        return [member.name]
+        return between([self.member(victim)], secs, lambda proxy: proxy.silence(requests_too=True))
 
     def zookeeper_leader_killed(self, victim, secs):
         leader = self.world.zookeeper_leader() or self.world.zookeepers[victim % 3]
@@ -197,12 +196,26 @@ class Nemesis:
         return [pid for member in self.members.all for pid in handlers(member.pid)]
 
     def store_away(self, victim, secs):
-        kind = ("index", "cache")[victim % 2]
-        file = self.world.history / f"outage-{kind}"
-        file.touch()
-        time.sleep(secs)
-        file.unlink(missing_ok=True)
+        kind = STORES[victim % len(STORES)]
+        with self.outage(kind):
+            time.sleep(secs)
         return [kind]
+
+    def store_away_and_cut(self, victim, secs):
+        """While no run succeeds there is no commit either, by which those that work on without ZooKeeper would notice."""
+        kind = STORES[victim % len(STORES)]
+        with self.outage(kind):
+            time.sleep(LAST_RUNS_SECS)
+            members = [member for member in self.members.all if member.kind == kind]
+            return between(members, secs, lambda proxy: proxy.cut())
+
+    @contextlib.contextmanager
+    def outage(self, kind):
+        file = self.world.history / f"outage-{kind}"
+        with self.stores[kind]:
+            file.touch()
+            yield
+            file.unlink(missing_ok=True)
 
     def writers_killed(self, _victim, _secs):
         self.writers.kill()
@@ -228,6 +241,19 @@ class Nemesis:
         return [clock.name]
 
 
+def between(members, secs, harm):
+    """Each of them and ZooKeeper, by its proxy."""
+    with contextlib.ExitStack() as locks:
+        for member in members:
+            locks.enter_context(member.proxy.lock)
+        for member in members:
+            harm(member.proxy)
+        time.sleep(secs)
+        for member in members:
+            member.proxy.heal()
+    return [member.name for member in members]
+
+
 def clock_of(victim):
     return CLOCKS[victim % len(CLOCKS)]
 
@@ -241,10 +267,3 @@ def handler_signal(pid, number):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
     return pid
-
-
-def listens(node):
-    with contextlib.suppress(OSError):
-        with socket.create_connection(("127.0.0.1", node.ports["client"]), timeout=0.5):
-            return True
-    return False

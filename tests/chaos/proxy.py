@@ -21,6 +21,8 @@ class Proxy:
     async def open(cls, loop, targets):
         proxy = cls()
         proxy.loop, proxy.connections = loop, set()
+        # One fault after the other.
+        proxy.lock = threading.Lock()
         # What is done with bytes to and from the servers: "pass", "swallow".
         proxy.requests = proxy.replies = "pass"
         proxy.refuses = False

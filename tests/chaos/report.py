@@ -17,6 +17,7 @@ def report(seed, history, verdict):
     seconds, seat, _ = verdict.longest_healthy_gap
     over_all, seat_over_all, _ = verdict.longest_gap
     lost, needless, healthy = verdict.lost_leases
+    late, watched = verdict.judged
     yield f"seed {seed}"
     yield f"faults: {sum(kinds.values())}: {listed(kinds)}"
     yield f"messages: {sum(records):,} ({records[0]:,} instant, {records[1]:,} delayed)"
@@ -28,6 +29,7 @@ def report(seed, history, verdict):
     twice = verdict.duplicates.values()
     yield f"duplicates: {sum(twice):,} records in {sum(map(bool, twice))} seats"
     yield f"longest gap: {seconds:.1f} s ({seat}) while all was well, {over_all:.1f} s ({seat_over_all}) over all"
+    yield f"judged while all was well: {late:,} delay messages by point 8, {watched:,.0f} s of all seats by point 9"
     yield from growth.lines(history)
     yield f"violations: {len(verdict.violations)}"
     points = Counter(violation.point for violation in verdict.violations)

@@ -69,7 +69,7 @@ def right():
     history.primary, history.copies = {1: 1, 2: 1}, {"index": {1: 1, 2: 1}}
     history.accepted = [(INDEX, 1, 0, 0), (INDEX, 1, 1, 2)]
     history.runs = [run(0, 0, 2), run(1, 2, 8)]
-    history.ops = {1: Op(1, 1, BEGIN + 1.1, BEGIN + 1.3, status=0), 2: Op(2, 1, BEGIN + 2.1)}
+    history.ops = {1: Op(1, 1, BEGIN + 1.1, BEGIN + 1.3, status=0, ended=BEGIN + 1.6), 2: Op(2, 1, BEGIN + 2.1)}
     history.txns = [
         queues(INDEX), queues(DELAYER),
         commits(INDEX, 0, 0.1), commits(DELAYER, 0, 0.2),

@@ -13,6 +13,7 @@ from history import Fault
 from history import Loss
 from history import Seat
 from history import Violation
+from logs import leaders
 from logs import lost_leases
 from report import report
 from small_history import BEGIN
@@ -99,6 +100,15 @@ class Around(SmallHistory):
             Loss(Seat("delayer", 1), BEGIN + 5, "delayer-3", why),
             Loss(Seat("index", 2), BEGIN + 17, "index-1", why),
         ])
+
+    def test_which_process_leads_is_told_by_its_log(self):
+        self.write_log("index-1", line(1, "info: chaos/2 as index: leading from offset 7, term 50"),
+                       line(2, "info: chaos/2 as index: beginning anew at offset 9"))
+        self.write_log("delayer-3", line(5, "info: chaos-delay/1 as delayer: leading from offset 0, term 21474836497"))
+        self.write_log("again", line(5, "info: chaos-again/0 as again: leading from offset 0, term 60"))
+        self.assertEqual(leaders(self.history), {
+            (Seat("index", 2), 50): "index-1", (Seat("delayer", 1), 21474836497): "delayer-3",
+        })
 
     def test_of_a_run_in_the_folder_of_an_earlier_one_its_own_logs_are_read(self):
         self.write_log("index-1", line(5, "warn: chaos/0 as index: no longer leading: the election was closed; queueing again"))

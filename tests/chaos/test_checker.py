@@ -4,7 +4,6 @@ import unittest
 
 from checker import check
 from history import Fault
-from messages import in_one_partition
 from small_history import BEGIN
 from small_history import DELAYER
 from small_history import INDEX
@@ -42,44 +41,6 @@ class Points(SmallHistory):
         self.history.runs[2].snapshot = "200:200:"
         finish(self.history)
         self.expect((2, "version 1 of 2"))
-
-    def test_3_an_action_that_began_before_its_delay_message_was_in_the_log(self):
-        self.history.ops[2].begun = BEGIN + 1.9
-        self.expect((3, "transaction 2 began with 0 of its 1 delay messages"))
-
-    def test_3_an_instant_message_that_was_acknowledged_and_is_not_there(self):
-        self.history.instant = [log((1, 1, 6.1), (2, 2, 7.1))]
-        self.history.runs = [run(0, 1, 8)]
-        self.replace_commit(2.6)
-        self.replace_commit(8.6, commits(INDEX, 2, 8.6))
-        finish(self.history)
-        self.expect((3, "0 of 1 instant messages of transaction 1"))
-
-    def test_3_a_delay_message_that_was_not_sent_on(self):
-        self.history.instant = [log((1, 1, 1.5), (1, 1, 6.1), (2, 2, 6.9))]
-        self.history.ops[2].committed = BEGIN + 2.2
-        finish(self.history)
-        self.expect((3, "1 delay messages were not sent on, the first at 1"), (4, "before all up to it was sent on"))
-
-    def test_3_a_transaction_that_committed_when_its_delay_messages_were_sent_on_already(self):
-        self.history.ops[2].committed = BEGIN + 7.5
-        self.expect((3, "transaction 2 committed 0.5 s after its last delay messages were due"))
-
-    def test_3_what_no_broker_took_could_not_be_sent_again(self):
-        self.history.ops[2].committed = BEGIN + 7.5
-        self.history.faults = [Fault("broker stopped", BEGIN + 4, BEGIN + 6)]
-        self.expect()
-
-    def test_3_nor_may_a_short_action_begin_when_no_broker_took_it_in_time(self):
-        self.history.ops[2].begun, self.history.ops[2].committed = BEGIN + 7.0, BEGIN + 7.5
-        self.history.faults = [Fault("broker stopped", BEGIN + 4, BEGIN + 6)]
-        self.expect((3, "transaction 2 committed 0.5 s after its last delay messages were due"))
-
-    def test_3_messages_of_a_record_in_two_partitions(self):
-        self.history.settings.partitions = 2
-        self.history.instant.append(log((2, 2, 2.5)))
-        found = [violation.text for violation in in_one_partition(self.history)]
-        self.assertEqual(found, ["messages of 1 records lie in several partitions, the first of them 2"])
 
     def test_4_a_consumer_that_did_not_halt(self):
         right = {"event": "halts", "at": BEGIN, "topic": "expired", "due": 1, "has_halted": True, "given": [0], "committed": 1}
@@ -147,6 +108,42 @@ class Points(SmallHistory):
         self.history.accepted[1] = (INDEX, 1, 1, 2)
         self.expect((7, "of term 1 began 5.2 s after its candidate was gone"))
 
+    def stop(self, member):
+        """The first leader is index-1, the second one index-2."""
+        self.history.leaders = {(INDEX, 1): "index-1", (INDEX, 50): "index-2"}
+        self.history.faults = [Fault("stop", BEGIN + 2, BEGIN + 4, [member])]
+
+    def begin_late(self, secs):
+        """By so much after its candidate is gone, that of the first leader."""
+        self.follow(1)
+        self.history.runs[1] = run(1, 2, 2.8 + secs)
+        self.history.accepted[1] = (INDEX, 1, 1, 2)
+        finish(self.history)
+
+    def test_7_a_run_that_begins_a_second_after_its_candidate_is_gone(self):
+        self.begin_late(0.4)
+        self.expect()
+        self.begin_late(1)
+        self.expect((7, "of term 1 began 1.0 s after its candidate was gone"))
+        self.history.notes = [{"event": "stalled", "at": BEGIN + 3, "secs": 1.5}]
+        self.expect()
+
+    def test_7_only_a_stop_of_its_own_process_lets_a_run_begin_late(self):
+        self.begin_late(2)
+        self.stop("index-1")
+        self.expect()
+        self.stop("index-2")
+        self.expect((7, "of term 1 began 2.0 s after its candidate was gone"))
+
+    def test_7_nor_does_a_stop_of_another_process_let_two_runs_be_alive_at_once(self):
+        self.follow(1)
+        self.history.runs[1].beside = self.history.runs[0].run
+        self.stop("index-1")
+        self.history.faults[0].healed = BEGIN + 9
+        self.expect()
+        self.history.faults[0].victims = ["index-3"]
+        self.expect((7, "began beside run-2, and nobody was stopped"))
+
     def test_7_an_older_term_that_the_store_has_let_in(self):
         self.history.accepted.append((INDEX, 0, 1, 2))
         self.expect((7, "the store took offsets 1 to 2 of term 0 after term 1"))
@@ -160,17 +157,20 @@ class Points(SmallHistory):
 
     def test_8_an_instant_message_before_the_commit(self):
         self.history.ops[1].committed = BEGIN + 1.6
-        self.expect((8, "although it had not committed"))
+        self.expect((8, "although it had not committed"), (3, "0 of 1 instant messages of transaction 1"))
 
-    def test_8_delay_messages_that_are_late(self):
-        self.history.instant = [log((1, 1, 1.5), (1, 1, 12.1), (2, 2, 12.2))]
-        self.history.runs[1] = run(1, 2, 13)
-        self.history.txns = [*self.history.txns[:5], commits(DELAYER, 2, 12.3), commits(INDEX, 3, 13.6)]
-        finish(self.history)
-        self.expect((8, "of 2 delay messages due while all was well one in a thousand was later than 6.1 s; the latest, that of "
-                        "delayer/0 at 0 (record 1 of transaction 1), was due at 1006.000 and 6.1 s late"))
-        (violation,) = check(self.history).violations
-        self.assertEqual(violation.at, BEGIN + 6)
+    def test_6_leases_that_are_lost_again_and_again_while_all_is_well(self):
+        for number in range(2):
+            self.lose(DELAYER, 9 + number)
+        self.expect()
+        self.lose(INDEX, 11, "ZooKeeper has answered no write for 1.60")
+        self.expect((6, "3 leases were lost in 20 s in which all was well, the first of delayer/0: the connection to ZooKeeper"))
+        # Those of a machine that stands still are not counted.
+        self.history.notes = [{"event": "stalled", "at": BEGIN + 9.2, "secs": 1.7}]
+        self.expect()
+        self.history.notes = []
+        self.history.faults = [Fault("zookeeper stopped", BEGIN + 8, BEGIN + 10, ["zookeeper-1"])]
+        self.expect()
 
     def test_leases_that_are_lost_are_counted_and_those_without_a_cause(self):
         self.history.faults = [
@@ -194,6 +194,29 @@ class Points(SmallHistory):
         self.test_9_a_record_that_waits_for_too_long()
         self.history.faults = [Fault("zookeeper quorum lost", BEGIN + 10, BEGIN + 20)]
         self.expect()
+
+    def test_9_what_its_seat_can_feel_excuses_that_and_nothing_else(self):
+        for fault, *victims in (("kill", "index-2"), ("handlers killed",), ("handler stopped", 77), ("store away", "index")):
+            self.test_9_a_record_that_waits_for_too_long()
+            self.history.faults = [Fault(fault, BEGIN + 10, BEGIN + 20, victims)]
+            self.expect()
+            self.setUp()
+        for fault, *victims in (("kill", "cache-2"), ("stop", "delayer-1"), ("store away", "cache"), ("writers killed",),
+                                ("clock jumps", "index-1")):
+            self.test_9_a_record_that_waits_for_too_long()
+            self.history.faults = [Fault(fault, BEGIN + 10, BEGIN + 20, victims)]
+            self.expect((9, "index/0: nothing was committed for 16.5 s, though all was well"))
+            self.setUp()
+
+    def test_9_nothing_waits_for_ten_minutes_whatever_is_broken(self):
+        for healed, *violations in ((500,), (700, (9, "index/0: nothing was committed for 703.5 s"))):
+            self.setUp()
+            self.history.ended = BEGIN + healed + 20
+            self.history.runs[1] = run(1, 2, healed + 9)
+            finish(self.history)
+            self.replace_commit(8.6, commits(INDEX, 3, healed + 9.6))
+            self.history.faults = [Fault("zookeeper quorum lost", BEGIN + 3, BEGIN + healed)]
+            self.expect(*violations)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,34 @@ class Duplicates(SmallHistory):
         self.follow(0, Fault("terminate", BEGIN + 2, BEGIN + 2.5, ["index-1"]))
         self.expect((6, "of a new leader repeats 1 records from 0"))
 
+    def test_6_who_was_asked_to_end_may_leave_a_batch_only_where_it_could_not_commit_in_its_time(self):
+        self.follow(0, Fault("terminate", BEGIN + 2, BEGIN + 2.75, ["index-1"]), Fault("broker stopped", BEGIN + 1, BEGIN + 9))
+        self.history.leaders = {(INDEX, 1): "index-1", (INDEX, 50): "index-2"}
+        for status, *violations in ((-15,), (0, (6, "of a new leader repeats 1 records from 0"))):
+            note = {"event": "terminated", "member": "index-1", "begun": BEGIN + 2, "at": BEGIN + 2.75, "status": status}
+            self.history.notes = [note]
+            self.expect(*violations)
+
     def test_6_a_fault_that_hit_processes_of_another_kind_alone_excuses_nothing(self):
         self.follow(0, Fault("kill", BEGIN + 2, BEGIN + 2.5, ["cache-1"]))
         self.expect((6, "of a new leader repeats 1 records from 0"))
+
+    def test_6_nor_does_one_that_hit_a_process_which_did_not_lead(self):
+        self.history.leaders = {(INDEX, 1): "index-1", (INDEX, 50): "index-2"}
+        for member, *violations in (("index-1",), ("index-3", (6, "of a new leader repeats 1 records from 0"))):
+            self.follow(0, Fault("kill", BEGIN + 2, BEGIN + 2.5, [member]))
+            self.expect(*violations)
+
+    def test_6_nor_does_one_that_was_over_when_the_records_were_done(self):
+        self.history.settings.session_secs = 1
+        for fault, begun, healed, *violations in (
+            ("kill", 1, 1.4, (6, "of a new leader repeats 1 records from 0")), ("kill", 1, 1.6),
+            # With one server away the others let somebody lead.
+            ("zookeeper follower killed", 1, 9, (6, "of a new leader repeats 1 records from 0")),
+            ("zookeeper follower killed", 2, 9),
+        ):
+            self.follow(0, Fault(fault, BEGIN + begun, BEGIN + healed, []))
+            self.expect(*violations)
 
     def test_6_nor_does_a_clock_that_jumps(self):
         self.follow(0, Fault("clock jumps", BEGIN + 2, BEGIN + 2.5, ["index-1"]))
@@ -64,6 +89,18 @@ class Duplicates(SmallHistory):
             self.expect(*violations)
         # Which it cannot be while no broker tells whether the topic is the same.
         self.history.faults = [Fault("broker killed", BEGIN + 3, BEGIN + 4, ["kafka-1"])]
+        self.expect()
+
+    def test_6_nor_does_one_that_another_process_has_lost(self):
+        self.follow(0)
+        self.lose(INDEX, 2.65)
+        self.history.leaders = {(INDEX, 1): "index-2"}
+        self.expect((6, "of a new leader repeats 1 records from 0"))
+
+    def test_6_who_stands_still_tells_late_that_its_lease_was_lost(self):
+        self.follow(0)
+        self.lose(INDEX, 8.1)
+        self.history.leaders = {(INDEX, 1): "index-1", (INDEX, 50): "index-2"}
         self.expect()
 
     def test_6_nor_does_it_excuse_more_than_a_batch(self):
@@ -98,7 +135,7 @@ class Duplicates(SmallHistory):
     def test_6_who_is_asked_to_end_may_close_the_election_while_it_leads(self):
         self.lose(INDEX, 9, CLOSED)
         self.lose(INDEX, 20.1, CLOSED)
-        self.history.notes = [{"event": "terminated", "member": "index-1", "begun": BEGIN + 8.9, "at": BEGIN + 9.1}]
+        self.history.notes = [{"event": "terminated", "member": "index-1", "begun": BEGIN + 8.9, "at": BEGIN + 9.1, "status": 0}]
         self.expect()
         self.history.notes[0]["member"] = "index-2"
         self.expect((6, f"index/0: index-1 has lost its lease: {CLOSED}"))
@@ -120,6 +157,7 @@ class Duplicates(SmallHistory):
 
     def test_6_only_a_stop_excuses_what_an_older_leader_repeats_after_a_newer_one(self):
         self.follow(1, Fault("stop", BEGIN + 2.5, BEGIN + 9.2, ["index-1"]))
+        self.history.leaders = {(INDEX, 1): "index-1", (INDEX, 50): "index-2"}
         self.history.runs.append(run(1, 2, 9))
         finish(self.history)
         self.expect()

@@ -8,6 +8,7 @@ import sys
 import unittest
 
 from held import held
+from history import Fault
 from small_history import BEGIN
 from small_history import SmallHistory
 
@@ -72,6 +73,32 @@ class Leaks(SmallHistory):
     def test_10_a_process_that_ended_by_itself(self):
         self.history.notes = [{"event": "ended by itself", "member": "index-1", "status": 101, "at": BEGIN}]
         self.expect((10, "index-1 ended by itself with status 101"))
+
+    def terminated(self, status):
+        self.history.notes = [
+            {"event": "terminated", "member": "index-1", "begun": BEGIN + 3, "at": BEGIN + 15.2, "status": status},
+        ]
+
+    def test_10_a_process_that_is_asked_to_end_amid_the_faults_and_fails(self):
+        # The one by which it was asked to.
+        self.history.faults = [Fault("terminate", BEGIN + 3, BEGIN + 15.2, ["index-1"])]
+        self.terminated(0)
+        self.expect()
+        for status in (101, 75, -15, -11):
+            self.terminated(status)
+            self.expect((10, f"index-1 ended with status {status} when asked to"))
+        self.terminated(None)
+        self.expect((10, "index-1 had not ended 12 s after it was asked to"))
+
+    def test_10_only_what_holds_it_up_lets_it_die_of_the_signal(self):
+        held_up = Fault("broker stopped", BEGIN + 2, BEGIN + 10, ["kafka-1"])
+        for fault, status, *violations in (
+            (held_up, -15), (held_up, 75), (Fault("stop", BEGIN + 2, BEGIN + 10, ["cache-1"]), -15, (10, "status -15")),
+            (held_up, 101, (10, "status 101")), (held_up, -11, (10, "status -11")), (held_up, None, (10, "had not ended")),
+        ):
+            self.history.faults = [fault]
+            self.terminated(status)
+            self.expect(*violations)
 
     def samples(self, minutes, rss_kib, files=lambda minute: 50, threads=lambda minute: 14, pid=7):
         """One each minute."""

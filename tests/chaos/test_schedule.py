@@ -3,6 +3,7 @@
 import unittest
 
 from schedule import KINDS
+from schedule import ON_DEMAND
 from schedule import schedule
 
 
@@ -18,10 +19,13 @@ class Schedule(unittest.TestCase):
         self.assertEqual(times, sorted(times))
         self.assertTrue(2500 < times[-1] < 3600, times[-1])
 
-
     def test_of_some_kinds_there_are_no_others(self):
         planned = schedule(1, 50, 3, ("cut", "terminate"))
         self.assertEqual({fault.kind for fault in planned}, {"cut", "terminate"})
+
+    def test_what_is_on_demand_comes_only_then(self):
+        self.assertEqual({fault.kind for fault in schedule(1, 5, 3, tuple(ON_DEMAND))}, set(ON_DEMAND))
+        self.assertEqual(set(KINDS) & set(ON_DEMAND), set())
 
 
 if __name__ == "__main__":

@@ -51,10 +51,30 @@ class SentOnAgain(SmallHistory):
         self.send_on_again(Fault("kill", BEGIN + 7.15, BEGIN + 7.5, ["index-1"]))
         self.expect((6, "delayer/0: 2 delay messages were sent on again, though no fault was near"))
 
+    def test_6_nor_though_only_a_delayer_was_hit_that_did_not_lead(self):
+        self.history.leaders = {(DELAYER, 2): "delayer-1", (DELAYER, 60): "delayer-2"}
+        for member, *violations in (("delayer-1",), ("delayer-3", (6, "2 delay messages were sent on again, though no fault"))):
+            self.send_on_again(Fault("kill", BEGIN + 7.15, BEGIN + 7.5, [member]))
+            self.expect(*violations)
+
+    def test_6_nor_though_a_server_of_zookeeper_is_away_since_long_ago(self):
+        for begun, *violations in ((6.5,), (-6, (6, "2 delay messages were sent on again, though no fault was near"))):
+            self.send_on_again(Fault("zookeeper follower killed", BEGIN + begun, BEGIN + 9, ["zookeeper-1"]))
+            self.expect(*violations)
+
+    def test_6_a_fault_before_changes_nothing_for_what_was_sent_on_long_before_its_delayer_was_hit(self):
+        before = Fault("zookeeper stopped", BEGIN + 5, BEGIN + 6.2, ["zookeeper-1"])
+        kill = Fault("kill", BEGIN + 16, BEGIN + 16.5, ["delayer-1"])
+        self.send_on_again(before, kill, again=18)
+        self.expect((6, "2 delay messages were sent on again, which was done 9.9 s before its delayer was hit"))
+        # Nothing could be committed.
+        self.history.faults.append(Fault("broker killed", BEGIN + 7, BEGIN + 12, ["kafka-1"]))
+        self.expect()
+
     def test_6_a_delayer_that_sends_on_again_what_was_sent_on_long_before_a_fault(self):
         self.history.settings.session_secs = 1
-        self.send_on_again(Fault("kill", BEGIN + 7.85, BEGIN + 7.88, ["delayer-1"]))
-        self.expect((6, "delayer/0: 1 delay messages were sent on again, which was done 1.8 s before a fault"))
+        self.send_on_again(Fault("kill", BEGIN + 8.3, BEGIN + 8.4, ["delayer-1"]), again=9)
+        self.expect((6, "delayer/0: 1 delay messages were sent on again, which was done 2.2 s before its delayer was hit"))
 
     def test_6_a_delayer_that_sends_on_again_what_it_has_sent_on_itself(self):
         for kind in ("kill", "cut"):
@@ -98,9 +118,9 @@ class SentOnAgain(SmallHistory):
         self.expect((6, "delayer/0: 2 delay messages were sent on again, though no fault was near, and no lease was lost"))
 
     def test_6_nor_where_it_was_lost_by_a_fault_what_should_have_been_committed_for_long_before_that(self):
-        self.send_on_again(Fault("stop", BEGIN + 13, BEGIN + 15, ["delayer-1"]), again=16)
-        self.lose(DELAYER, 15.0)
-        self.expect((6, "delayer/0: 2 delay messages were sent on again, which was done 6.9 s before a fault"))
+        self.send_on_again(Fault("stop", BEGIN + 15.5, BEGIN + 17.5, ["delayer-1"]), again=18)
+        self.lose(DELAYER, 17.5)
+        self.expect((6, "delayer/0: 2 delay messages were sent on again, which was done 9.4 s before its delayer was hit"))
 
     def test_6_what_came_to_the_log_only_when_another_one_led_that_one_may_repeat_later(self):
         self.history.settings.session_secs = 1
@@ -125,7 +145,7 @@ class SentOnAgain(SmallHistory):
         self.history.settings.session_secs = 1
         self.send_on_again(leads=8.8, again=9)
         self.lose(DELAYER, 7.3)
-        self.history.ops[1].committed = BEGIN + 5.9
+        self.history.ops[1].committed, self.history.ops[1].ended = BEGIN + 5.9, BEGIN + 9
         self.history.instant = [log((1, 1, 7.1), (2, 2, 7.15), (1, 1, 8.9), (1, 1, 9), (2, 2, 9.1))]
         self.history.runs = [run(0, 4, 9.2)]
         self.replace_commit(2.6)
@@ -213,7 +233,7 @@ class SentOnAgain(SmallHistory):
         self.history.delayed = [log((1, 1, 1), (2, 2, 2), (1, 1, 3.4), (1, 1, 5.8), (1, 1, 8.2))]
         sent_on = [(1, 1, 6.1), (2, 2, 7.1), (1, 1, 7.9), (2, 2, 8), (1, 1, 8.4), (1, 1, 10.8)]
         self.history.instant = [log(*sent_on, (1, 1, 12.5), (1, 1, 13.2))]
-        self.history.ops[1] = Op(1, 1, BEGIN + 1.1, BEGIN + 12.4, status=0)
+        self.history.ops[1] = Op(1, 1, BEGIN + 1.1, BEGIN + 12.4, status=0, ended=BEGIN + 12.6)
         self.history.runs = [run(0, 7, 13.5)]
         offsets = ((0, 7.8), (2, 8.1), (3, 8.5), (4, 10.9), (5, 13.3))
         self.history.txns = [*self.history.txns[:4], *self.change_of_delayers(7.8),
@@ -226,7 +246,7 @@ class SentOnAgain(SmallHistory):
         # The transaction is so long that its delay message is sent again.
         self.history.delayed = [log((1, 1, 1), (2, 2, 2), (1, 1, 3.6))]
         self.history.instant = [log((1, 1, 6.1), (1, 1, 6.3), (2, 2, 7.1), (1, 1, 8.7))]
-        self.history.ops[1] = Op(1, 1, BEGIN + 1.1, BEGIN + 6.2, status=0)
+        self.history.ops[1] = Op(1, 1, BEGIN + 1.1, BEGIN + 6.2, status=0, ended=BEGIN + 6.4)
         self.history.runs = [run(0, 3, 9)]
         self.replace_commit(2.6)
         self.replace_commit(8.6, commits(DELAYER, 3, 8.8), commits(INDEX, 4, 9.6))

@@ -1,5 +1,6 @@
 """The reader of ZooKeeper's transaction logs, on bytes as ZooKeeper writes them."""
 
+import contextlib
 import struct
 import tempfile
 import unittest
@@ -8,6 +9,7 @@ from pathlib import Path
 import txn_log
 from txn_log import Operation
 from txn_log import Txn
+from world import Failure
 
 
 def text(words):
@@ -63,6 +65,16 @@ class Logs(unittest.TestCase):
             snapshots = [(1, 0x100000002), (2, 0x100000002)] if behind[0] == old + lost + new else []
             read = self.read(*(HEADER + server for server in behind), snapshots=snapshots)
             self.assertEqual([txn.zxid for txn in read], zxids)
+
+    def test_transactions_that_no_log_has_are_missed(self):
+        for zxids, *missing in (
+            ((0x100000001, 0x100000002, 0x200000001, 0x500000001),),
+            ((0x100000001, 0x100000003), "transaction 3 of epoch 1 after 1"),
+            ((0x100000001, 0x200000002), "transaction 2 of epoch 2 after 0"),
+        ):
+            txns = [Txn(zxid, 5, 1.5, ()) for zxid in zxids]
+            with self.assertRaisesRegex(Failure, *missing) if missing else contextlib.nullcontext():
+                self.assertEqual(txn_log.without_gaps(txns), txns)
 
     def test_zeros_and_half_a_record_end_a_log(self):
         whole = record(txn_log.SET_DATA, SET)

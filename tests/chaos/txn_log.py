@@ -5,6 +5,8 @@ import collections
 import dataclasses
 import struct
 
+from world import Failure
+
 CREATE, DELETE, SET_DATA, CHECK, MULTI, CREATE2 = 1, 2, 5, 13, 14, 15
 CREATE_TTL, CREATE_CONTAINER, DELETE_CONTAINER = 21, 19, 20
 ERROR, CLOSE_SESSION = -1, -11
@@ -70,6 +72,17 @@ def read(folder):
         zxids.sort()
     passed_over = {zxid for zxid in found for server in logged if passes_over(zxid, logged[server], snapshots[server])}
     return [found[zxid] for zxid in sorted(found.keys() - passed_over)]
+
+
+def without_gaps(txns):
+    """The same, but fails where some are missing: the servers count them, from one on in each epoch."""
+    counts = collections.Counter()
+    for txn in txns:
+        epoch, count = txn.zxid >> 32, txn.zxid & 0xFFFFFFFF
+        if count != counts[epoch] + 1:
+            raise Failure(f"ZooKeeper's logs have transaction {count} of epoch {epoch} after {counts[epoch]}")
+        counts[epoch] = count
+    return txns
 
 
 def passes_over(zxid, logged, snapshots):

@@ -174,17 +174,24 @@ class World:
         return found
 
     def offsets(self, topic, name):
-        """What is committed of each partition; nothing where no server answers."""
+        """What is committed of each partition, None where nothing is; None in all where no server answers."""
         paths = [f"/kafka_sync/consumer/{topic}/{partition}/{name}/offset" for partition in range(PARTITIONS)]
         for node in self.zookeepers:
             with contextlib.suppress(OSError, struct.error):
-                return [int(text or 0) for text in zookeeper_texts(node.ports["client"], paths)]
+                return [int(text) if text else None for text in zookeeper_texts(node.ports["client"], paths)]
         return None
 
 
 def node_signal(node, number):
     if node.is_running():
         os.kill(node.pid, number)
+
+
+def listens(node):
+    with contextlib.suppress(OSError):
+        with socket.create_connection(("127.0.0.1", node.ports["client"]), timeout=0.5):
+            return True
+    return False
 
 
 def zookeeper_texts(port, paths):
