@@ -62,6 +62,8 @@ mutants! {
     BeginsBefore,
     /// A delayer commits each 20 s.
     CommitsSeldom,
+    /// A lease is renewed by commits alone.
+    NeverBeats,
 }
 
 impl Mutant {

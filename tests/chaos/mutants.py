@@ -70,7 +70,8 @@ ALL = {
     "RenewsNothing": mutant({3}, "after its last delay messages were due", "kill", "terminate"),
     "CommitsAtStop": mutant({4}, UNDONE, "rolling restart", "terminate"),
     "BeginsBefore": mutant({6}, "began at .* when .* was committed", "kill", "terminate"),
-    "CommitsSeldom": mutant({6}, "delay messages were sent on again", "kill"),
+    "CommitsSeldom": mutant({6}, "delay messages were sent on again", "kill", mean_secs=6),
+    "NeverBeats": mutant({6}, "leases were lost in", "kill", mean_secs=6),
 }
 
 
