@@ -34,6 +34,8 @@ class Repeat:
     reached: int
     # When the offset had passed it.
     committed: float = math.inf
+    # What came again if this one is its writer's: another one of its key, which counts as that.
+    instead: "Repeat" = None
 
 
 class Forwards:
@@ -51,7 +53,7 @@ class Forwards:
 def repeats(history, messages, partition):
     """The delayer keeps the order: each message that is not the next to be sent on is its writer's, or one that comes again."""
     delayed, instant = history.delayed[partition], history.instant[partition]
-    delay, reached, announced_late = round(history.settings.delay_secs * 1000), 0, set()
+    delay, reached, announced_late = round(history.settings.delay_secs * 1000), 0, {}
     for key, millis in zip(instant.keys(), instant.millis):
         if reached < len(delayed) and key == delayed.key(reached) and millis >= delayed.millis[reached] + delay:
             reached += 1
@@ -59,16 +61,17 @@ def repeats(history, messages, partition):
         due = messages.delayed.get(key, millis) + delay
         if millis < due:
             continue  # Its writer's: what the delayer sends on early is for point 8.
+        earlier = [sent / 1000 for sent in messages.instant[key] if due <= sent < millis] or [millis / 1000]
+        # Since each was sent last, each of the others may have been once, and its writer's message besides.
+        others = messages.again[key] + (key in announced_late)
+        repeat = Repeat(key, earlier[-1], earlier[-1 - others:][0], millis / 1000, reached, instead=announced_late.get(key))
         op = history.ops.get(key[0])
         has_committed = op and op.committed and int(op.committed * 1000) <= millis
         if has_committed and messages.instant[key][0] >= due and key not in announced_late:
             # Nor is this one its delayer's: its transaction took longer than the delay.
-            announced_late.add(key)
+            announced_late[key] = repeat
             continue
-        earlier = [sent / 1000 for sent in messages.instant[key] if due <= sent < millis] or [millis / 1000]
-        # Since each was sent last, each of the others may have been once, and its writer's message besides.
-        others = messages.again[key] + (key in announced_late)
-        yield Repeat(key, earlier[-1], earlier[-1 - others:][0], millis / 1000, reached)
+        yield repeat
 
 
 def note_commits(found, log, commits):
@@ -78,7 +81,7 @@ def note_commits(found, log, commits):
         if key in keys:
             offsets[key].append(offset)
     passed = [commit.offset for commit in commits]
-    for repeat in found:
+    for repeat in [*found, *(repeat.instead for repeat in found if repeat.instead)]:
         before = bisect.bisect_left(offsets[repeat.key], repeat.reached)
         at = bisect.bisect(passed, offsets[repeat.key][before - 1]) if before else len(commits)
         if at < len(commits):
@@ -173,13 +176,22 @@ def forwarded_seldom_twice(history, fences, forwards):
     acknowledged.
     """
     for seat, repeats in forwards.repeats.items():
-        excuses = Excuses(history, fences, seat)
-        found = ((repeat, lacks) for repeat in repeats if (lacks := excuses.lacks(repeat)))
+        excuses, late = Excuses(history, fences, seat), set()
+        judged = ((repeat, excuses.lacks(repeat)) for repeat in repeats)
+        found = ((repeat, lacks) for repeat, lacks in judged if lacks and not is_writers(repeat, excuses, late))
         for together in runs(found):
             repeat, lacks = together[0]
             op, id = repeat.key
             text = f"{seat}: {len(together)} delay messages were sent on again, {lacks}, the first of them"
             yield Violation(6, f"{text} record {id} of transaction {op}", repeat.again)
+
+
+def is_writers(repeat, excuses, late):
+    """Whether it may be its writer's message, and what counts as that is one that may come again. Of each key one is."""
+    if not repeat.instead or repeat.key in late or excuses.lacks(repeat.instead):
+        return False
+    late.add(repeat.key)
+    return True
 
 
 def runs(found):

@@ -152,6 +152,24 @@ class SentOnAgain(SmallHistory):
         finish(self.history)
         self.expect()
 
+    def test_6_nor_is_what_comes_again_before_its_writers_message(self):
+        self.history.settings.session_secs = 1
+        self.send_on_again(leads=8.8, again=9)
+        self.lose(DELAYER, 7.3)
+        self.history.ops[1].committed, self.history.ops[1].ended = BEGIN + 5.9, BEGIN + 15.6
+        self.history.instant = [log((1, 1, 7.1), (2, 2, 7.15), (1, 1, 9), (2, 2, 9.1), (1, 1, 15.5))]
+        self.history.runs = [run(0, 4, 15.7)]
+        self.replace_commit(2.6)
+        self.replace_commit(9.8, commits(INDEX, 5, 16.3))
+        finish(self.history)
+        self.expect()
+        # One alone can be that.
+        self.history.instant = [log((1, 1, 7.1), (2, 2, 7.15), (1, 1, 9), (2, 2, 9.1), (1, 1, 15.4), (1, 1, 15.5))]
+        self.history.runs = [run(0, 5, 15.7)]
+        self.replace_commit(16.3, commits(INDEX, 6, 16.3))
+        finish(self.history)
+        self.expect((6, "delayer/0: 1 delay messages were sent on again, 6.2 s after their commit"))
+
     def test_6_a_fault_after_the_lease_was_lost_changes_nothing(self):
         self.history.settings.session_secs = 1
         self.send_on_again(Fault("kill", BEGIN + 8.3, BEGIN + 8.4, ["delayer-2"]), again=9)
