@@ -31,6 +31,8 @@ class Bench:
         self.port = int(self.kafka.rpartition(":")[2])
         self.numbers = itertools.count(1)
         self.verdicts = []
+        # What is promised, and is not so.
+        self.broken = []
 
     def ksync(self, tool, *arguments, log="-q"):
         command = [self.options.binaries / f"ksync-{tool}", "--config", "/dev/null", log, "-b", self.kafka]
@@ -97,6 +99,12 @@ class Bench:
     def judge(self, text, figure, is_met):
         """Notes what was wanted, and whether it is so."""
         self.verdicts.append(f"wanted {text}: {figure}, {'met' if is_met else 'missed'}")
+
+    def hold_to(self, text, figure, is_met):
+        """The same of what is promised: where it is not so, scripts/bench ends with status 1."""
+        self.judge(text, figure, is_met)
+        if not is_met:
+            self.broken.append(f"{text}: {figure}")
 
 
 def records(count, size, envelope="{}"):

@@ -48,8 +48,14 @@ def slope(notes):
 
 
 def no_growth(history):
-    """10: neither memory nor files of a process grow while it lives."""
-    for growth in growths(history):
+    """10: neither memory nor files of a process grow while it lives; where processes were spared for that, it was looked at."""
+    found = list(growths(history))
+    least_secs = max(LEAST_SECS, (history.ended - history.begun - WARM_UP_SECS) / 2)
+    for member in history.settings.spared:
+        hours = max((growth.hours for growth in found if growth.member == member), default=0)
+        if hours * 3600 < least_secs:
+            yield Violation(10, f"{member} was watched for {hours:.1f} h, not for {least_secs / 3600:.1f} h", history.begun)
+    for growth in found:
         where = f"{growth.member} over {growth.hours:.1f} h"
         if growth.kib_an_hour >= LIMIT_KIB_AN_HOUR:
             yield Violation(10, f"memory of {where}: {growth.kib_an_hour / 1024:+.2f} MiB an hour", growth.at)

@@ -154,6 +154,8 @@ class Settings:
     session_secs: float
     batch_size: int
     partitions: int
+    # Processes that live from the beginning to the end, so that it can be seen whether they grow.
+    spared: list = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

@@ -56,7 +56,8 @@ def load(folder):
     """The history of a run, from nothing but the files in this folder."""
     notes = list(entries(folder / "world.jsonl"))
     settings = next(note for note in notes if note["event"] == "settings")
-    history = History(Settings(**{name: settings[name] for name in Settings.__dataclass_fields__}))
+    # An older run has not noted all of them.
+    history = History(Settings(**{name: settings[name] for name in Settings.__dataclass_fields__ if name in settings}))
     history.notes = [note for note in notes if note["event"] not in ("fault", "healed")]
     history.begun = next(note["at"] for note in notes if note["event"] == "begun")
     history.ended = next(note["at"] for note in notes if note["event"] == "settled")

@@ -21,6 +21,8 @@ PYTHON = [*RIGHT, sys.executable, "-I", "-S"]
 KINDS = ("index", "cache", "delayer")
 EACH = 3
 NAMES = tuple(f"{kind}-{number}" for kind in KINDS for number in range(1, EACH + 1))
+# Of a soak: neither killed nor restarted.
+SPARED = tuple(f"{kind}-1" for kind in KINDS)
 GRACE_SECS = 12
 WATCH_SECS = 0.2
 # A watch that comes so late tells that the machine has too much to do.
@@ -119,7 +121,7 @@ class Members:
             Member(world, binaries, proxies.open(targets), kind, number)
             for kind in KINDS for number in range(1, EACH + 1)
         ]
-        self.mortal = [member for member in self.all if not (spares and member.name.endswith("-1"))]
+        self.mortal = [member for member in self.all if not (spares and member.name in SPARED)]
         self.ended = threading.Event()
 
     def mortal_of(self, kind):

@@ -11,6 +11,7 @@ import load
 from clock import clocks
 from halts import halts
 from members import Members
+from members import SPARED
 from members import strays
 from nemesis import Nemesis
 from nemesis import with_clocks
@@ -75,7 +76,8 @@ def run(folder, binaries, seed, profile, mutant=None):
     """Leaves the evidence in the folder `history` of `folder`, which is given back."""
     with World(folder, seed, profile.batch_size, mutant) as world:
         world.journal.add("settings", seed=seed, delay_secs=DELAY_SECS, session_secs=SESSION_SECS,
-                          batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0])
+                          batch_size=profile.batch_size, partitions=PARTITIONS, load=os.getloadavg()[0],
+                          spared=SPARED if profile.spares else ())
         members = Members(world, binaries, Proxies(), profile.spares)
         try:
             put_to_the_test(world, binaries, members, profile)

@@ -131,6 +131,16 @@ class Leaks(SmallHistory):
         self.samples(120, lambda minute: 30_000, threads=lambda minute: 14 + minute // 15)
         self.expect((10, "threads for brokers of index-1 over 1.8 h: 15, then 21"))
 
+    def test_10_a_soak_in_which_nothing_was_measured_or_not_for_long_enough(self):
+        self.history.settings.spared = ["index-1"]
+        self.expect((10, "index-1 was watched for 0.0 h, not for 0.5 h"))
+        self.samples(40, lambda minute: 30_000)
+        self.expect((10, "index-1 was watched for 0.0 h, not for 0.5 h"))
+        self.samples(60, lambda minute: 30_000, pid=8)
+        self.expect()
+        self.history.ended = BEGIN + 2 * 3600
+        self.expect((10, "index-1 was watched for 0.8 h, not for 0.9 h"))
+
 
 if __name__ == "__main__":
     unittest.main()
