@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, CommandFactory, FromArgMatches};
 use log::error;
+use rustix::process::{Resource, getrlimit};
 use tokio::signal::unix::SignalKind;
 
 use crate::exit::Exit;
@@ -104,6 +105,13 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
     let common = tool.common().clone();
     let grace = tool.grace();
     common.logging.start(T::command().get_name());
+    if let Some(few) = getrlimit(Resource::Nofile).current.filter(|files| *files < FILES) {
+        error!(
+            "a process may have only {few} files open here, and ksync needs {FILES}, with many brokers or handlers more: allow \
+             1024 (ulimit -n, in a unit of systemd LimitNOFILE=)"
+        );
+        return Exit::Misconfigured.status().into();
+    }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(workers()).thread_stack_size(STACK).enable_all();
     let runtime = match runtime.build() {
@@ -166,6 +174,9 @@ enum Ended {
 /// Of each thread, in bytes. A release needs 150 KiB, but a build without optimization nearly the 2 MiB that are usual. What is
 /// not touched takes no memory.
 const STACK: usize = 8 << 20;
+
+/// With fewer files a library may end the process where it cannot open one.
+const FILES: u64 = 64;
 
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))

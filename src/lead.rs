@@ -32,13 +32,14 @@ pub const APART: Duration = Duration::from_secs(5);
 mod board;
 mod held;
 mod lookout;
+mod place;
 mod reign;
 mod spread;
 
 pub use board::{Board, Post, Waiting};
 pub use held::{Checked, Done, Held};
 pub use lookout::Lookout;
-pub use reign::FirstStart;
+pub use place::FirstStart;
 use reign::Reign;
 use spread::Spread;
 

@@ -95,6 +95,8 @@ impl Forwarder<'_> {
             && end > self.commits.standing.offset
         {
             self.commits.begin(Done::before(end));
+        } else {
+            self.commits.look();
         }
         Ok(())
     }

@@ -184,3 +184,37 @@ pub(super) fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The time may pass while the machine sleeps: in a time namespace CLOCK_BOOTTIME alone is a day ahead.
+    #[test]
+    fn a_lease_is_over_by_the_time_that_a_machine_has_slept() {
+        const SESSION: Duration = Duration::from_secs(10);
+        const DAY: Duration = Duration::from_secs(86_400);
+        if std::env::var_os("SLEPT").is_some() {
+            // When it fell asleep, as far as CLOCK_MONOTONIC tells.
+            let awake = clock_gettime(ClockId::Monotonic);
+            let answered = Duration::new(awake.tv_sec.unsigned_abs(), awake.tv_nsec.unsigned_abs() as u32);
+            let over = Hold { answered, lost: None }.overdue(SESSION);
+            assert!(matches!(over, Some(Lost::Unanswered(silence)) if silence >= DAY), "{over:?}");
+            return;
+        }
+        assert_eq!(Hold { answered: since_boot(), lost: None }.overdue(SESSION), None);
+        let (_, module) = module_path!().split_once("::").unwrap();
+        // The clocks of such a namespace are set before its first process begins, which so has to be another one.
+        let slept = Command::new("unshare")
+            .args(["--map-root-user", "--time", "--fork", "--boottime", &DAY.as_secs().to_string()])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("{module}::a_lease_is_over_by_the_time_that_a_machine_has_slept")])
+            .env("SLEPT", "1")
+            .output()
+            .expect("unshare of util-linux can be started");
+        let said = [slept.stdout, slept.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert!(slept.status.success() && said.contains("1 passed"), "{}: {said}", slept.status);
+    }
+}

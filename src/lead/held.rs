@@ -15,8 +15,6 @@ use crate::mutants::Mutant;
 use crate::record::{LastRecord, Record};
 use crate::topic::{Offset, Topic, TopicId, TopicPartition};
 
-/// How often it is looked whether an idle partition's topic is still the same.
-const LOOK: Duration = Duration::from_secs(5);
 /// How long no broker may know a topic before it is taken for deleted: one that starts again may know none for some seconds.
 const GONE: Duration = Duration::from_secs(30);
 
@@ -35,6 +33,9 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// How often it is looked whether an idle partition's topic is still the same.
+    pub const LOOK: Duration = Duration::from_secs(5);
+
     pub fn partition(&self) -> &TopicPartition {
         &self.seat.partition
     }
@@ -75,7 +76,7 @@ impl Held<'_> {
     /// topic that was made again may stay without new records for long.
     pub async fn topic_changed(&self) -> End {
         loop {
-            sleep(LOOK).await;
+            sleep(Self::LOOK).await;
             if let Err(end) = self.check_topic().await {
                 return end;
             }

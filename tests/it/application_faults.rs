@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -130,9 +130,11 @@ fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps
         }
     }
 
+    let killed = Instant::now();
     let expected: BTreeMap<u32, u32> = changes.iter().filter_map(Change::now).collect();
     world.eventually("the primary is as it was left", || rows(&postgres) == expected);
-    world.eventually("the secondary is as the primary", || rows(&secondary) == expected);
+    let limit = (DELAY + Duration::from_secs(30)).saturating_sub(killed.elapsed());
+    world.within(limit, "the secondary is as the primary", || rows(&secondary) == expected);
     for (n, topic) in topics.iter().enumerate() {
         are_announced(&world, topic, changes.chunks(2).skip(n).step_by(topics.len()).flatten());
     }

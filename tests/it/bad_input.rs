@@ -25,6 +25,32 @@ fn a_topic_that_does_not_exist_is_named() {
 }
 
 #[test]
+fn a_topic_that_does_not_exist_is_not_made_where_brokers_make_whatever_they_are_asked_for() {
+    let world = World::alone("auto-create");
+    world.services.stop("kafka");
+    // It is Kafka's default.
+    let _broker = world.start_broker("kafka-1", "auto.create.topics.enable=true\n");
+    let [missing, made] = ["missing", "made"].map(|name| format!("{name}-{}", world.id));
+    world.eventually("another client has it make one", || {
+        world.kafka.brokers(&made) == Some(1) && world.kafka.partitions(&made) == 1
+    });
+    let handler = world.handler("");
+    for mut process in [
+        world.consume(&format!("-t {missing} -n indexer -- {handler}")),
+        world.delayer(&format!("-t {missing}")),
+        world.stream_lines(&format!("- -t {missing}"), "{}\n"),
+        world.stream_lines(&format!("- -t {missing} --only delay"), "{}\n"),
+    ] {
+        assert_eq!(process.wait(), End::Status(78), "{:?}", process.log());
+    }
+    // By Kafka's own tool, which makes none.
+    let (list, server) = (world.file("topics"), world.services.get("KSYNC_BOOTSTRAP_SERVER"));
+    world.shell(&format!("kafka-topics.sh --bootstrap-server {server} --list > {}", list.display()));
+    let topics = std::fs::read_to_string(&list).unwrap();
+    assert_eq!(topics.lines().filter(|topic| topic.contains(&world.id)).collect::<Vec<_>>(), [&made]);
+}
+
+#[test]
 fn topics_that_do_not_exist_are_made_where_that_is_wanted() {
     let world = World::new("create");
     let topic = format!("products-{}", world.id);
@@ -35,11 +61,12 @@ fn topics_that_do_not_exist_are_made_where_that_is_wanted() {
 }
 
 #[test]
-fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_a_stream_with_status_75() {
+fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_other_runs_with_status_75() {
     let world = World::new("no-broker");
     let handler = world.handler("");
     let nowhere = "-b 127.0.0.1:9 -t products";
-    let mut stream = world.stream_lines(&format!("- {nowhere}"), "{}\n");
+    let stream = world.stream_lines(&format!("- {nowhere}"), "{}\n");
+    let bounded = world.consume(&format!("{nowhere} -n indexer -e -- {handler}"));
     let mut daemons = [world.consume(&format!("{nowhere} -n indexer -- {handler}")), world.delayer(nowhere)];
     for daemon in &mut daemons {
         world.eventually("it says what it cannot reach", || daemon.says(&["warn: ", "127.0.0.1:9", "trying again"]));
@@ -51,11 +78,13 @@ fn a_broker_that_does_not_answer_is_named_waited_for_by_daemons_and_ends_a_strea
         world.within(Duration::from_millis(4800), "it has ended", || !daemon.is_running());
         assert_eq!(daemon.wait(), End::Status(0));
     }
-    assert_eq!(stream.wait(), End::Status(75));
-    assert!(stream.says(&["warn: ", "127.0.0.1:9", "trying again"]));
-    let errors = stream.log_of("error");
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert!(errors[0].starts_with("cannot ask Kafka at 127.0.0.1:9 about topic products: "), "{errors:?}");
+    for mut process in [stream, bounded] {
+        assert_eq!(process.wait(), End::Status(75));
+        assert!(process.says(&["warn: ", "127.0.0.1:9", "trying again"]));
+        let errors = process.log_of("error");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with("cannot ask Kafka at 127.0.0.1:9 about topic products: "), "{errors:?}");
+    }
 }
 
 #[test]

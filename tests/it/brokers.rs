@@ -101,13 +101,16 @@ fn a_marker_that_a_later_leader_has_written_is_no_sign_of_a_log_that_was_cut_off
 #[test]
 fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_they_are_back() {
     let world = World::alone_with("too-few", 3);
-    let (products, orders) = (format!("products-{}", world.id), format!("orders-{}", world.id));
+    let [products, orders, carts, dead] =
+        ["products", "orders", "carts", "dead"].map(|topic| format!("{topic}-{}", world.id));
     let clock = ("message.timestamp.type", "LogAppendTime");
-    for topic in [&products, &format!("{products}-delay"), &orders] {
+    for topic in [&products, &format!("{products}-delay"), &orders, &carts, &dead] {
         world.kafka.create_on(topic, &[&[1, 2]], &[("min.insync.replicas", "2"), clock]);
     }
-    let delay_topic = format!("{orders}-delay");
-    world.kafka.create_on(&delay_topic, &[&[1, 3]], &[("min.insync.replicas", "2"), clock]);
+    let (delay_topic, carts_delay) = (format!("{orders}-delay"), format!("{carts}-delay"));
+    for topic in [&delay_topic, &carts_delay] {
+        world.kafka.create_on(topic, &[&[1, 3]], &[("min.insync.replicas", "2"), clock]);
+    }
     world.end_broker(world.services.pid("kafka-2"), Signal::TERM);
     world.leads(&orders, 0, (1, &[1]));
 
@@ -116,6 +119,17 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
     world.kafka.produce(&delay_topic, (1..=3).map(|id| value(delay_message(&id.to_string()))));
     let seat = world.seat(&delay_topic, 0, "delayer");
     world.eventually("the delayer leads", || delayer.says(&["leading from offset 0"]));
+    // What cannot be put aside holds no end up.
+    let options =
+        format!("-t {carts} --delay 500ms --session-timeout 10s --on-invalid dead-letter --dead-letter={dead}");
+    let (mut first, aside) = (world.delayer(&options), world.seat(&carts_delay, 0, "delayer"));
+    world.kafka.produce(&carts_delay, [value("{")]);
+    world.eventually("the message waits to be put aside", || {
+        first.ask();
+        first.says(&["offset 0; waits for Kafka"])
+    });
+    first.signal(Signal::TERM);
+    assert_eq!((first.wait(), aside.candidates(), aside.offset()), (End::Status(0), vec![], Some(0)));
     // It tries to send them for a minute.
     let mut stream = world.stream_lines(&format!("- -t {products} -- {action}"), "{\"id\":1}\n");
     world.for_a_while(Duration::from_secs(2), "nothing is done", || {
@@ -131,12 +145,18 @@ fn with_too_few_replicas_no_action_runs_and_the_delayer_keeps_its_offset_until_t
         assert!(stream.log_of("error")[0].starts_with(&text), "{:?}", stream.log());
         let text = format!("cannot send messages from offset 0 on to {orders}");
         world.within(Duration::from_secs(90), "the delayer begins anew", || delayer.says(&[&text, "trying again"]));
-        assert_eq!((seat.offset(), world.dir.join("acted").exists()), (Some(0), false));
+        // Nor is anything announced that was not done.
+        let left = (seat.offset(), world.dir.join("acted").exists(), world.kafka.count(&products));
+        assert_eq!(left, (Some(0), false, 0));
     }
     let _broker = world.start_broker("kafka-2", "");
     world.within(Duration::from_secs(60), "all are sent on", || seat.offset() == Some(3));
     let sent: Vec<_> = world.kafka.records(&orders).into_iter().filter_map(|record| record.value).collect();
     assert_eq!(sent, ["1", "2", "3"]);
+    assert_eq!(world.kafka.count(&dead), 0);
+    let _next = world.delayer(&options);
+    world.eventually("the next one puts it aside", || aside.offset() == Some(1));
+    assert_eq!((world.kafka.count(&dead), world.kafka.count(&carts)), (1, 0));
     if !is_full() {
         assert_eq!(stream.wait(), End::Status(0));
         assert!(world.dir.join("acted").exists());
@@ -240,15 +260,41 @@ fn a_right_that_is_taken_away_is_told_and_the_work_goes_on_once_it_is_back() {
     let seat = world.seat(&products, 0, "indexer");
     world.kafka.produce(&products, ids(1..=3));
     world.eventually("the first are done", || seat.offset() == Some(3));
-    let tool = format!("kafka-acls.sh --bootstrap-server {}", world.services.get("KSYNC_BOOTSTRAP_SERVER"));
-    let rights = format!("--topic {products} --allow-principal User:ANONYMOUS --operation Describe --operation Write");
-    world.shell(&format!("{tool} --add {rights}"));
+    let orders = world.topic_with_delay("orders", 1);
+    let delayer = world.delayer(&format!("-t {orders} --delay 100ms"));
+    let delayed = world.seat(&format!("{orders}-delay"), 0, "delayer");
+    let delay = |id: &str| world.kafka.produce(&format!("{orders}-delay"), [value(delay_message(id))]);
+    delay("1");
+    world.eventually("the first is sent on", || delayed.offset() == Some(1));
+
+    let tool = format!("kafka-acls.sh --bootstrap-server {} --add", world.services.get("KSYNC_BOOTSTRAP_SERVER"));
+    let give = |topic: &str, rights: &[&str]| {
+        let rights: String = rights.iter().map(|right| format!(" --operation {right}")).collect();
+        world.shell(&format!("{tool} --topic {topic} --allow-principal User:ANONYMOUS{rights}"));
+    };
+    // With these a topic has no others. What is told of the second one holds for the first, too.
+    give(&orders, &["Describe", "Read"]);
+    give(&products, &["Describe", "Write"]);
     let told = format!("warn: {products}/0: cannot read: TopicAuthorizationFailed");
     world.eventually("it is told", || consumer.says(&[&told]));
+    delay("2");
+    let told = format!("halted at offset 1: cannot send the message of offset 1 on to {orders}: ");
+    world.within(Duration::from_secs(60), "it is told of writing, too", || {
+        delayer.says(&["error: ", &told, "TopicAuthorizationFailed"])
+    });
     world.kafka.produce(&products, ids(4..=6));
-    world.for_a_while(Duration::from_millis(500), "nothing more is read", || seat.offset() == Some(3));
-    world.shell(&format!("{tool} --add --topic {products} --allow-principal User:ANONYMOUS --operation Read"));
+    world.for_a_while(Duration::from_millis(500), "nothing more is read or sent on", || {
+        (seat.offset(), delayed.offset()) == (Some(3), Some(1)) && world.kafka.count(&orders) == 1
+    });
+    give(&products, &["Read"]);
     world.eventually("all are done", || seat.offset() == Some(6));
     let lines = consumer.log_of("warn");
     assert_eq!(lines.len(), 1, "{lines:?}");
+    if is_full() {
+        give(&orders, &["Write"]);
+        // What is halted is tried again after a minute.
+        world.within(Duration::from_secs(75), "the rest is sent on", || delayed.offset() == Some(2));
+        let sent: Vec<_> = world.kafka.records(&orders).into_iter().filter_map(|record| record.value).collect();
+        assert_eq!(sent, ["1", "2"]);
+    }
 }

@@ -108,12 +108,100 @@ fn an_offset_that_is_not_a_number_halts_the_partition() {
     let handler = world.handler("");
     let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
     assert_eq!(consumer.wait(), End::Status(1));
-    let text = format!(
+    let told = [format!(
         "{products}/0 as indexer: halted: the stored offset is 'five', which is not a number; write a number there \
          (nothing means: from the beginning)"
-    );
-    assert_eq!(consumer.log_of("error"), [text]);
+    )];
+    assert_eq!(consumer.log_of("error"), told);
     assert_eq!((seat.text("offset").as_deref(), handler.runs().len()), (Some("five"), 0));
+
+    // The same in the middle of a run.
+    seat.write("offset", "0");
+    let gate = world.gate();
+    let held_up = world.handler(&format!("await {gate}"));
+    let leader = world.consume(&format!("-t {products} -n indexer --batch-size 3 -- {held_up}"));
+    world.eventually("the handler runs", || held_up.runs().len() == 1);
+    seat.write("offset", "five");
+    gate.open();
+    world.eventually("it halts", || leader.log_of("error") == told);
+    assert_eq!((seat.text("offset").as_deref(), held_up.runs().len()), (Some("five"), 1));
+}
+
+#[test]
+fn where_the_offset_of_a_leader_is_deleted_all_comes_again_whatever_first_start_says() {
+    let world = World::new("offset-deleted");
+    let products = world.topic("products", 4);
+    let gate = world.gate();
+    let handler = world.handler(&format!("[ $KSYNC_BATCH_FIRST_OFFSET -lt 3 ] || await {gate}"));
+    let options = format!("-t {products} -n indexer --first-start latest --batch-size 1 -j 4");
+    let consumer = world.consume(&format!("{options} -- {handler}"));
+    let seats = [0, 1, 2, 3].map(|p| world.seat(&products, p, "indexer"));
+    world.eventually("all are led", || seats.iter().all(|seat| seat.offset() == Some(0)));
+    world.kafka.produce(&products, (0..4).flat_map(|p| ids(0..10).map(move |message| message.to(p))));
+    let offsets = |partition: i32| -> Vec<i64> {
+        handler.runs().iter().filter(|run| run.partition == partition).flat_map(Run::offsets).collect()
+    };
+    world.eventually("the fourth record of each is under way", || {
+        (0..4).all(|p| offsets(p) == [0, 1, 2, 3]) && seats.iter().all(|seat| seat.offset() == Some(3))
+    });
+    world.kafka.delete_records(&products, 3, 6);
+    world.eventually("one log begins behind its offset", || world.kafka.log(&products, 3).0 == 6);
+    let [deleted, emptied, all, lost] = &seats;
+    deleted.delete("offset");
+    emptied.write("offset", "");
+    all.delete_all();
+    lost.delete("offset");
+    gate.open();
+    world.eventually("all that is there is done", || seats[..3].iter().all(|seat| seat.offset() == Some(10)));
+    for p in 0..3 {
+        let about = format!("{products}/{p} as indexer: no offset is stored any more");
+        let told = format!("{about}, it was 3; beginning at 0: records come again");
+        world.eventually("it is told", || consumer.log_of("warn").contains(&told));
+        // What it leads again may just then be deleted once more.
+        let again = offsets(p).split_off(4);
+        assert!(again.ends_with(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), "{again:?}");
+    }
+    let told = "the log begins at 6 now: the records from 3 to 5 are lost";
+    world.eventually("the other one halts", || {
+        consumer.says(&["error: ", &format!("{products}/3 as indexer: halted"), &format!("{products}/3:3-6@"), told])
+    });
+    assert_eq!((offsets(3), lost.offset()), (vec![0, 1, 2, 3], None));
+}
+
+#[test]
+fn a_process_that_finds_no_offset_but_a_state_begins_at_the_beginning_whatever_first_start_says() {
+    let world = World::new("state-alone");
+    let products = world.topic("products", 2);
+    let write = |range: std::ops::Range<u32>| {
+        world.kafka.produce(&products, (0..2).flat_map(|p| ids(range.clone()).map(move |message| message.to(p))));
+    };
+    write(0..5);
+    let command = format!("-t {products} -n indexer -e");
+    let before = world.handler("");
+    assert_eq!(world.consume(&format!("{command} -- {before}")).wait(), End::Status(0));
+    write(5..10);
+    world.kafka.delete_records(&products, 1, 8);
+    let seats = [0, 1].map(|p| world.seat(&products, p, "indexer"));
+    seats.iter().for_each(|seat| seat.delete("offset"));
+
+    let handler = world.handler("");
+    let mut next = world.consume(&format!("{command} --first-start latest -- {handler}"));
+    assert_eq!(next.wait(), End::Status(1));
+    let about = format!("{products}/0 as indexer: no offset is stored any more");
+    let told = format!("{about}, it was 5; beginning at 0: records come again");
+    assert!(next.log_of("warn").contains(&told), "{:?}", next.log());
+    let offsets = || handler.runs().iter().flat_map(Run::offsets).collect::<Vec<_>>();
+    assert_eq!(offsets(), (0..10).collect::<Vec<_>>());
+    let errors = next.log_of("error");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].starts_with(&format!("{products}/1 as indexer: halted: ")), "{errors:?}");
+    assert!(errors[0].contains(&format!("--accept-loss {products}/1:5-8@")), "{errors:?}");
+    assert!(errors[0].ends_with(": the log begins at 8 now: the records from 5 to 7 are lost"), "{errors:?}");
+    assert_eq!(seats.each_ref().map(|seat| seat.offset()), [Some(10), None]);
+
+    let accepted = format!("{command} --first-start latest --accept-loss {}", printed_option(&errors));
+    assert_eq!(world.consume(&format!("{accepted} -- {handler}")).wait(), End::Status(0));
+    assert_eq!((offsets().split_off(10), seats[1].offset()), (vec![8, 9], Some(10)));
 }
 
 /// The option that an error has printed.

@@ -104,6 +104,16 @@ fn with_no_room_on_the_brokers_disk_no_record_is_put_aside_and_the_offset_stays_
     world.eventually("it is done", || handler.payloads() == ["1"]);
     let seat = world.seat(&products, 0, "indexer");
     world.for_a_while(Duration::from_secs(4), "nothing is committed", || seat.offset() == Some(0));
+    world.eventually("it tells what it waits for", || {
+        consumer.ask();
+        consumer.says(&["leading term", "offset 0; waits for Kafka"])
+    });
+    assert!(consumer.says(&["warn: ", "the record at offset 1 goes to ", &dead]), "{:?}", consumer.log());
+    if is_full() {
+        let again = format!("; writing to {dead} again");
+        world.within(Duration::from_secs(150), "it writes it again", || consumer.says(&["warn: ", &again]));
+        assert_eq!(seat.offset(), Some(0));
+    }
 
     // The server may have ended itself.
     world.services.stop("kafka");

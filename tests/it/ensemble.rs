@@ -107,14 +107,18 @@ async fn a_slow_line_moves_no_leadership() {
     let servers: Servers = format!("{}{}", proxy.address, world.chroot).parse().unwrap();
     let election = Election::ZooKeeper(ZooKeeper::connect(&servers, SESSION));
     let mut candidacy = election.candidate(seat(0));
-    let (time, mut offset) = (if is_full() { 60 * SESSION } else { 2 * SESSION }, 0);
+    let time = if is_full() { 60 * SESSION } else { 2 * SESSION };
+    let (mut begun, mut before, mut offset) = (Instant::now(), 0, 0);
     // A machine that stands still for a second or two costs the lease, but not each time.
     for round in 1.. {
         let lease = candidacy.lead(&world.shutdown).await.unwrap().unwrap();
         // There and back it is a fifth of the session timeout, and no answer is late by itself; but a lease that waited for
         // each before its next heartbeat would run out.
         proxy.set(Mode::Slow(SESSION / 10));
-        let (begun, before) = (Instant::now(), offset);
+        // In the long form it may be lost twice in the whole time, in the plain one not once in the last one.
+        if !is_full() {
+            (begun, before) = (Instant::now(), offset);
+        }
         while begun.elapsed() < time {
             offset += 1;
             if lease.commit(at(offset)).await.is_err() {
@@ -125,7 +129,7 @@ async fn a_slow_line_moves_no_leadership() {
         if lease.is_held() && offset > before + 5 {
             break;
         }
-        assert!(round < 3, "the lease is lost each time");
+        assert!(round < 3, "the lease is lost each time: {:?} after the beginning", begun.elapsed());
         proxy.set(Mode::Open);
     }
 }
@@ -180,7 +184,7 @@ fn a_narrow_line_that_others_fill_moves_no_leadership() {
     let commits = || seat.node("offset").unwrap().1.version;
     let time = Duration::from_secs(seconds.into());
     // A machine that stands still for more than a second costs a lease, but not each time.
-    let mut round = 0;
+    let (mut round, tries) = (0, if is_full() { 1 } else { 3 });
     let (commits, passed) = loop {
         round += 1;
         let (before, known, filled) = (commits(), changes(&consumers), passed.load(Ordering::Relaxed));
@@ -188,7 +192,7 @@ fn a_narrow_line_that_others_fill_moves_no_leadership() {
         if changes(&consumers) - known <= most {
             break (commits() - before, passed.load(Ordering::Relaxed) - filled);
         }
-        assert!(round < 3, "the leader does not stay: {} changes", changes(&consumers));
+        assert!(round < tries, "the leader does not stay: {} changes", changes(&consumers));
     };
     drop(others);
     assert!(commits as u32 >= 2 * seconds / session, "{commits} commits in {time:?}");
@@ -210,34 +214,43 @@ fn a_narrow_line_that_others_fill_moves_no_leadership() {
 fn a_line_that_flaps_lets_the_work_go_on_and_skips_nothing() {
     let (world, since) = (World::new("flaps"), SystemTime::now());
     let products = world.topic("products", 1);
-    world.kafka.produce(&products, ids(0..200));
+    let (records, time) = if is_full() { (3000, Duration::from_secs(300)) } else { (200, Duration::from_secs(8)) };
     let handler = world.handler("sleep 0.02");
     let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
     let options = format!("--zookeeper {}/{} --session-timeout 2s --batch-size 1", proxy.address, world.id);
     let mut consumer = world.consume(&format!("-t {products} -n indexer {options} -- {handler}"));
     let seat = world.seat(&products, 0, "indexer");
+    let flow = world.kafka.flow(&products, ids(0..records).collect(), time);
     world.eventually("it is at work", || seat.offset() > Some(0));
-    let (begun, time) = (Instant::now(), Duration::from_secs(if is_full() { 300 } else { 8 }));
-    let before = seat.offset();
-    let mut highest = before;
+    let (begun, before) = (Instant::now(), seat.offset());
+    let (mut highest, mut moved) = (before, begun);
     // A busy machine does not get through in each window.
-    while begun.elapsed() < time || (highest == before && begun.elapsed() < Duration::from_secs(60)) {
+    while begun.elapsed() < time || highest == before {
         for mode in [Mode::Closed, Mode::Open] {
             proxy.set(mode);
             world.for_a_while(Duration::from_millis(500), "the offset never goes back", || {
                 let now = seat.offset();
+                if now > highest {
+                    moved = Instant::now();
+                }
                 std::mem::replace(&mut highest, now) <= now
             });
         }
+        assert!(moved.elapsed() < Duration::from_secs(60), "no progress: {highest:?}");
     }
-    assert!(highest > before, "no progress: {highest:?}");
-    world.within(Duration::from_secs(240), "all is done", || seat.offset() == Some(200));
+    flow.join().unwrap();
+    let all = Some(i64::from(records));
+    world.within(Duration::from_secs(240), "all is done", || seat.offset() == all);
     consumer.signal(Signal::TERM);
     assert_eq!(consumer.wait(), End::Status(0));
     let done = handler.payloads();
-    assert!((0..200).all(|id| done.contains(&format!("{{\"id\":{id}}}"))), "{} runs", done.len());
+    assert_eq!(done.iter().collect::<BTreeSet<_>>().len(), records as usize);
+    // Each time that it stops leading, a batch may be done that was not committed.
+    let stops = consumer.log().iter().filter(|line| line.contains("no longer leading: ")).count();
+    assert!(stops > 0, "the line has not flapped");
+    assert!(done.len() <= records as usize + stops, "{} were done, {stops} stops", done.len());
     let reigns = reigns(&world.services, since, &seat);
-    assert_eq!(reigns.last().and_then(|reign| reign.offsets.last().copied()), Some(200));
+    assert_eq!(reigns.last().and_then(|reign| reign.offsets.last().copied()), all);
 }
 
 #[test]
@@ -262,11 +275,17 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
     let handler = world.handler("");
     let consume = || world.consume(&format!("-t {products} -n indexer --session-timeout 2s -- {handler}"));
     let consumers = [consume(), consume()];
-    // By a session of its own, which does not end with a server that is away.
+    // Nobody leads in the place of this one, which so remembers where it stood.
+    let of_alone = world.handler("");
+    let alone = world.consume(&format!("-t {products} -n alone --session-timeout 2s -- {of_alone}"));
     let server = world.services.get("KSYNC_ZOOKEEPER");
-    let offset = || Seat { client: Seat::connect(server), ..world.seat(&products, 0, "indexer") }.offset();
+    let offsets = || {
+        // By a session of its own, which does not end with a server that is away.
+        let client = Seat::connect(server);
+        ["indexer", "alone"].map(|name| Seat { client: client.clone(), ..world.seat(&products, 0, name) }.offset())
+    };
     world.kafka.produce(&products, ids(0..3));
-    world.eventually("the first are done", || offset() == Some(3));
+    world.eventually("the first are done", || offsets() == [Some(3); 2]);
     let data = Path::new(world.services.get("KSYNC_ZOOKEEPER_DATA"));
     let backup = world.file("backup");
     let copy = |from: &Path, to: &Path| {
@@ -277,16 +296,18 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
     copy(data, &backup);
     world.services.start_again("zookeeper");
     world.kafka.produce(&products, ids(3..10));
-    world.eventually("all are done", || offset() == Some(10));
+    world.eventually("all are done", || offsets() == [Some(10); 2]);
     world.services.stop("zookeeper");
     fs::remove_dir_all(data).unwrap();
     copy(&backup, data);
     world.services.start_again("zookeeper");
     world.within(Duration::from_secs(60), "what came after the backup is done again", || {
-        offset() == Some(10) && handler.payloads().len() >= 17
+        offsets() == [Some(10); 2] && handler.payloads().len() >= 17
     });
     let done = handler.payloads();
     assert!((0..10).all(|id| done.contains(&format!("{{\"id\":{id}}}"))), "{done:?}");
+    let told = ["warn: ", "the offset went back from 10 to 3: records come again"];
+    world.eventually("who has led before tells it", || alone.says(&told));
     drop(consumers);
 }
 
@@ -294,6 +315,8 @@ fn a_zookeeper_that_was_set_back_to_yesterday_brings_records_again_and_loses_non
 async fn of_many_candidates_one_leads_at_a_time_and_each_change_wakes_but_the_next() {
     let world = election::World::new("herd").await;
     let (candidates, changes) = if is_full() { (200, 50) } else { (40, 20) };
+    // How long the next one may take to lead, behind one that was killed: in the long form each is.
+    let limit = if is_full() { T + Duration::from_secs(2) } else { 4 * T };
     // Whoever will lead has a way of its own, by which it can be killed.
     let mut ways = vec![];
     for _ in 0..=changes {
@@ -321,7 +344,7 @@ async fn of_many_candidates_one_leads_at_a_time_and_each_change_wakes_but_the_ne
     let events = || ways.iter().map(Proxy::events).sum::<usize>();
     let (mut term, before, fired) = (None, requests(), events());
     for change in 0..=changes {
-        let (number, lease) = within(4 * T, leaders.recv()).await.unwrap();
+        let (number, lease) = within(limit, leaders.recv()).await.unwrap();
         assert!(Some(lease.term()) > term, "{:?} after {term:?}", lease.term());
         term = Some(lease.term());
         lease.commit(at(1)).await.unwrap();

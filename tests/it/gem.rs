@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use zookeeper::Acls;
 
 use crate::consume::ids;
@@ -76,6 +77,14 @@ fn ksync_goes_on_from_an_offset_of_the_gem() {
     runs.sort_by_key(|run| run.partition);
     let offsets: Vec<_> = runs.iter().map(|run| (run.partition, run.offsets())).collect();
     assert_eq!(offsets, [(0, vec![3, 4]), (1, vec![0, 1, 2, 3, 4])]);
+    // From its first commit on it is kept as ksync keeps it.
+    for partition in 0..2 {
+        let seat = world.seat(&products, partition, "indexer");
+        let state = seat.state();
+        let kept = (seat.text("offset"), &state["v"], &state["offset"], &state["last"]["offset"]);
+        assert_eq!(kept, (Some("5".to_owned()), &json!(1), &json!(5), &json!(4)));
+        assert!(state["topic_id"].as_str().is_some_and(|id| id.len() == 32), "{state}");
+    }
 }
 
 #[test]

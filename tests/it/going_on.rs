@@ -245,3 +245,27 @@ fn a_checkpoint_holds_for_the_user_for_whom_row_security_has_chosen_its_rows() {
         }
     }
 }
+
+#[test]
+fn a_checkpoint_holds_though_row_security_was_turned_on_meanwhile_for_another_table() {
+    let world = World::new("row-security-on");
+    let [postgres, ..] = block_on(primaries("going_on_same_user"));
+    block_on(postgres.execute(
+        "CREATE TABLE items (id INTEGER PRIMARY KEY); CREATE TABLE others (id INTEGER PRIMARY KEY);
+         INSERT INTO items SELECT generate_series(1, 9); INSERT INTO others VALUES (1);
+         DROP ROLE IF EXISTS ksync_carol; CREATE ROLE ksync_carol LOGIN;
+         GRANT USAGE ON SCHEMA ksync_going_on_same_user TO ksync_carol;
+         GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA ksync_going_on_same_user TO ksync_carol",
+    ));
+    let url = postgres.url.replace("//ksync@", "//ksync_carol@");
+    for what in ["--where 'id > 0'", "--sql 'UPDATE items SET id = id WHERE id IN (:keys)'"] {
+        let topic = world.topic_with_delay(&format!("items-{:06x}", rand::random::<u32>()), 1);
+        let file = world.file("checkpoint");
+        for turn in ["DISABLE", "ENABLE"] {
+            block_on(postgres.execute(&format!("ALTER TABLE others {turn} ROW LEVEL SECURITY")));
+            let source = format!("--table items --checkpoint {} {what}", file.display());
+            let mut stream = world.stream(&format!("-t {topic} --database {url} {source}"));
+            assert_eq!(stream.wait(), End::Status(0), "{what}, {turn}: {:?}", stream.log());
+        }
+    }
+}

@@ -211,8 +211,12 @@ fn a_second_signal_that_asks_for_the_end_ends_the_process_and_its_handler_at_onc
         world.eventually("the end is asked for", || consumer.says(&["asked to end"]));
         // Longer than one that belongs to the first comes after it.
         world.for_a_while(Duration::from_secs(1), "it finishes its batch", || consumer.is_running());
+        let asked = Instant::now();
         consumer.signal(second);
         assert_eq!(consumer.wait(), End::By(second), "{first:?}");
+        // Not by --grace, which is 25 s.
+        assert!(asked.elapsed() < Duration::from_secs(8), "{first:?}: {:?}", asked.elapsed());
+        assert_eq!(consumer.log_of("error"), [""; 0], "{first:?}");
         world.eventually("the handler is gone", || world.processes() == 0);
         let seat = world.seat(&products, 0, &format!("indexer-{number}"));
         assert_eq!((seat.offset(), handler.payloads()), (Some(0), vec![]), "{first:?}");

@@ -1,13 +1,15 @@
-//! A process that the machine denies something: descriptors, processes, a place to write to, /proc, a host name.
+//! A process that the machine denies something: descriptors, processes, a place to write to, /proc, a name, random numbers.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::consume::ids;
-use crate::support::{End, Mode, Process, Proxy, World, block_on, is_full};
+use crate::support::{End, Mode, Process, Proxy, Way, World, block_on, is_full};
 
+const CONSUME: &str = env!("CARGO_BIN_EXE_ksync-consume");
 const MANY: u64 = 4096;
 const RETRIES: &str = "--retry-pause 50ms --retry-pause-max 200ms";
 
@@ -68,6 +70,51 @@ fn without_descriptors_for_a_handler_the_batch_waits_and_the_lease_stays() {
     the_batch_waits_and_the_lease_stays(("descriptors", "Too many open files"), deny, |consumer, ()| {
         allow(consumer, MANY);
     });
+}
+
+#[test]
+fn without_descriptors_for_connections_a_consumer_waits_and_does_all_that_came_once_it_has_some() {
+    let world = World::new("connections");
+    let products = world.topic("products", 1);
+    let handler = world.handler("");
+    let to_kafka = Way::to(world.services.get("KSYNC_BOOTSTRAP_SERVER"));
+    let to_zookeeper = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let zookeeper = format!("{}/{}", to_zookeeper.address, world.id);
+    let environment =
+        [("KSYNC_BOOTSTRAP_SERVER", to_kafka.bootstrap.as_str()), ("KSYNC_ZOOKEEPER", zookeeper.as_str())];
+    let options = format!("-t {products} -n indexer --session-timeout 10s {RETRIES}");
+    let mut consumer = world.start(CONSUME, &format!("{options} -- {handler}"), &environment);
+    let seat = world.seat(&products, 0, "indexer");
+    world.kafka.produce(&products, ids(0..1));
+    world.eventually("it works", || seat.offset() == Some(1));
+    // Nor can it have those again that it gives back.
+    allow(&consumer, 4);
+    to_kafka.cut(1);
+    block_on(to_zookeeper.cut());
+    world.kafka.produce(&products, ids(1..4));
+    world.eventually("it is told", || consumer.says(&["warn: ", "cannot reach ZooKeeper"]));
+    assert_eq!((consumer.is_running(), seat.offset()), (true, Some(1)));
+    allow(&consumer, MANY);
+    world.eventually("all is done", || seat.offset() == Some(4));
+    assert_eq!(handler.payloads().len(), 4);
+    consumer.signal(Signal::TERM);
+    assert_eq!(consumer.wait(), End::Status(0));
+}
+
+#[test]
+fn with_too_few_descriptors_nothing_is_started_and_with_the_fewest_that_are_allowed_all_is_done() {
+    let world = World::new("few-descriptors");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..3));
+    let handler = world.handler("");
+    for (few, status) in [(12, 78), (63, 78), (64, 0)] {
+        let consume = format!("ulimit -Sn {few}; exec {CONSUME} -t {products} -n indexer -e -- {handler}");
+        let mut consumer = world.start("sh", &format!("-c \"{consume}\""), &[]);
+        assert_eq!(consumer.wait(), End::Status(status), "{:?}", consumer.log());
+        let told = format!("error: a process may have only {few} files open here, and ksync needs 64, ");
+        assert_eq!(consumer.says(&[&told]), status == 78, "{:?}", consumer.log());
+    }
+    assert_eq!(handler.payloads().len(), 3);
 }
 
 #[test]
@@ -215,4 +262,31 @@ fn whatever_a_host_is_called_one_candidate_leads_and_the_other_takes_over() {
     assert!(seats.iter().all(|seat| seat.state()["offset"] == 4));
     assert_eq!(handler.payloads().len(), 4 * hosts.len());
     second.into_iter().for_each(end);
+}
+
+#[test]
+fn without_the_kernels_random_numbers_candidates_have_ids_of_their_own_all_the_same() {
+    let world = World::new("no-entropy");
+    let products = world.topic("products", 1);
+    world.kafka.produce(&products, ids(0..2));
+    let gate = world.gate();
+    let handler = world.handler(&format!("await {gate}"));
+    // As with a kernel that does not know the call.
+    let refuse = "-f -b execve -qq -e signal=none -e trace=getrandom -e inject=getrandom:error=ENOSYS";
+    let consume = format!("{CONSUME} -t {products} -n indexer -e --wait 1m -- {handler}");
+    let consumers = [0, 1].map(|_| {
+        let calls = world.file("calls");
+        (world.start("strace", &format!("-o {} {refuse} {consume}", calls.display()), &[]), calls)
+    });
+    let seat = world.seat(&products, 0, "indexer");
+    world.eventually("two queue", || seat.candidates().len() == 2);
+    let queue = seat.candidates();
+    let processes: BTreeSet<_> = queue.iter().map(|candidate| candidate.split_once('_').unwrap().0).collect();
+    assert_eq!(processes.len(), 2, "{queue:?}");
+    gate.open();
+    for (mut consumer, calls) in consumers {
+        assert_eq!(consumer.wait(), End::Status(0), "{:?}", consumer.log());
+        assert!(fs::read_to_string(calls).unwrap().contains("ENOSYS"), "it has asked for none");
+    }
+    assert_eq!((seat.offset(), handler.payloads().len()), (Some(2), 2));
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rustix::process::Signal;
 
+use crate::brokers::delay_message;
 use crate::consume::ids;
+use crate::consume_offsets::printed_option;
 use crate::logs_scene::{Case, Moment, Scene};
 use crate::support::{End, Process, World, is_full, value};
 
@@ -199,4 +201,89 @@ fn a_topic_that_is_deleted_while_it_is_led_halts_and_its_offset_stays() {
     // A broker that starts again may not know it for some seconds.
     assert!(before.elapsed() >= Duration::from_secs(30), "told after {:?}", before.elapsed());
     assert_eq!((seat.offset(), handler.payloads().len()), (Some(2), 2));
+}
+
+/// Writes delay messages with these payloads to the delay topic.
+fn write_delayed(world: &World, topic: &str, ids: std::ops::Range<u32>) {
+    world.kafka.produce(&format!("{topic}-delay"), ids.map(|id| value(delay_message(&id.to_string()))));
+}
+
+/// What lies in the topic, from its beginning.
+fn sent(world: &World, topic: &str) -> Vec<u32> {
+    world.kafka.records(topic).into_iter().map(|record| record.value.unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn a_delay_topic_that_is_deleted_or_made_again_halts_its_delayer_and_its_offset_stays() {
+    let world = World::new("delays-gone");
+    let topics = ["deleted", "shorter", "longer"].map(|name| world.topic_with_delay(name, 1));
+    let seat = |topic: &str| world.seat(&format!("{topic}-delay"), 0, "delayer");
+    let mut delayer = world.delayer(&format!("-t {} --delay 1s", topics.join(",")));
+    topics.iter().for_each(|topic| write_delayed(&world, topic, 0..5));
+    world.eventually("they are sent on", || topics.iter().all(|topic| seat(topic).offset() == Some(5)));
+    let before = Instant::now();
+    for (topic, count) in topics.iter().zip([None, Some(2), Some(9)]) {
+        let delay_topic = format!("{topic}-delay");
+        world.kafka.delete(&delay_topic);
+        if let Some(count) = count {
+            world.kafka.create(&delay_topic, 1, &[("message.timestamp.type", "LogAppendTime")]);
+            write_delayed(&world, topic, 100..100 + count);
+        }
+    }
+    let [gone, again] = ["does not exist any more", "the topic was deleted and made again"];
+    for (topic, why) in topics.iter().zip([gone, again, again]) {
+        let halted = format!("{topic}-delay/0 as delayer: halted at offset 5: ");
+        world.within(Duration::from_secs(90), "it is told", || delayer.says(&["error: ", &halted, why]));
+        assert_eq!(seat(topic).offset(), Some(5));
+    }
+    // A broker that starts again may not know it for some seconds.
+    assert!(before.elapsed() >= Duration::from_secs(30), "told after {:?}", before.elapsed());
+    let [deleted, shorter, longer] = &topics;
+    for topic in [deleted, shorter] {
+        assert_eq!(sent(&world, topic), (0..5).collect::<Vec<_>>());
+    }
+    delayer.signal(Signal::TERM);
+    assert_eq!(delayer.wait(), End::Status(0));
+
+    let errors: Vec<_> = delayer.log_of("error").into_iter().filter(|error| error.starts_with(longer)).collect();
+    let accepted = world.delayer(&format!("-t {longer} --delay 1s --accept-loss {}", printed_option(&errors)));
+    world.eventually("all that is there is sent on", || seat(longer).offset() == Some(9));
+    // Before it halted it may have sent some on, too, of which nothing was committed.
+    let expected: Vec<u32> = (100..109).collect();
+    assert!(sent(&world, longer).ends_with(&expected), "{:?}", accepted.log());
+}
+
+#[test]
+fn a_delay_topic_that_has_lost_records_or_ends_before_the_offset_halts_its_delayer_until_the_loss_is_accepted() {
+    let world = World::new("delays-lost");
+    let topics = ["expired", "cut"].map(|name| world.topic_with_delay(name, 1));
+    let [expired, cut] = &topics;
+    let seat = |topic: &str| world.seat(&format!("{topic}-delay"), 0, "delayer");
+    let start = |options: &str| world.delayer(&format!("-t {expired},{cut} --delay 1s {options}"));
+    let end = |mut delayer: Process| {
+        delayer.signal(Signal::TERM);
+        assert_eq!(delayer.wait(), End::Status(0));
+        delayer.log_of("error")
+    };
+    let first = start("");
+    topics.iter().for_each(|topic| write_delayed(&world, topic, 0..5));
+    world.eventually("they are sent on", || topics.iter().all(|topic| seat(topic).offset() == Some(5)));
+    assert_eq!(end(first), [""; 0]);
+
+    write_delayed(&world, expired, 5..10);
+    world.kafka.delete_records(&format!("{expired}-delay"), 0, 8);
+    seat(cut).write("offset", "7");
+    let halted = start("");
+    for (topic, why) in [
+        (expired, "the log begins at 8 now: the records from 5 to 7 are lost"),
+        (cut, "the log ends at 5 now, before the kept offset 7: it was truncated"),
+    ] {
+        let told = format!("{topic}-delay/0 as delayer: halted: ");
+        world.eventually("it is told", || halted.says(&["error: ", &told, why]));
+    }
+    assert_eq!([seat(expired).offset(), seat(cut).offset()], [Some(5), Some(7)]);
+    let errors: Vec<_> = end(halted).into_iter().filter(|error| error.starts_with(expired)).collect();
+    let _accepted = start(&format!("--accept-loss {}", printed_option(&errors)));
+    world.eventually("what is there is sent on", || seat(expired).offset() == Some(10));
+    assert_eq!([sent(&world, expired), sent(&world, cut)], [vec![0, 1, 2, 3, 4, 8, 9], vec![0, 1, 2, 3, 4]]);
 }

@@ -29,16 +29,25 @@ fn first_candidates(world: &World, topic: &str, partitions: i32) -> Vec<Option<S
     (0..partitions).map(first).collect()
 }
 
+/// Which process a candidate belongs to.
+fn process_of(candidate: &str) -> &str {
+    candidate.split_once('_').unwrap().0
+}
+
 /// Of each process that queues, how many partitions it leads.
-fn leaders(world: &World, topic: &str, partitions: i32) -> Vec<usize> {
+fn led(world: &World, topic: &str, partitions: i32) -> BTreeMap<String, usize> {
     let mut led: BTreeMap<String, usize> = BTreeMap::new();
     for partition in 0..partitions {
         let queue = world.seat(topic, partition, "indexer").candidates();
         for (place, candidate) in queue.iter().enumerate() {
-            *led.entry(candidate.split_once('_').unwrap().0.to_owned()).or_default() += usize::from(place == 0);
+            *led.entry(process_of(candidate).to_owned()).or_default() += usize::from(place == 0);
         }
     }
-    led.into_values().collect()
+    led
+}
+
+fn leaders(world: &World, topic: &str, partitions: i32) -> Vec<usize> {
+    led(world, topic, partitions).into_values().collect()
 }
 
 #[test]
@@ -57,18 +66,20 @@ fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_
     };
     let first = start();
     world.eventually("the first leads all", || leaders(&world, &products, partitions) == [partitions as usize]);
-    let mut second = start();
-    let third = start();
+    let (second, third) = (start(), start());
     world.eventually("three queue", || leaders(&world, &products, partitions).len() == 3);
     world.for_a_while(QUIET * 2 / 3, "nothing moves before it is quiet", || {
         flow();
         leaders(&world, &products, partitions).iter().max() == Some(&(partitions as usize))
     });
-    world.within(Duration::from_secs(600), "nobody leads more than its share", || {
+    let took = world.within(Duration::from_secs(600), "nobody leads more than its share", || {
         flow();
         let led = leaders(&world, &products, partitions);
         led.iter().sum::<usize>() == partitions as usize && led.iter().all(|led| *led <= share)
     });
+    // The first one hands over one in each session timeout.
+    let least = 10 * (partitions as usize - share - 1);
+    assert!(took.as_secs() as usize >= least, "{took:?} and not {least} s");
     let candidates = first_candidates(&world, &products, partitions);
     world.for_a_while(QUIET, "then nothing moves", || {
         flow();
@@ -77,15 +88,15 @@ fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_
     let begun = beginnings(&[&first, &second, &third]);
     assert!(begun.values().all(|times| *times <= 3), "one moved more than twice: {begun:?}");
 
-    // A restart: what the second led goes to others, and nothing else moves until it is quiet again.
-    second.signal(Signal::TERM);
-    assert_eq!(second.wait(), End::Status(0));
-    let fourth = start();
-    world.eventually("three queue again", || leaders(&world, &products, partitions).len() == 3);
-    world.for_a_while(QUIET * 2 / 3, "nothing is moved about after a restart", || {
+    // A rolling restart, after which nothing moves either until it is quiet again.
+    let mut members = [first, second, third];
+    for member in &mut members {
+        restart(&world, (&products, partitions), member, start);
+    }
+    let candidates = first_candidates(&world, &products, partitions);
+    world.for_a_while(QUIET * 2 / 3, "nothing is moved about after the restarts", || {
         flow();
-        let moved = beginnings(&[&first, &second, &third, &fourth]).values().sum::<usize>();
-        moved <= begun.values().sum::<usize>() + share
+        first_candidates(&world, &products, partitions) == candidates
     });
     let ends = i64::from(produced);
     world.eventually("all is done", || {
@@ -96,6 +107,26 @@ fn partitions_are_spread_once_it_is_quiet_and_none_moves_more_than_twice_nor_is_
         done.entry(run.partition).or_default().extend(run.offsets());
     }
     assert_eq!(done, (0..partitions).map(|partition| (partition, Vec::from_iter(0..ends))).collect());
+}
+
+/// Restarts one of three processes: what it has led others lead then, and nothing else moves.
+fn restart(world: &World, (topic, partitions): (&str, i32), process: &mut Process, start: impl Fn() -> Process) {
+    let (before, queued) = (first_candidates(world, topic, partitions), led(world, topic, partitions));
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait(), End::Status(0));
+    *process = start();
+    let mut queue = BTreeMap::new();
+    world.eventually("three queue again", || {
+        queue = led(world, topic, partitions);
+        queue.len() == 3 && queue.keys().ne(queued.keys())
+    });
+    let after = first_candidates(world, topic, partitions);
+    let gone: Vec<_> = queued.into_keys().filter(|process| !queue.contains_key(process)).collect();
+    assert_eq!(gone.len(), 1, "{gone:?}");
+    for (then, now) in before.iter().zip(&after).filter(|(then, now)| then != now) {
+        let then = then.as_deref().expect("all are led");
+        assert_eq!(process_of(then), gone[0], "{then} -> {now:?}: its leader is still there");
+    }
 }
 
 /// How many connections the process has.
@@ -137,12 +168,15 @@ fn a_process_that_leads_64_partitions_of_several_topics_has_one_session_and_as_m
 fn nothing_is_handed_over_where_that_is_not_wanted() {
     let world = World::new("no-spread");
     let products = world.topic("products", 2);
-    let command = format!("-t {products} -n indexer {T} --no-spread -- cat");
-    let first = world.consume(&command);
-    world.eventually("it leads both", || beginnings(&[&first]).len() == 2);
-    let _second = world.consume(&command);
+    let start = |name: &str, options: &str| world.consume(&format!("-t {products} -n {name} {T} {options} -- cat"));
+    // Others beside them show when it is time.
+    let [first, other] = [start("indexer", "--no-spread"), start("spread", "")];
+    world.eventually("both lead both", || [&first, &other].iter().all(|one| beginnings(&[*one]).len() == 2));
+    let [_second, next] = [start("indexer", "--no-spread"), start("spread", "")];
     world.eventually("two queue", || leaders(&world, &products, 2).len() == 2);
-    world.for_a_while(QUIET + Duration::from_secs(3), "the first leads both", || {
+    world.within(QUIET * 2, "the other one hands one over", || !beginnings(&[&next]).is_empty());
+    // Each looks once in 10 s, at times of its own.
+    world.for_a_while(Duration::from_secs(12), "the first leads both", || {
         beginnings(&[&first]).len() == 2 && leaders(&world, &products, 2).contains(&2)
     });
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::brokers::delay_message;
+use crate::support::{Call, TOGETHER, common_calls, kill_at_each, traced};
 use crate::support::{End, Mode, Passage, Process, Proxy, Seat, Way, World, block_on, is_full, value};
-use crate::support::{TOGETHER, most_calls, traced};
 
 const DELAYER: &str = env!("CARGO_BIN_EXE_ksync-delayer");
 const DELAY: Duration = Duration::from_secs(1);
@@ -210,35 +210,36 @@ fn run_traced(world: &World, topic: &str, options: &[String]) -> Vec<End> {
     all.iter_mut().map(|traced| traced.strace.wait()).collect()
 }
 
-/// All calls of a run that nothing disturbs.
-fn all_calls(world: &World) -> Vec<(String, usize)> {
-    let (topic, file) = (world.topic_with_delay("whole", 1), world.file("calls"));
-    assert_eq!(run_traced(world, &topic, &[format!("-o {}", file.display())]), [End::Status(0)]);
-    let calls = most_calls(&file).into_iter();
-    calls.flat_map(|(call, most)| (1..=most).map(move |number| (call.clone(), number))).collect()
+/// The calls that runs have in common which nothing disturbs.
+fn all_calls(world: &World) -> Vec<Call> {
+    let files = [1, 2, 3].map(|_| world.file("calls"));
+    let topic = world.topic_with_delay("whole", files.len() as i32);
+    let options = files.each_ref().map(|file| format!("-o {}", file.display()));
+    assert_eq!(run_traced(world, &topic, &options), [End::Status(0); 3]);
+    common_calls(&files)
 }
 
 #[test]
 fn a_delayer_killed_at_any_system_call_is_followed_by_one_that_does_exactly_the_rest() {
     let world = World::new("delayer-calls");
-    let moments = match is_full() {
+    let calls = match is_full() {
         true => all_calls(&world),
         false => AIMED.map(|(call, number)| (call.to_owned(), number)).to_vec(),
     };
-    let mut by_signal = 0;
-    for (round, moments) in moments.chunks(TOGETHER).enumerate() {
-        let inject =
-            |(call, number): &(String, usize)| format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
-        let options: Vec<_> = moments.iter().map(inject).collect();
-        let topic = world.topic_with_delay(&format!("round-{round}"), moments.len() as i32);
-        for (end, moment) in run_traced(&world, &topic, &options).into_iter().zip(moments) {
-            // How many calls a thread makes differs from run to run.
-            match end {
-                End::By(Signal::KILL) => by_signal += 1,
-                end => assert_eq!(end, End::Status(0), "{moment:?}"),
+    let mut rounds = 0;
+    kill_at_each(calls, |calls| {
+        rounds += 1;
+        let inject = |(call, number): &Call| format!("-o /dev/null -e inject={call}:signal=KILL:when={number}");
+        let options: Vec<_> = calls.iter().map(inject).collect();
+        let topic = world.topic_with_delay(&format!("round-{rounds}"), calls.len() as i32);
+        let mut missed = vec![];
+        for (end, call) in run_traced(&world, &topic, &options).into_iter().zip(calls) {
+            if end != End::By(Signal::KILL) {
+                assert_eq!(end, End::Status(0), "{call:?}");
+                missed.push(call.clone());
             }
         }
-        followed(&world, &topic, moments.len() as i32);
-    }
-    assert!(by_signal * 2 >= moments.len(), "only {by_signal} of {} were killed: {moments:?}", moments.len());
+        followed(&world, &topic, calls.len() as i32);
+        missed
+    });
 }

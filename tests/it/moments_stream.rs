@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::support::{Call, common_calls, kill_at_each, most_calls, traced};
 use crate::support::{End, Primary, Process, Record, World, block_on, is_full, primaries};
-use crate::support::{TOGETHER, most_calls, traced};
 
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
 const ROWS: u32 = 6;
@@ -27,12 +27,13 @@ enum Action {
     Command,
 }
 
-/// A table, a partition of the topic and a checkpoint of its own.
+/// A table, partitions of the topic and a checkpoint of its own. The keys of each chunk lie in both partitions, and to each
+/// of these it writes by itself.
 struct Job<'a> {
     world: &'a World,
     primary: &'a Primary,
     topic: &'a str,
-    partition: i32,
+    partitions: [i32; 2],
     table: String,
     checkpoint: PathBuf,
     /// The end of its command line.
@@ -50,7 +51,7 @@ struct Row {
 impl<'a> Job<'a> {
     fn new(
         (world, primary): (&'a World, &'a Primary),
-        (topic, partition): (&'a str, i32),
+        (topic, number): (&'a str, i32),
         action: Action,
         moment: String,
     ) -> Job<'a> {
@@ -67,12 +68,13 @@ impl<'a> Job<'a> {
                 format!("-- {}", world.script(&format!("ids=$(tr -dc '0-9\\n' | paste -sd, -)\n{psql}")))
             }
         };
-        Job { world, primary, topic, partition, table, checkpoint, action, moment }
+        let partitions = [2 * number, 2 * number + 1];
+        Job { world, primary, topic, partitions, table, checkpoint, action, moment }
     }
 
     fn options(&self) -> String {
-        let Job { topic, partition, table, action, .. } = self;
-        let source = format!("-t {topic} -p {partition} --database {} --table {table}", self.primary.url);
+        let Job { topic, partitions: [first, second], table, action, .. } = self;
+        let source = format!("-t {topic} -p {first},{second} --database {} --table {table}", self.primary.url);
         // However long the action takes, the next chunk has as many rows.
         let chunks = format!("--chunk-size {CHUNK} --chunk-time 1h");
         format!("{source} {chunks} --checkpoint {} {action}", self.checkpoint.display())
@@ -104,9 +106,16 @@ impl<'a> Job<'a> {
     /// When the messages of a row were written that are among these.
     fn written_ms(&self, id: u32, records: &[Record]) -> Vec<i64> {
         let payload = format!("{{\"id\":{id}}}");
-        let is_its =
-            |record: &&Record| record.partition == self.partition && record.value.as_ref().unwrap().contains(&payload);
+        let is_its = |record: &&Record| {
+            self.partitions.contains(&record.partition) && record.value.as_ref().unwrap().contains(&payload)
+        };
         records.iter().filter(is_its).map(|record| record.timestamp_ms).collect()
+    }
+
+    /// Whether of the last chunk that is announced some records are not.
+    fn is_half_announced(&self, instant: &[Record]) -> bool {
+        let announced = (1..=ROWS).filter(|id| !self.written_ms(*id, instant).is_empty()).count();
+        !announced.is_multiple_of(CHUNK as usize)
     }
 
     /// Each change of a row has a delay message from before and another message from after it, and the checkpoint passes no row
@@ -162,24 +171,25 @@ fn go_on(world: &World, jobs: &[Job<'_>]) {
     }
 }
 
-/// Kills a run at each of these calls, all at the same time, and has another one go on. Gives how many were at work still.
-fn killed_at(world: &World, primary: &Primary, (action, moments): (Action, &[(String, usize)])) -> usize {
-    let partitions = moments.len() as i32;
+/// Kills a run at each of these calls, all at the same time, and has another one go on. Gives those at which none was
+/// killed, and how many have died in the middle of their instant messages.
+fn killed_at(world: &World, primary: &Primary, (action, calls): (Action, &[Call])) -> (Vec<Call>, usize) {
+    let partitions = 2 * calls.len() as i32;
     let topic = world.topic_with_delay(&format!("items-{:06x}", rand::random::<u32>()), partitions);
-    let job = |(partition, (call, number)): (i32, &(String, usize))| {
-        Job::new((world, primary), (&topic, partition), action, format!("{action:?} at {call} {number}"))
+    let job = |(job, (call, number)): (i32, &Call)| {
+        Job::new((world, primary), (&topic, job), action, format!("{action:?} at {call} {number}"))
     };
-    let jobs: Vec<_> = (0..).zip(moments).map(job).collect();
-    let start = |(job, (call, number)): (&Job<'_>, &(String, usize))| {
+    let jobs: Vec<_> = (0..).zip(calls).map(job).collect();
+    let start = |(job, (call, number)): (&Job<'_>, &Call)| {
         job.start_traced(&format!("-o /dev/null -e inject={call}:signal=KILL:when={number}"))
     };
-    let victims: Vec<_> = jobs.iter().zip(moments).map(start).collect();
-    let mut by_signal = 0;
-    for (job, mut victim) in jobs.iter().zip(victims) {
-        // How many calls a thread makes differs from run to run.
-        match victim.wait() {
-            End::By(Signal::KILL) => by_signal += 1,
-            end => assert_eq!(end, End::Status(0), "{}: {:?}", job.moment, victim.log()),
+    let victims: Vec<_> = jobs.iter().zip(calls).map(start).collect();
+    let mut missed = vec![];
+    for ((job, call), mut victim) in jobs.iter().zip(calls).zip(victims) {
+        let end = victim.wait();
+        if end != End::By(Signal::KILL) {
+            assert_eq!(end, End::Status(0), "{}: {:?}", job.moment, victim.log());
+            missed.push(call.clone());
         }
     }
     world.eventually("no process is left", || world.processes() == 0);
@@ -190,6 +200,7 @@ fn killed_at(world: &World, primary: &Primary, (action, moments): (Action, &[(St
         let is_there = |id| !job.written_ms(id, &instant).is_empty();
         assert!((1..=*done).all(is_there), "{}: not announced, and done up to {done}", job.moment);
     }
+    let half_announced = jobs.iter().filter(|job| job.is_half_announced(&instant)).count();
 
     send_on(world, &topic, partitions);
     let messages = records(world, &topic);
@@ -204,21 +215,23 @@ fn killed_at(world: &World, primary: &Primary, (action, moments): (Action, &[(St
         assert!(times[..done as usize].iter().all(|times| *times == 1), "{}: {times:?} from {done}", job.moment);
         assert!(times.iter().sum::<u32>() <= ROWS + CHUNK, "{}: more than a chunk twice: {times:?}", job.moment);
     }
-    by_signal
+    (missed, half_announced)
 }
 
-/// All calls of a run that nothing disturbs, or some of them.
-fn moments(world: &World, primary: &Primary, action: Action) -> Vec<(String, usize)> {
-    let (topic, file) = (world.topic_with_delay(&format!("whole-{action:?}"), 1), world.file("calls"));
-    let job = Job::new((world, primary), (&topic, 0), action, "a whole run".to_owned());
-    let mut whole = job.start_traced(&format!("-o {}", file.display()));
-    assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
-    let calls = most_calls(&file);
+/// The calls that runs have in common which nothing disturbs, or some of one run.
+fn calls(world: &World, primary: &Primary, action: Action) -> Vec<Call> {
+    let topic = world.topic_with_delay(&format!("whole-{action:?}"), 2);
+    let whole = || {
+        let job = Job::new((world, primary), (&topic, 0), action, "a whole run".to_owned());
+        let file = world.file("calls");
+        let mut whole = job.start_traced(&format!("-o {}", file.display()));
+        assert_eq!(whole.wait(), End::Status(0), "{:?}", whole.log());
+        file
+    };
     if is_full() {
-        let all =
-            |(call, most): (&String, &usize)| (1..=*most).map(|number| (call.clone(), number)).collect::<Vec<_>>();
-        return calls.iter().flat_map(all).collect();
+        return common_calls(&[whole(), whole(), whole()]);
     }
+    let calls = most_calls(&whole());
     let aimed = |(call, hundredths): (&str, usize)| (call.to_owned(), (calls[call] * hundredths).div_ceil(100));
     AIMED.map(aimed).to_vec()
 }
@@ -228,10 +241,12 @@ fn a_stream_killed_at_any_system_call_leaves_no_change_untold_and_the_next_run_d
     let world = World::new("stream-calls");
     let [primary, ..] = block_on(primaries("moments_stream"));
     for action in [Action::Statement, Action::Command] {
-        let (moments, mut by_signal) = (moments(&world, &primary, action), 0);
-        for moments in moments.chunks(TOGETHER) {
-            by_signal += killed_at(&world, &primary, (action, moments));
-        }
-        assert!(by_signal * 2 >= moments.len(), "only {by_signal} of {} were killed: {moments:?}", moments.len());
+        let mut half_announced = 0;
+        kill_at_each(calls(&world, &primary, action), |calls| {
+            let (missed, half) = killed_at(&world, &primary, (action, calls));
+            half_announced += half;
+            missed
+        });
+        assert!(half_announced > 0 || !is_full(), "none died in the middle of its instant messages");
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::io::copy_bidirectional;
@@ -11,9 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::consume::ids;
-use crate::support::{End, Process, World, block_on};
+use crate::support::{End, Passage, Process, STALL, Way, World, block_on};
 
-const NAME: &str = "server.test";
+/// As long as the address of a broker, in whose place it may be told.
+const NAME: &str = "host.test";
 
 /// What the processes that are started with it know of names.
 struct Hosts {
@@ -102,7 +104,7 @@ fn a_process_waits_for_a_name_that_is_unknown_at_its_start_and_goes_on_once_it_i
     };
     let kafka = named(world.services.get("KSYNC_BOOTSTRAP_SERVER"));
     let zookeeper = format!("{}/{}", named(world.services.get("KSYNC_ZOOKEEPER")), world.id);
-    // Only to begin with: later librdkafka goes by the addresses that the brokers tell.
+    // Only to begin with: later librdkafka goes by what the brokers tell, which is an address here.
     let mut of_kafka = start("of-kafka", "KSYNC_BOOTSTRAP_SERVER", &kafka);
     let mut of_zookeeper = start("of-zookeeper", "KSYNC_ZOOKEEPER", &zookeeper);
     world.eventually("both say what they wait for", || {
@@ -155,6 +157,38 @@ fn a_leader_finds_its_zookeeper_at_the_address_that_the_name_has_come_to_stand_f
     let mut done = handler.payloads();
     done.dedup();
     assert_eq!(done, [0, 1, 2].map(|id| format!("{{\"id\":{id}}}")));
+    consumer.signal(Signal::TERM);
+    assert_eq!((consumer.wait(), consumer.log_of("error")), (End::Status(0), vec![]));
+}
+
+#[test]
+fn a_leader_finds_its_kafka_at_the_address_that_the_name_has_come_to_stand_for() {
+    let world = World::new("moved-kafka");
+    let (products, handler, hosts) = (world.topic("products", 1), world.handler(""), Hosts::new(&world));
+    let way = Way::by_name(NAME, world.services.get("KSYNC_BOOTSTRAP_SERVER"));
+    hosts.set(Some("127.0.0.1"));
+    let arguments = format!("-t {products} -n indexer -- {handler}");
+    let mut consumer = hosts.consume(&world, &arguments, ("KSYNC_BOOTSTRAP_SERVER", &way.bootstrap));
+    let seat = world.seat(&products, 0, "indexer");
+    world.kafka.produce(&products, ids(0..1));
+    world.eventually("it works", || seat.offset() == Some(1));
+
+    hosts.set(Some("127.0.0.2"));
+    way.set(1, Passage::Closed);
+    world.kafka.produce(&products, ids(1..2));
+    world.within(STALL, "it works at the new address", || seat.offset() == Some(2));
+
+    hosts.set(None);
+    way.set(2, Passage::Closed);
+    world.kafka.produce(&products, ids(2..3));
+    world.for_a_while(Duration::from_secs(2), "it has no broker", || seat.offset() == Some(2));
+    let told = format!("cannot reach Kafka at {}: ", way.bootstrap);
+    world.eventually("it is told", || consumer.says(&["warn: ", &told]));
+    hosts.set(Some("127.0.0.3"));
+    world.within(STALL, "it works at the last address", || seat.offset() == Some(3));
+
+    assert_eq!(handler.payloads(), [0, 1, 2].map(|id| format!("{{\"id\":{id}}}")));
+    assert!(!consumer.says(&["no longer leading"]), "{:?}", consumer.log());
     consumer.signal(Signal::TERM);
     assert_eq!((consumer.wait(), consumer.log_of("error")), (End::Status(0), vec![]));
 }

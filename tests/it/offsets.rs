@@ -98,13 +98,16 @@ fn what_a_later_release_has_written_beside_the_offset_halts_the_partition_and_st
     seat.write("offset", "1");
     seat.write("state", newer);
     let handler = world.handler("");
-    let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
-    assert_eq!(consumer.wait(), End::Status(1));
-    let told =
-        "halted: the state beside the offset is of version 2, which this release does not know; start the newer ksync";
-    assert!(consumer.says(&["error: ", told]), "{:?}", consumer.log());
-    let kept = (seat.text("offset"), seat.text("state"));
-    assert_eq!(kept, (Some("1".to_owned()), Some(newer.to_owned())));
+    // Nor may it be overwritten where the offset beside it was deleted.
+    for offset in ["1", ""] {
+        let mut consumer = world.consume(&format!("-t {products} -n indexer -e -- {handler}"));
+        assert_eq!(consumer.wait(), End::Status(1));
+        let told = "halted: the state beside the offset is of version 2, which this release does not know";
+        assert!(consumer.says(&["error: ", told, "; start the newer ksync"]), "{:?}", consumer.log());
+        let kept = (seat.text("offset"), seat.text("state"));
+        assert_eq!(kept, (Some(offset.to_owned()), Some(newer.to_owned())));
+        seat.delete("offset");
+    }
     assert_eq!(handler.payloads(), Vec::<String>::new());
 }
 

@@ -1,6 +1,7 @@
 //! Brokers before Kafka 2.8, which tell no ids of topics, by librdkafka's own mock of a broker.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ksync::fit::AcceptLoss;
 use ksync::lead::Leading;
@@ -11,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::consume_offsets::printed_option;
 use crate::protocol::{Mock, Take, leading};
-use crate::support::{End, World, block_on, log_lines, value};
+use crate::support::{End, Message, World, block_on, log_lines, value};
 
 /// The id of a topic where brokers tell none.
 const UNKNOWN: &str = "00000000000000000000000000000000";
@@ -128,6 +129,48 @@ fn brokers_that_become_older_and_tell_ids_no_more_take_nothing_from_what_is_know
     assert_eq!((taken, seat.offset()), (vec![], Some(4)));
     let error = said("ERROR", &topic).remove(0);
     assert!(error.contains("the topic was deleted and made again (its id was "), "{error}");
+}
+
+#[test]
+fn a_log_that_ends_before_the_offset_for_a_moment_is_looked_at_again_and_then_read_on() {
+    // On a busy machine it may be looked at for the first time when it is whole again, but not each time.
+    let took: Vec<_> = (1..=3).map(ends_before_the_offset_for_a_moment).take_while(|took| took.as_secs() < 4).collect();
+    assert!(took.len() < 3, "it was looked at once each time: {took:?}");
+}
+
+/// A broker that has become the leader of a log knows the last record only a second after the partition is led again; how long it
+/// took until more was read. Each broker is a mock of its own, with the same records and the same epoch.
+fn ends_before_the_offset_for_a_moment(attempt: u32) -> Duration {
+    let world = World::new(&format!("moment-{attempt}"));
+    let topic = format!("products-{}", world.id);
+    assert_eq!(said("ERROR", &topic), [""; 0]);
+    let seat = world.seat(&topic, 0, "indexer");
+    let [before, next] = ["before", "next"].map(|_| Mock::without_ids(&topic));
+    // By its time, too, the last record is recognised.
+    let write = |mock: &Mock, ids: std::ops::RangeInclusive<i32>| {
+        let message = |id: i32| Message { timestamp_ms: Some(1_700_000_000_000), ..value(id.to_string()) };
+        mock.write(ids.map(message));
+    };
+    write(&before, 1..=3);
+    led(&world, &before, &[], || seat.offset() == Some(3));
+    assert_eq!(seat.state()["leader_epoch"], json!(0));
+    write(&next, 1..=2);
+    let version = || seat.node("offset").unwrap().1.version;
+    let (kept, mut since, mut is_whole, mut took) = (version(), None::<Instant>, false, Duration::ZERO);
+    let taken = led(&world, &next, &[], || {
+        if since.is_none() && version() > kept {
+            since = Some(Instant::now());
+        }
+        let passed = since.map_or(Duration::ZERO, |since| since.elapsed());
+        if !is_whole && passed > Duration::from_secs(1) {
+            write(&next, 3..=4);
+            is_whole = true;
+        }
+        took = passed;
+        seat.offset() == Some(4) || !said("ERROR", &topic).is_empty()
+    });
+    assert_eq!((taken, said("ERROR", &topic)), (vec!["4".to_owned()], vec![]));
+    took
 }
 
 /// A broker of today, whose topics' ids are forgotten again: the mock of one has no transactions.

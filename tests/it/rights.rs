@@ -27,7 +27,7 @@ fn without_the_right_to_the_offset_nothing_is_committed_and_the_batch_comes_agai
     allow(&seat, "offset", Permission::READ);
     gate.open();
     assert_eq!(consumer.wait(), End::Status(78));
-    let told = ["warn: ", "no longer leading: ZooKeeper refuses the write", "not authorized"];
+    let told = ["warn: ", "no longer leading: ZooKeeper refuses the write: ", "/offset: not authorized"];
     assert!(consumer.says(&told), "{:?}", consumer.log());
     let errors = consumer.log_of("error");
     assert_eq!(errors.len(), 1, "{errors:?}");
@@ -59,7 +59,8 @@ fn without_the_right_to_its_candidate_a_leader_ends_its_handler_and_leads_by_ano
     let before = seat.node("offset").unwrap().1.version;
     allow(&seat, &format!("leader/{candidate}"), Permission::READ);
     world.eventually("another run has done it", || seat.offset() == Some(1));
-    let told = ["warn: ", "no longer leading: ZooKeeper refuses the write", "not authorized"];
+    let node = format!("/leader/{candidate}: not authorized");
+    let told = ["warn: ", "no longer leading: ZooKeeper refuses the write: ", &node];
     world.eventually("it is told", || consumer.says(&told));
     assert_eq!((handler.runs().len(), seat.candidates().len()), (2, 1));
     assert_ne!(seat.candidates(), [candidate]);

@@ -32,6 +32,8 @@ async fn leading(world: &World, topic: &str) -> Leading {
     let check = Check::start(&admin, vec![pair], vec![Hazard::DelayCompaction]).await.unwrap();
     let zookeeper = ZooKeeper::connect(&world.zookeeper().parse().unwrap(), Duration::from_secs(30));
     let mut lookout = Lookout::new(check, &cluster).unwrap();
+    // Left to itself it reads them again within five minutes.
+    assert!(lookout.pause <= Duration::from_secs(5 * 60), "{:?}", lookout.pause);
     lookout.pause = Duration::from_millis(50);
     Leading {
         reader: Reader::open(&cluster, &admin, "ksync.idle", 1, 1).unwrap(),

@@ -7,16 +7,22 @@ use ksync::shutdown::Shutdown;
 use ksync::topic::Topic;
 
 use crate::protocol::{Mock, Take, leading};
-use crate::support::{World, block_on, log_lines};
+use crate::support::{World, block_on, log_lines, value};
 
 #[test]
-fn brokers_that_take_long_for_each_answer_tell_the_id_of_a_topic_all_the_same() {
+fn brokers_that_take_long_for_each_answer_tell_the_id_of_a_topic_all_the_same_and_commits_go_on() {
     let world = World::new("slow");
     let topic = format!("products-{}", world.id);
     let mock = Mock::new(&topic);
-    let leading = block_on(leading(&world, &mock));
+    let (trigger, shutdown) = Shutdown::new();
+    let (work, leading) = (Take(Arc::default()), block_on(leading(&world, &mock)));
+    let ids = leading.reader.ids().clone();
+    let daemon = std::thread::spawn(move || block_on(leading.run(work, &shutdown)));
+    let offset = || world.seat(&topic, 0, "indexer").offset();
+    mock.produce("1");
+    world.eventually("it leads", || offset() == Some(1));
     let topic: Topic = topic.parse().unwrap();
-    let ask = || block_on(leading.reader.ids().ask(&topic)).ok().flatten();
+    let ask = || block_on(ids.ask(&topic)).ok().flatten();
     let mut id = None;
     world.eventually("it is told", || {
         id = ask();
@@ -27,6 +33,10 @@ fn brokers_that_take_long_for_each_answer_tell_the_id_of_a_topic_all_the_same() 
     for _ in 0..2 {
         world.eventually("it is told late", || ask() == id);
     }
+    mock.write(["2", "3"].map(value));
+    world.eventually("one after the other is committed", || offset() == Some(3));
+    trigger.request();
+    daemon.join().unwrap().unwrap();
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! What ksync-delayer does while a commit is under way.
+//! What ksync-delayer does while a commit is under way, and once its lease is over.
 
 use std::time::Duration;
+
+use rustix::process::Signal;
 
 use crate::delayer::{delay_message, now};
 use crate::support::{Mode, Process, Proxy, World, block_on};
@@ -51,4 +53,46 @@ fn what_is_sent_on_while_a_commit_takes_long_is_bounded() {
     proxy.set(Mode::Open);
     let seat = world.seat(&delay_topic, 0, "delayer");
     world.eventually("all are sent on", || seat.offset() == Some(MESSAGES));
+}
+
+#[test]
+fn a_delayer_that_may_not_lead_any_more_sends_on_nothing_that_becomes_due() {
+    const MESSAGES: i64 = 100;
+    let world = World::new("lease-over");
+    let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
+    let topics = ["silent", "stopped"].map(|name| world.topic_with_delay(name, 1));
+    let [of_silent, of_stopped] = topics.each_ref().map(|topic| world.seat(&format!("{topic}-delay"), 0, "delayer"));
+    let start = |topic: &str, way: &str| world.delayer(&format!("-t {topic} --delay 10s --session-timeout 10s {way}"));
+    let silent = start(&topics[0], &format!("--zookeeper {}/{}", proxy.address, world.id));
+    let stopped = start(&topics[1], "");
+    let both = [&silent, &stopped];
+    world.eventually("both lead", || both.iter().all(|delayer| delayer.says(&["leading from offset 0"])));
+    let _next = start(&topics[1], "");
+    world.eventually("another one queues", || of_stopped.candidates().len() == 2);
+    for topic in &topics {
+        let messages = (0..MESSAGES).map(|id| delay_message(&id.to_string(), now()));
+        world.kafka.produce(&format!("{topic}-delay"), messages);
+    }
+    world.eventually("both hold them back", || {
+        both.iter().all(|delayer| {
+            delayer.ask();
+            delayer.says(&["the message at offset 0 is due in "])
+        })
+    });
+    proxy.set(Mode::Frozen);
+    stopped.signal(Signal::STOP);
+    world.eventually("the lease of one is over", || silent.says(&["no longer leading: "]));
+    // Those of the other topic, too, have become due by then.
+    world.eventually("all are sent on in the place of the other", || of_stopped.offset() == Some(MESSAGES));
+    stopped.signal(Signal::CONT);
+    world.eventually("that one queues again", || {
+        stopped.says(&["no longer leading: "]) && of_stopped.candidates().len() == 2
+    });
+    world.for_a_while(Duration::from_secs(2), "nothing is sent on", || world.kafka.count(&topics[0]) == 0);
+    proxy.set(Mode::Open);
+    world.eventually("then they are sent on", || of_silent.offset() == Some(MESSAGES));
+    for topic in &topics {
+        let sent: Vec<_> = world.kafka.records(topic).into_iter().filter_map(|record| record.value).collect();
+        assert_eq!(sent, (0..MESSAGES).map(|id| id.to_string()).collect::<Vec<_>>(), "{topic}");
+    }
 }

@@ -386,5 +386,7 @@ fn what_a_killed_stream_has_changed_reaches_the_handler_by_its_delay_messages() 
     let _delayer = world.delayer(&format!("-t {topic} --delay 2s"));
     let _consumer = world.consume(&format!("-t {topic} -n indexer -- {handler}"));
     let both = BTreeSet::from([r#"{"id":1}"#.to_owned(), r#"{"id":2}"#.to_owned()]);
-    world.eventually("the handler gets both", || BTreeSet::from_iter(handler.payloads()) == both);
+    world.within(Duration::from_secs(2 + 30), "the handler gets both", || {
+        BTreeSet::from_iter(handler.payloads()) == both
+    });
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::consume::ids;
 use crate::processes::runs;
-use crate::support::{End, Mode, Process, Proxy, Worker, World, block_on, value};
+use crate::support::{End, Mode, Process, Proxy, Worker, World, block_on, is_full, value};
 use crate::worker::SOON_AGAIN;
 
 /// The numbers of the descendants that it has noted.
@@ -331,6 +331,7 @@ fn a_sigkill_of_ksync_leaves_no_worker_and_no_descendant() {
     let all = [worker.pids(), children(&worker)].concat();
     assert_eq!((all.len(), all.iter().all(|pid| runs(*pid))), (4, true));
     consumer.kill();
-    world.within(Duration::from_secs(5), "all of them are gone", || !all.iter().any(|pid| runs(*pid)));
+    let limit = Duration::from_secs(if is_full() { 1 } else { 5 });
+    world.within(limit, "all of them are gone", || !all.iter().any(|pid| runs(*pid)));
     world.eventually("nothing is left", || world.processes() == 0);
 }

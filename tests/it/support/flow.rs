@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::{Handler, Process, World, is_full, value};
+use super::{Handler, Process, Run, Seat, World, all_reigns, is_full, value};
 
 /// So many messages are written in so long, again and again.
 const SLICE: i32 = 100;
@@ -26,6 +26,7 @@ pub struct Flow<'a> {
     world: &'a World,
     /// The topic of two partitions, and its delay topic, to which the messages are written.
     pub topics: [String; 2],
+    since: SystemTime,
     handler: Handler,
     /// In which the handler notes when it begins, and at which partition.
     begun: PathBuf,
@@ -38,7 +39,7 @@ pub struct Flow<'a> {
 impl<'a> Flow<'a> {
     /// With these brokers for each partition, the first of which leads.
     pub fn start(world: &'a World, brokers: &[&[i32]; 2]) -> Flow<'a> {
-        let topic = format!("products-{}", world.id);
+        let (topic, since) = (format!("products-{}", world.id), SystemTime::now());
         let topics = [topic.clone(), format!("{topic}-delay")];
         for topic in &topics {
             let settings = [("min.insync.replicas", "2"), ("message.timestamp.type", "LogAppendTime")];
@@ -65,7 +66,7 @@ impl<'a> Flow<'a> {
             }
             written
         });
-        Flow { world, topics, handler, begun, open, writer, processes: [delayer, consumer] }
+        Flow { world, topics, since, handler, begun, open, writer, processes: [delayer, consumer] }
     }
 
     /// Waits until more of both partitions is handled.
@@ -98,15 +99,19 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Ends the writing and waits for the rest. Each message has to be sent on once and in order, and handled once, and
-    /// meanwhile no partition may have stood still for longer than `stall`; in the short form, which shares its machine with
-    /// other brokers, for longer than Kafka has let the writer wait, and `STALL`.
+    /// Ends the writing and waits for the rest. Each message has to be sent on and handled once and in order, each offset to be
+    /// written by who leads, and meanwhile no partition may have stood still for longer than `stall`; in the short form, which
+    /// shares its machine with other brokers, for longer than Kafka has let the writer wait, and `STALL`.
     pub fn end(self, stall: Duration) {
-        let Flow { world, topics: [topic, delay_topic], handler, begun, open, writer, processes } = self;
+        let Flow { world, topics: [topic, delay_topic], since, handler, begun, open, writer, processes } = self;
         drop(open);
         let written = writer.join().unwrap();
         let all = i64::from(written / 2);
         world.within(LIMIT, "all are handled", || handled(world, &topic) == [all, all]);
+        let names = [(&topic, "indexer"), (&delay_topic, "delayer")];
+        let seats: Vec<Seat> =
+            names.iter().flat_map(|(topic, name)| [0, 1].map(|partition| world.seat(topic, partition, name))).collect();
+        world.within(LIMIT, "all is committed", || seats.iter().all(|seat| seat.offset() == Some(all)));
         let [records, written_ones] = [&topic, &delay_topic].map(|topic| world.kafka.records(topic));
         let written_at = |partition| {
             let records = written_ones.iter().filter(|record| record.partition == partition);
@@ -126,7 +131,17 @@ impl<'a> Flow<'a> {
                 "partition {partition} stood still for {pauses:?}, the writer for {waited:?}"
             );
         }
-        assert_eq!(handler.payloads().len(), written as usize);
+        let runs = handler.runs();
+        for partition in 0..2 {
+            let done = runs.iter().filter(|run| run.partition == partition && run.done.is_some());
+            let offsets: Vec<_> = done.flat_map(Run::offsets).collect();
+            assert!(offsets.iter().copied().eq(0..all), "partition {partition}, not once and in order: {offsets:?}");
+        }
+        for (seat, reigns) in seats.iter().zip(all_reigns(&world.services, since, &seats)) {
+            assert_eq!(reigns.last().and_then(|reign| reign.offsets.last().copied()), Some(all), "{}", seat.path);
+            // Another leader of Kafka's costs ours no lease; a busy machine may.
+            assert!(!is_full() || reigns.len() == 1, "{}: {} leaders", seat.path, reigns.len());
+        }
         drop(processes);
     }
 }

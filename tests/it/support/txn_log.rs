@@ -19,13 +19,23 @@ pub struct Reign {
 /// made it owned the first candidate then, that it was fenced by that candidate's node, and that neither the offset nor
 /// the term went back. Gives the leaders in their order.
 pub fn reigns(services: &Services, since: SystemTime, seat: &Seat) -> Vec<Reign> {
+    reigns_in(&transactions(services, since).collect::<Vec<_>>(), seat)
+}
+
+/// The same of several seats.
+pub fn all_reigns(services: &Services, since: SystemTime, seats: &[Seat]) -> Vec<Vec<Reign>> {
+    let txns: Vec<_> = transactions(services, since).collect();
+    seats.iter().map(|seat| reigns_in(&txns, seat)).collect()
+}
+
+fn reigns_in(txns: &[Txn], seat: &Seat) -> Vec<Reign> {
     let (queue, offset) = (format!("{}/", seat.path("leader")), seat.path("offset"));
     // By sequence number: the candidates, each with its session.
     let mut candidates: BTreeMap<u64, (String, String)> = BTreeMap::new();
     let mut reigns: Vec<Reign> = vec![];
     let (mut highest, mut last_term) = (0, 0);
-    for txn in transactions(services, since) {
-        let Txn { session, kind, text } = &txn;
+    for txn in txns {
+        let Txn { session, kind, text } = txn;
         match kind.as_str() {
             "create" | "create2" if text.starts_with(&queue) => {
                 let path = text.split(',').next().unwrap();

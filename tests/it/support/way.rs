@@ -37,19 +37,41 @@ impl Way {
             for broker in bootstrap.split(',') {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let broker: SocketAddr = broker.parse().unwrap();
-                renamed.push([broker, listener.local_addr().unwrap()].map(address));
+                let both = [broker, listener.local_addr().unwrap()];
+                renamed.push(both.map(|address| told(&address.ip().to_string(), address.port())));
                 doors.push((listener, broker));
             }
             let own = doors.iter().map(|(listener, _)| listener.local_addr().unwrap().to_string());
-            let (bootstrap, renamed) = (own.collect::<Vec<_>>().join(","), Arc::new(renamed));
-            let open = |(listener, broker)| {
-                let (passage, passages) = watch::channel(Passage::Open);
-                tokio::spawn(accept(listener, broker, passages, Arc::clone(&renamed)));
-                passage
-            };
-            let passages = doors.into_iter().map(open).collect();
-            Way { bootstrap, passages }
+            let bootstrap = own.collect::<Vec<_>>().join(",");
+            Way::open(bootstrap, doors, renamed)
         })
+    }
+
+    /// To the broker at this address, which tells its client this name instead: a name that is as long. The ways 1, 2 and 3
+    /// begin at 127.0.0.1, 127.0.0.2 and 127.0.0.3, with one port.
+    pub fn by_name(name: &str, broker: &str) -> Way {
+        block_on(async {
+            let broker: SocketAddr = broker.parse().unwrap();
+            let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            let second = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+            let third = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
+            let renamed = [told(&broker.ip().to_string(), broker.port()), told(name, port)];
+            assert_eq!(renamed[0].len(), renamed[1].len());
+            let doors = [first, second, third].map(|listener| (listener, broker));
+            Way::open(format!("{name}:{port}"), doors.into(), vec![renamed])
+        })
+    }
+
+    /// Each listener is a way to the broker beside it. What brokers tell of themselves is told otherwise, by these pairs.
+    fn open(bootstrap: String, doors: Vec<(TcpListener, SocketAddr)>, renamed: Vec<[Vec<u8>; 2]>) -> Way {
+        let renamed = Arc::new(renamed);
+        let open = |(listener, broker)| {
+            let (passage, passages) = watch::channel(Passage::Open);
+            tokio::spawn(accept(listener, broker, passages, Arc::clone(&renamed)));
+            passage
+        };
+        Way { bootstrap, passages: doors.into_iter().map(open).collect() }
     }
 
     /// Of the way to one broker: 1, 2, ..
@@ -68,9 +90,9 @@ impl Way {
     }
 }
 
-/// As brokers tell it: the host, then four bytes of port.
-fn address(address: SocketAddr) -> Vec<u8> {
-    [address.ip().to_string().as_bytes(), &u32::from(address.port()).to_be_bytes()].concat()
+/// An address as brokers tell it: the host, then four bytes of port.
+fn told(host: &str, port: u16) -> Vec<u8> {
+    [host.as_bytes(), &u32::from(port).to_be_bytes()].concat()
 }
 
 async fn accept(
