@@ -55,7 +55,7 @@ pub struct LeaderOptions {
     )]
     pub commit_interval: Duration,
 
-    /// Where to begin where no offset is stored: earliest, latest or @TIME [default: earliest]
+    /// Where to begin where nothing is stored: earliest, latest or @TIME [default: earliest]
     #[arg(long, env = "KSYNC_FIRST_START", value_name = "WHERE", value_parser = first_start)]
     pub first_start: Option<FirstStart>,
 

@@ -34,6 +34,8 @@ pub(super) struct Place {
     pub epoch: Option<Epoch>,
     /// Not what is stored: to be written first.
     pub is_new: bool,
+    /// Where the log ends, if a broker has not known that at once.
+    pub end: Option<Offset>,
 }
 
 impl Reign<'_> {
@@ -53,31 +55,40 @@ impl Reign<'_> {
             None => self.stored(lease, log).map_err(End::Halted)?,
         };
         let Some(kept) = kept else {
-            let offset = match self.left(lease) {
-                Some(left) => {
+            let offset = match (self.left(lease), &lease.stored().state) {
+                (Some(left), _) => {
                     warn!(
                         "{}: no offset is stored any more, it was {left}; beginning at {}: records come again",
                         self.seat, log.begin
                     );
                     log.begin
                 }
-                None => {
+                (None, StoredState::Unreadable(why)) => {
+                    warn!(
+                        "{}: no offset is stored any more, and the state beside it cannot be read: {why}; beginning at {}: \
+                         records come again",
+                        self.seat, log.begin
+                    );
+                    log.begin
+                }
+                (None, _) => {
                     let first = self.first(log).await.map_err(End::Again)?;
                     info!("{}: no offset is stored, beginning at {first}", self.seat);
                     first
                 }
             };
             let standing = Standing { topic_id: Some(topic_id), ..Standing::at(offset) };
-            return Ok(Place { standing, topic_id, epoch: None, is_new: true });
+            return Ok(Place { standing, topic_id, epoch: None, is_new: true, end: None });
         };
         let is_same = kept.topic_id.is_none_or(|id| !id.differs_from(topic_id));
         // Where the log has come further by then, the epoch tells whether these are the records that were there before.
-        let log = match is_same && kept.offset > log.end && kept.epoch().is_some() {
+        let (log, end) = match is_same && kept.offset > log.end && kept.epoch().is_some() {
             true => {
                 sleep(SHORT).await;
-                reader.log(partition).await.map_err(End::Again)?
+                let log = reader.log(partition).await.map_err(End::Again)?;
+                (log, Some(log.end))
             }
-            false => log,
+            false => (log, None),
         };
         let last = self.last(&kept, topic_id, log).await?;
         let log = fit::Log { topic_id, begin: log.begin, end: log.end, is_cut, last };
@@ -91,7 +102,7 @@ impl Reign<'_> {
         let epoch = standing.epoch().map(|epoch| Epoch { end: epoch.end.max(log.begin), ..epoch });
         // With ids a topic that is made again is known for sure, also where nothing is read until then.
         let has_learned = topic_id.is_known() && kept.topic_id.is_some_and(|id| !id.is_known());
-        Ok(Place { standing, topic_id, epoch, is_new: moved || has_learned })
+        Ok(Place { standing, topic_id, epoch, is_new: moved || has_learned, end })
     }
 
     /// What is there now in the place of the last record that was read, where ids do not tell this log from another one.

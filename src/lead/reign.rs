@@ -131,7 +131,7 @@ impl Reign<'_> {
             () = shutdown.requested() => return Err(End::Shutdown),
             place = self.post.during(Waiting::Kafka, self.place(lease, known)) => place?,
         };
-        let Place { standing, topic_id, epoch, is_new } = place;
+        let Place { standing, topic_id, epoch, is_new, end } = place;
         let Standing { offset, leader_epoch, last, skipped, .. } = standing;
         if is_new {
             // The number is written before the first record is read: a crash must not move the beginning.
@@ -148,7 +148,8 @@ impl Reign<'_> {
             seat: self.seat.clone(),
             lease,
             standing,
-            until: self.until,
+            // A broker that has told where the log ends before may have told too little, too.
+            until: self.until.map(|until| until.max(end.unwrap_or(until))),
             topic_id,
             ids: self.leading.reader.ids().clone(),
             mirror: self.leading.mirror.clone(),

@@ -218,7 +218,8 @@ fn partitions_that_are_added_are_read_from_their_beginning() {
     let world = World::new("added");
     let products = world.topic("products", 1);
     let handler = world.handler("");
-    let consumer = world.consume(&format!("-t {products} -n indexer --first-start latest -- {handler}"));
+    let consumer =
+        world.consume(&format!("-t {products} -n indexer --first-start latest --session-timeout 30s -- {handler}"));
     world.eventually("it leads", || consumer.says(&["leading from offset 0"]));
     let [old, new] = [0, 1].map(|partition| world.seat(&products, partition, "indexer"));
     world.kafka.produce(&products, ids(1..=2));

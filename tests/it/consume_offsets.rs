@@ -202,6 +202,15 @@ fn a_process_that_finds_no_offset_but_a_state_begins_at_the_beginning_whatever_f
     let accepted = format!("{command} --first-start latest --accept-loss {}", printed_option(&errors));
     assert_eq!(world.consume(&format!("{accepted} -- {handler}")).wait(), End::Status(0));
     assert_eq!((offsets().split_off(10), seats[1].offset()), (vec![8, 9], Some(10)));
+
+    // One that cannot be read tells no less that there was an offset.
+    seats[0].delete("offset");
+    seats[0].write("state", "{");
+    let mut last = world.consume(&format!("{command} -p 0 --first-start latest -- {handler}"));
+    assert_eq!(last.wait(), End::Status(0));
+    let told = [about.as_str(), ", and the state beside it cannot be read: ", "; beginning at 0: records come again"];
+    assert!(last.log_of("warn").iter().any(|line| told.iter().all(|text| line.contains(text))), "{:?}", last.log());
+    assert_eq!(offsets().split_off(12), (0..10).collect::<Vec<_>>());
 }
 
 /// The option that an error has printed.

@@ -172,11 +172,13 @@ fn a_delayer_killed_while_messages_flow_loses_none() {
     let world = World::new("killed");
     let products = world.topic_with_delay("products", 2);
     let delay_topic = format!("{products}-delay");
-    let messages = (0..20_000).map(|id| delay_message(&id.to_string(), now()).to(id % 2));
-    // For longer than the sessions of two.
-    let flow = world.kafka.flow(&delay_topic, messages.collect(), Duration::from_secs(12));
     let command = format!("-t {products} --delay 1s --session-timeout 4s");
     let mut delayers: Vec<_> = (0..2).map(|_| world.delayer(&command)).collect();
+    let seats = [0, 1].map(|partition| world.seat(&delay_topic, partition, "delayer"));
+    world.eventually("both queue", || seats.iter().all(|seat| seat.candidates().len() == 2));
+    let messages = (0..20_000).map(|id| delay_message(&id.to_string(), now()).to(id % 2));
+    // For longer than the sessions of two.
+    let flow = world.kafka.flow(&delay_topic, messages.collect(), Duration::from_secs(20));
     world.eventually("messages flow", || world.kafka.count(&products) > 0);
     // Whoever leads: one after the other is killed, and another one comes.
     for _ in 0..2 {

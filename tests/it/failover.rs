@@ -308,7 +308,7 @@ fn a_leader_that_hears_nothing_of_zookeeper_begins_nothing_more_though_kafka_has
         cut.proxy.set(mode);
     }
     // 0.4 of the session timeout, and what a busy machine takes.
-    world.within(Duration::from_secs(6), "both stop", || {
+    world.within(Duration::from_secs(if is_full() { 6 } else { 10 }), "both stop", || {
         cut.iter().all(|cut| cut.consumer.says(&["no longer leading: ZooKeeper has answered no write for"]))
     });
     let runs = || cut.each_ref().map(|cut| cut.handler.runs().len());

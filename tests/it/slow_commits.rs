@@ -62,7 +62,7 @@ fn a_delayer_that_may_not_lead_any_more_sends_on_nothing_that_becomes_due() {
     let proxy = block_on(Proxy::to(world.services.get("KSYNC_ZOOKEEPER")));
     let topics = ["silent", "stopped"].map(|name| world.topic_with_delay(name, 1));
     let [of_silent, of_stopped] = topics.each_ref().map(|topic| world.seat(&format!("{topic}-delay"), 0, "delayer"));
-    let start = |topic: &str, way: &str| world.delayer(&format!("-t {topic} --delay 10s --session-timeout 10s {way}"));
+    let start = |topic: &str, way: &str| world.delayer(&format!("-t {topic} --delay 20s --session-timeout 10s {way}"));
     let silent = start(&topics[0], &format!("--zookeeper {}/{}", proxy.address, world.id));
     let stopped = start(&topics[1], "");
     let both = [&silent, &stopped];
