@@ -30,6 +30,8 @@ def key_of(record):
     payload, key = record["payload"], record["key"]
     if payload is None:  # a tombstone says by its key what was deleted
         values = json.loads(key, parse_float=Number) if COLUMNS[1:] else [key]
+    elif COLUMNS[1:] and isinstance(payload, dict) and isinstance(payload.get("id"), list):
+        values = payload["id"]  # so the clients of applications write a key of several columns
     else:
         values = [payload[column] for column in COLUMNS]
     if len(values) != len(COLUMNS):

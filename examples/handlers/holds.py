@@ -32,7 +32,8 @@ def form(version):
 def answer(rows_of, all_keys):
     """`rows_of` gives for keys (text) the rows that the store holds of them, `all_keys` all that it holds.
 
-    A row that a store has in several places may differ in one of them only: that one is told.
+    A row is None where the store says that there is none: that is told where there is one. A row that a store has in several
+    places may differ in one of them only: that one is told.
     """
     try:
         if sys.argv[1:] == ["--list"]:
@@ -42,7 +43,9 @@ def answer(rows_of, all_keys):
         asked = {line["key"]: line.get("version") for line in map(parse, sys.stdin)}
         told = {}
         for key, row in rows_of(list(asked)):
-            held = version(row)
+            if row is None and asked.get(key) is None:
+                continue
+            held = None if row is None else version(row)
             if key not in told or form(held) != form(asked.get(key)):
                 told[key] = held
         for key, held in told.items():

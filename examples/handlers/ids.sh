@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prints the ids of a batch: a handler for ksync-consume, with POSIX tools alone.
-# Exit status: 0 done; 65 a record that will never work; 75 the store is away, the same batch comes again later.
+# Exit status: 0 done; 65 a record that will never work; 75 the store is away, the same batch comes again later; any other:
+# the batch comes again, later in halves, until the bad record stands alone.
 # sed reads its input to the end, as a handler must.
 lines=$(sed -n '
     # First the topic and the partition, then an id for each record.
@@ -21,5 +22,8 @@ case $lines in
     ;;
 esac
 set -f # a key may be a *
-# This line is where your store is written to. (With curl: `curl -f .. || exit 75`.)
+# This line is where your store is written to. A service that says no (4xx) may mean a record, all else passes by itself:
+#   case $(curl -sS -o /dev/null -w '%{http_code}' -d "$lines" http://..) in
+#       2??) ;; 408 | 429) exit 75 ;; 4??) exit 1 ;; *) exit 75 ;;
+#   esac
 echo $lines || exit 75

@@ -25,7 +25,7 @@ AT = urlsplit(os.environ.get("OPENSEARCH_URL", "http://localhost:9200"))
 STATUSES = {400: 65, 413: 65, 401: 78, 403: 78}
 
 
-def post(path, body, parse=json.loads):
+def ask(method, path, body, parse=json.loads):
     headers = {"Content-Type": "application/x-ndjson"}
     if AT.username:
         login = f"{unquote(AT.username)}:{unquote(AT.password or '')}"
@@ -33,7 +33,7 @@ def post(path, body, parse=json.loads):
     connect = http.client.HTTPSConnection if AT.scheme == "https" else http.client.HTTPConnection
     connection = connect(AT.hostname, AT.port, timeout=60)
     try:
-        connection.request("POST", AT.path.rstrip("/") + path, body, headers)
+        connection.request(method, AT.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
         answer = response.read()
     except http.client.HTTPException as error:
@@ -50,7 +50,7 @@ def write(batch):
     for id, row in zip(batch, rows):
         about = {"_id": id, "version": version, "version_type": "external_gte"}
         lines += [json.dumps({"index": about}), row] if row else [json.dumps({"delete": about})]
-    answer = post(f"/{INDEX}/_bulk", "\n".join([*lines, ""]).encode())
+    answer = ask("POST", f"/{INDEX}/_bulk", "\n".join([*lines, ""]).encode())
     for (_, offset), item in zip(batch.values(), answer["items"]):  # in the order of the request
         [result] = item.values()
         if result["status"] == 409:

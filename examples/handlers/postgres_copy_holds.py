@@ -9,8 +9,6 @@ from batch import TABLE
 from holds import answer, parse
 from postgres import give_up, literal, psql
 
-ROW = f"SELECT id, to_jsonb(found) FROM {TABLE} AS found"
-
 
 def select(sql):
     command, environment = psql("COPY_URL")
@@ -27,12 +25,14 @@ def select(sql):
 
 
 def rows_of(keys):
-    wanted = f"ARRAY(SELECT json_array_elements_text({literal(json.dumps(keys))})::int)"
-    return ((key, parse(row)) for key, row in select(f"{ROW} WHERE id = ANY ({wanted})"))
+    # Of whatever type the key is: its text becomes that.
+    wanted = literal(json.dumps([{"id": key} for key in keys]))
+    rows = f"json_populate_recordset(NULL::{TABLE}, {wanted}) AS wanted JOIN {TABLE} AS found USING (id)"
+    return ((json.loads(key), parse(row)) for key, row in select(f"SELECT to_json(id::text), to_jsonb(found) FROM {rows}"))
 
 
 def all_keys():
-    return (key for [key] in select(f"SELECT id FROM {TABLE}"))
+    return (json.loads(key) for [key] in select(f"SELECT to_json(id::text) FROM {TABLE}"))
 
 
 answer(rows_of, all_keys)

@@ -19,14 +19,14 @@ def look(commands):
 def rows_of(keys):
     rows = look([("HGET", PREFIX + key, "row") for key in keys])
     # An empty text says that there is no such row.
-    return ((key, parse(row)) for key, row in zip(keys, rows) if row)
+    return ((key, parse(row) if row else None) for key, row in zip(keys, rows) if row is not None)
 
 
 def all_keys():
     cursor = None
     while cursor != "0":
         [[cursor, found]] = look([("SCAN", cursor or 0, "MATCH", f"{PREFIX}*", "COUNT", 5000)])
-        yield from (key for key, _ in rows_of([key.removeprefix(PREFIX) for key in found]))
+        yield from (key for key, row in rows_of([key.removeprefix(PREFIX) for key in found]) if row is not None)
 
 
 answer(rows_of, all_keys)

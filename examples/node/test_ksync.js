@@ -30,7 +30,7 @@ async function answersAreRead() {
   await ksync.bulk('probes', [0], () => {});
 }
 
-const SETTINGS = ['KSYNC_SOCKET', 'KSYNC_TIMEOUT', 'KSYNC_ON_ERROR', 'KSYNC_DISABLED'];
+const SETTINGS = ['KSYNC_SOCKET', 'KSYNC_ANSWER_TIMEOUT', 'KSYNC_ON_ERROR', 'KSYNC_DISABLED'];
 const OK = { ok: true };
 
 /** A test that leaves no settings behind. */
@@ -125,6 +125,14 @@ function mysqlPool(journal, answers = {}) {
 
 const POOLS = { pg: pgPool, mysql2: mysqlPool };
 
+/** Lets seconds go by without any wait. */
+function clock(t) {
+  const real = performance.now.bind(performance);
+  let passed = 0;
+  t.mock.method(performance, 'now', () => real() + passed);
+  return (seconds) => (passed += seconds * 1000);
+}
+
 /** The lines that go to the log meanwhile. */
 function logged(t) {
   const { mock } = t.mock.method(console, 'error', () => {});
@@ -151,7 +159,6 @@ describe('a transaction', () => {
       assert.deepEqual(delay.messages, [{ topic: 'products', key: '7', payload: { id: 7 } }]);
       assert.equal(instant.messages, undefined);
       assert.equal(instant.tx, delay.tx);
-      assert.match(delay.tx, /^[0-9a-f]{16}$/);
     });
 
     check(`of ${name} is rolled back and forgotten by an exception, which is thrown on`, async (t) => {
@@ -236,6 +243,57 @@ describe('a transaction', () => {
     assert.deepEqual(journal, ['BEGIN', 'delay', 'ROLLBACK', 'release', 'forget']);
   });
 
+  check('fails before COMMIT where a payload, or an id, was none, though the exception was caught', async (t) => {
+    for (const told of [['products', 8, { price: 5n }], ['products', undefined]]) {
+      const journal = [];
+      await serve(t, { journal });
+      const catching = async (tx) => {
+        tx.saved('products', 7);
+        assert.throws(() => tx.saved(...told), TypeError);
+      };
+      const message = /(BigInt|undefined).*; the database has not committed$/;
+      await assert.rejects(ksync.transaction(pgPool(journal), catching), { message, committed: false });
+      await eventually('it is forgotten', () => journal.includes('forget'));
+      assert.ok(!journal.includes('COMMIT'), journal.join());
+    }
+  });
+
+  check('sends what it has sent long ago once more before COMMIT', async (t) => {
+    for (const [seconds, again] of [[29, []], [31, [['delay', '7', '8']]]]) {
+      const journal = [];
+      const server = await serve(t, { journal });
+      const wait = clock(t);
+      await ksync.transaction(pgPool(journal), async (tx) => {
+        tx.saved('products', 7);
+        await answersAreRead();
+        tx.saved('products', 8);
+        await answersAreRead();
+        server.requests.length = 0;
+        wait(seconds);
+      });
+      assert.deepEqual(asked(server), [...again, ['instant']], `${seconds} s`);
+      const before = journal.slice(0, journal.indexOf('COMMIT')).filter((entry) => entry === 'delay');
+      assert.equal(before.length, 4 + again.length);
+      t.mock.restoreAll();
+    }
+  });
+
+  check('fails before COMMIT where what it has sent long ago is refused now', async (t) => {
+    const journal = [];
+    let isAway = false;
+    await serve(t, { journal, reply: ({ op }) => (isAway && op === 'delay' ? { ok: false, error: 'Kafka is away' } : OK) });
+    const wait = clock(t);
+    const waiting = async (tx) => {
+      tx.saved('products', 7);
+      await answersAreRead();
+      isAway = true;
+      wait(31);
+    };
+    const message = 'Kafka is away; the database has not committed';
+    await assert.rejects(ksync.transaction(pgPool(journal), waiting), { message, committed: false });
+    assert.ok(!journal.includes('COMMIT'), journal.join());
+  });
+
   check('fails before COMMIT where nobody is at the socket', async (t) => {
     const journal = [];
     process.env.KSYNC_SOCKET = path.join(directory(t), 'nobody.sock');
@@ -258,7 +316,7 @@ describe('a transaction', () => {
   check('fails before COMMIT where no answer comes in time', async (t) => {
     const journal = [];
     await serve(t, { journal, reply: ({ op }) => (op === 'delay' ? null : OK) });
-    process.env.KSYNC_TIMEOUT = '0.05';
+    process.env.KSYNC_ANSWER_TIMEOUT = '0.05';
     const message = 'ksync-stream has not answered within 0.05 s; the database has not committed';
     await assert.rejects(ksync.transaction(pgPool(journal), one), { message, committed: false });
     assert.ok(!journal.includes('COMMIT'));
@@ -276,7 +334,7 @@ describe('a transaction', () => {
         await tx.covered();
       })().catch((error) => { console.error(error); process.exit(1); });`;
     await serve(t);
-    const env = { ...process.env, KSYNC_TIMEOUT: '1' };
+    const env = { ...process.env, KSYNC_ANSWER_TIMEOUT: '1' };
     const child = spawn(process.execPath, ['-e', script], { env, stdio: ['ignore', 'ignore', 'inherit'] });
     assert.deepEqual(await once(child, 'exit'), [0, null]);
   });
@@ -289,7 +347,7 @@ describe('a transaction', () => {
     process.env.KSYNC_ON_ERROR = 'log';
     await ksync.transaction(pgPool(journal), one);
     assert.deepEqual(journal, ['BEGIN', 'COMMIT', 'release']);
-    assert.match(lines()[0], /^ksync: A TRANSACTION GOES ON WITHOUT DELAY MESSAGES .*: cannot reach ksync-stream at /);
+    assert.match(lines()[0], /^ksync: A TRANSACTION GOES ON WITHOUT DELAY MESSAGES: cannot reach ksync-stream at /);
     assert.match(lines()[1], /^ksync: the database has committed, but changes are not announced at once: cannot reach /);
     const tx = ksync.begin();
     tx.saved('products', 8);
@@ -305,7 +363,7 @@ describe('a transaction', () => {
     const error = 'cannot send the instant messages; the delay messages cover the change';
     await serve(t, { journal, reply: ({ op }) => (op === 'instant' ? { ok: false, error } : OK) });
     await ksync.transaction(pgPool(journal), one);
-    assert.deepEqual(journal, ['BEGIN', 'delay', 'COMMIT', 'release', 'instant']);
+    assert.deepEqual(journal, ['BEGIN', 'delay', 'COMMIT', 'release', 'instant', 'instant']);
     assert.deepEqual(lines(), [`ksync: the database has committed, but changes are not announced at once: ${error}`]);
   });
 
@@ -423,7 +481,19 @@ describe('the connection', () => {
     await tx.covered();
     await tx.committed();
     const own = server.requests.filter((request) => request.tx === server.requests[0].tx);
-    assert.deepEqual(asked({ requests: own }), [['delay', '7'], ['delay', '8'], ['delay', '8'], ['instant', '7', '8']]);
+    const again = ['delay', '7', '8']; // the new server is to send it all again, too, while the transaction lasts
+    assert.deepEqual(asked({ requests: own }), [['delay', '7'], ['delay', '8'], ['delay', '8'], again, ['instant']]);
+  });
+
+  check('that broke in a transaction which changes nothing more is noticed before COMMIT', async (t) => {
+    const server = await serve(t);
+    await ksync.transaction(pgPool([]), async (tx) => {
+      tx.saved('products', 7);
+      await answersAreRead();
+      await cut(server);
+    });
+    const own = server.requests.filter((request) => request.tx === server.requests[0].tx);
+    assert.deepEqual(own.map(({ op, connection }) => [op, connection]), [['delay', 1], ['delay', 2], ['instant', 2]]);
   });
 
   check('that broke gets only the last payload of each record', async (t) => {
@@ -444,6 +514,22 @@ describe('the connection', () => {
     const lines = logged(t);
     await ksync.transaction(pgPool([]), one);
     assert.deepEqual([asked(server), lines()], [[['delay', '7'], ['instant'], ['instant', '7']], []]);
+  });
+
+  check('to a server that has not sent all delay messages is asked again, with all messages', async (t) => {
+    const error = 'cannot send the instant messages, and not all delay messages were sent; announce the change once more';
+    const server = await serve(t, { reply: ({ op, messages }) => (op === 'instant' && !messages ? { ok: false, error } : OK) });
+    const lines = logged(t);
+    await ksync.transaction(pgPool([]), one);
+    assert.deepEqual([asked(server), lines()], [[['delay', '7'], ['instant'], ['instant', '7']], []]);
+  });
+
+  check('that does not answer is waited for once after COMMIT', async (t) => {
+    process.env.KSYNC_ANSWER_TIMEOUT = '0.1';
+    const server = await serve(t, { reply: ({ op }) => (op === 'instant' ? null : OK) });
+    const lines = logged(t);
+    await ksync.transaction(pgPool([]), one);
+    assert.deepEqual([asked(server), lines().length], [[['delay', '7'], ['instant']], 1]);
   });
 
   check('does not keep a script from its end', async (t) => {

@@ -13,7 +13,7 @@ settings.configure(INSTALLED_APPS=[], USE_TZ=False, DATABASES={"default": {
 django.setup()
 
 import ksync
-from django.db import models, transaction
+from django.db import connection, models, transaction
 
 
 class Product(models.Model):
@@ -54,6 +54,11 @@ def perform(command, id, price=None, *more):
         with transaction.atomic():
             for each in id, price:
                 save(each, 3)
+    elif command == "long":  # the client takes a delay message for old after a second of these
+        ksync.FRESH_SECS = 1
+        with transaction.atomic(), connection.cursor() as cursor:
+            save(id, price)
+            cursor.execute("SELECT pg_sleep(%s)", more)
     elif command == "rollback":
         with transaction.atomic():
             save(id, price)

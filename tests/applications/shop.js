@@ -28,6 +28,13 @@ async function perform(command, id, price, ...more) {
         tx.saved(topic, each);
       }
     });
+    case 'long': // the client takes a delay message for old after a second of these
+      ksync.begin().constructor.FRESH_MS = 1000;
+      return ksync.transaction(pool, async (tx) => {
+        await tx.query(update(price));
+        tx.saved(topic, id);
+        await tx.query(`SELECT pg_sleep(${more[0]})`);
+      });
     case 'rollback': return change('saved', update(price)).catch((error) => error.message === 'rolled back' || Promise.reject(error));
     case 'bulk': {
       const ids = [id, price, ...more];

@@ -16,6 +16,16 @@ class Detailed < Product
   end
 end
 
+# Commits after these seconds; the client takes a delay message for old after one of them.
+def commit_late(id, price, seconds)
+  Ksync::Announcement.send(:remove_const, :FRESH_SECS)
+  Ksync::Announcement.const_set(:FRESH_SECS, 1)
+  Product.transaction do
+    Product.find(id).update!(price: price)
+    Product.connection.execute("SELECT pg_sleep(#{seconds})")
+  end
+end
+
 def perform(command, ids)
   id, price = ids
   case command
@@ -28,6 +38,7 @@ def perform(command, ids)
   when "destroy" then Product.find(id).destroy!
   when "twice" then Product.transaction { 2.times { |price| Product.find(id).update!(price: price) } }
   when "both" then Product.transaction { ids.each { |each| Product.find(each).update!(price: 3) } }
+  when "long" then commit_late(*ids)
   when "rollback"
     Product.transaction do
       Product.find(id).update!(price: price)

@@ -41,6 +41,11 @@ def perform(command, id, price=None, *more):
             for each in id, price:
                 session.get(Product, each).price = 3
                 session.flush()  # one after the other
+        elif command == "long":  # the client takes a delay message for old after a second of these
+            ksync.FRESH_SECS = 1
+            session.get(Product, id).price = price
+            session.flush()
+            session.execute(sqlalchemy.select(sqlalchemy.func.pg_sleep(*more)))
         elif command == "rollback":
             session.get(Product, id).price = price
             session.flush()

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ksync::database::Dialect;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -14,6 +15,9 @@ use crate::support::{
 
 /// What a transaction takes that is held, from the last delay message to its commit, is far less than half of it.
 pub const DELAY: Duration = Duration::from_secs(20);
+/// What a long transaction takes, and how little a delay message holds beside that.
+const LONG: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(3);
 /// The changes are always the same.
 const SEED: u64 = 13;
 
@@ -111,8 +115,8 @@ fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps
         block_on(primary.execute(Application::TABLE));
         block_on(primary.execute(&format!("INSERT INTO products (id, price) VALUES {}", before.join(", "))));
     }
-    let _copying = copying(&world, &topics, (&postgres, &secondary));
-    let mut stage = Stage::new(&world, &topics, &postgres);
+    let _copying = copying(&world, &topics, (&postgres, &secondary), DELAY);
+    let mut stage = Stage::new(&world, &topics, &postgres, DELAY);
 
     let mut next = changes.iter_mut();
     for round in 0..rounds as usize {
@@ -140,6 +144,52 @@ fn of_what_was_committed_nothing_is_lost_whoever_is_killed_between_any_two_steps
     }
 }
 
+/// Its delay messages are sent on before its commit, and the ksync-stream that had sent them again is gone: only the application
+/// knows of them then. In Rust there is no other process.
+#[test]
+fn a_transaction_longer_than_the_delay_is_announced_whoever_dies_in_it_and_after_its_commit() {
+    let rounds = if is_full() { 10 } else { 1 };
+    let languages = [Language::Ruby, Language::SqlAlchemy, Language::Django, Language::Node];
+    let world = World::new("shops-long");
+    let [postgres, _, secondary] = block_on(primaries("application_long"));
+    let topics = languages.map(|language| world.topic_with_delay(&language.name(), 1));
+    let ids: Vec<u32> = (1..=rounds * topics.len() as u32).collect();
+    for primary in [&postgres, &secondary] {
+        let before: Vec<_> = ids.iter().map(|id| format!("({id}, 1)")).collect();
+        block_on(primary.execute(Application::TABLE));
+        block_on(primary.execute(&format!("INSERT INTO products (id, price) VALUES {}", before.join(", "))));
+    }
+    let _copying = copying(&world, &topics, (&postgres, &secondary), SHORT);
+    let mut stage = Stage::new(&world, &topics, &postgres, SHORT);
+
+    for ids in ids.chunks(topics.len()) {
+        let mut shops = languages.map(|language| stage.start(language));
+        for (shop, id) in shops.iter_mut().zip(ids) {
+            shop.wait_for_start(&world);
+            stage.holds[shop.language as usize].at(Moment::Committed);
+            shop.tell(&format!("long {id} 2 {}", LONG.as_secs()));
+        }
+        for (topic, id) in topics.iter().zip(ids) {
+            let delay_topic = format!("{topic}-delay");
+            world.eventually("its delay message is there", || counts(&world, &delay_topic).contains_key(id));
+        }
+        stage.stream.kill();
+        stage.stream = serving(&world, &topics, &stage.socket, SHORT);
+        for mut shop in shops {
+            let hold = &stage.holds[shop.language as usize];
+            let what = format!("{:?} has committed", shop.language);
+            world.within(LONG + Duration::from_secs(30), &what, || hold.is_held());
+            shop.process.kill();
+            hold.lose();
+        }
+    }
+
+    let expected: BTreeMap<u32, u32> = ids.iter().map(|id| (*id, 2)).collect();
+    world.eventually("the primary is as it was left", || rows(&postgres) == expected);
+    let limit = SHORT + Duration::from_secs(30);
+    world.within(limit, "the secondary is as the primary", || rows(&secondary) == expected);
+}
+
 /// Each as it has ended.
 fn are_announced<'a>(world: &World, topic: &str, changes: impl Iterator<Item = &'a Change>) {
     let delay_topic = format!("{topic}-delay");
@@ -160,14 +210,24 @@ fn are_announced<'a>(world: &World, topic: &str, changes: impl Iterator<Item = &
 }
 
 /// A delayer, and a consumer that keeps the secondary.
-fn copying(world: &World, topics: &[String], (primary, secondary): (&Primary, &Primary)) -> [Process; 2] {
+pub fn copying(
+    world: &World,
+    topics: &[String],
+    (primary, secondary): (&Primary, &Primary),
+    delay: Duration,
+) -> [Process; 2] {
     let topics = topics.join(" -t ");
-    let handler = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/handlers/products_of_server.py");
-    let environment =
-        [("DATABASE_URL", primary.url.as_str()), ("SECONDARY_DB", secondary.url.strip_prefix("sqlite:").unwrap())];
+    let file = |database: &Primary| database.url.strip_prefix("sqlite:").unwrap().to_owned();
+    let (name, variable, place) = match primary.dialect {
+        Dialect::Sqlite => ("products.py", "PRIMARY_DB", file(primary)),
+        Dialect::Postgres | Dialect::MySql => ("products_of_server.py", "DATABASE_URL", primary.url.clone()),
+    };
+    let handler = format!("{}/examples/handlers/{name}", env!("CARGO_MANIFEST_DIR"));
+    let copy = file(secondary);
+    let environment = [(variable, place.as_str()), ("SECONDARY_DB", copy.as_str())];
     let consume = format!("-t {topics} -n copy --session-timeout 10s -- {handler}");
     [
-        world.delayer(&format!("-t {topics} --session-timeout 10s --delay {}s", DELAY.as_secs())),
+        world.delayer(&format!("-t {topics} --session-timeout 10s --delay {}s", delay.as_secs())),
         world.start(env!("CARGO_BIN_EXE_ksync-consume"), &consume, &environment),
     ]
 }
@@ -197,17 +257,18 @@ struct Stage<'a> {
     server: String,
     holds: Vec<Hold>,
     socket: PathBuf,
+    delay: Duration,
     stream: Process,
 }
 
 impl<'a> Stage<'a> {
-    fn new(world: &'a World, topics: &'a [String], primary: &Primary) -> Stage<'a> {
+    fn new(world: &'a World, topics: &'a [String], primary: &Primary, delay: Duration) -> Stage<'a> {
         let url = primary.url.clone();
         let server = url.strip_prefix("postgres://ksync@").unwrap().split_once('/').unwrap().0.to_owned();
         let holds = topics.iter().map(|_| Hold::before(&server)).collect();
         let socket = world.file("serve");
-        let stream = serving(world, topics, &socket);
-        Stage { world, topics, url, server, holds, socket, stream }
+        let stream = serving(world, topics, &socket, delay);
+        Stage { world, topics, url, server, holds, socket, delay, stream }
     }
 
     fn start(&self, language: Language) -> Application {
@@ -221,7 +282,7 @@ impl<'a> Stage<'a> {
         change.end = end;
         self.stream.kill();
         if let Side::Again = side {
-            self.stream = serving(self.world, self.topics, &self.socket);
+            self.stream = serving(self.world, self.topics, &self.socket, self.delay);
         }
         self.holds[shop.language as usize].let_go();
         let what = format!("{:?} comes to an end with {change:?}, {at:?} {side:?}", shop.language);
@@ -229,7 +290,7 @@ impl<'a> Stage<'a> {
         let log = shop.process.log();
         assert_eq!(shop.has_done(&change.command), Some(end != End::Nothing), "{what}: {log:?}");
         if let Side::Away = side {
-            self.stream = serving(self.world, self.topics, &self.socket);
+            self.stream = serving(self.world, self.topics, &self.socket, self.delay);
         }
     }
 
@@ -250,7 +311,7 @@ impl<'a> Stage<'a> {
             Held::GoesOn => hold.let_go(),
         }
         if !alone {
-            self.stream = serving(self.world, self.topics, &self.socket);
+            self.stream = serving(self.world, self.topics, &self.socket, self.delay);
         }
     }
 
@@ -267,8 +328,8 @@ impl<'a> Stage<'a> {
 }
 
 /// Returns when it serves.
-fn serving(world: &World, topics: &[String], socket: &Path) -> Process {
-    let options = format!("--delay {}s --serve {}", DELAY.as_secs(), socket.display());
+fn serving(world: &World, topics: &[String], socket: &Path, delay: Duration) -> Process {
+    let options = format!("--delay {}s --serve {}", delay.as_secs(), socket.display());
     let stream = world.stream(&format!("-t {} {options}", topics.join(" -t ")));
     drop(Client::to(world, socket));
     stream

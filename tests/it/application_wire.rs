@@ -72,6 +72,7 @@ fn each_change_of_an_application_is_on_the_wire_as_by_the_gem() {
         let mut wire = Wire { world: &world, topic, seen: (0, 0) };
         for (command, delayed, instant) in cases {
             shop.does(&world, command);
+            wire.wait_for(delayed.len());
             let payloads = |ids: &[u32]| ids.iter().map(|id| (id.to_string(), format!("{{\"id\":{id}}}"))).collect();
             let told: [Vec<Said>; 2] = [payloads(delayed), payloads(instant)];
             assert_eq!(wire.said(), told, "{command}: {language:?} {primary:?}");
@@ -99,6 +100,13 @@ struct Wire<'a> {
 }
 
 impl Wire<'_> {
+    /// Until so many delay messages have come: who rolls back does not wait for Kafka.
+    fn wait_for(&self, delayed: usize) {
+        let delay_topic = format!("{}-delay", self.topic);
+        let count = i64::try_from(self.seen.0 + delayed).unwrap();
+        self.world.eventually("the delay messages are there", || self.world.kafka.count(&delay_topic) >= count);
+    }
+
     /// The delay messages and the instant messages that have come since, these after those.
     fn said(&mut self) -> [Vec<Said>; 2] {
         let new = |topic: &str, seen: &mut usize| {
