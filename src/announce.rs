@@ -1,6 +1,7 @@
 //! Announcing changes: delay messages acknowledged, then the action, then instant messages. The one place where that
 //! order stands; only an application that asks [`crate::serve`] acts by itself, and keeps it by what it asks.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
@@ -246,7 +247,9 @@ impl Destination {
     ///
     /// Fails where the topic's name is too long for one of a delay topic.
     pub fn new(topic: &Topic, partitions: &[i32]) -> Result<Destination> {
-        Ok(Destination { topic: topic.clone(), delay_topic: topic.delay()?, partitions: partitions.to_vec() })
+        // However it is written: all writers are to choose alike.
+        let partitions = BTreeSet::from_iter(partitions.iter().copied()).into_iter().collect();
+        Ok(Destination { topic: topic.clone(), delay_topic: topic.delay()?, partitions })
     }
 
     pub fn topic(&self) -> &Topic {

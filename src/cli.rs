@@ -82,17 +82,15 @@ pub trait Tool: CommandFactory + FromArgMatches + Send + 'static {
 
     /// After this time the process dies of the signal that asked for the end.
     fn grace(&self) -> Duration;
+
+    /// Whether nobody waits for its end.
+    fn is_daemon(&self) -> bool {
+        false
+    }
 }
 
 /// Parses the command line, runs the tool until it ends or is told to, and gives its exit status.
 pub fn main<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
-    run: impl FnOnce(T, Shutdown) -> F,
-) -> ExitCode {
-    start(HangUp::Ends, run)
-}
-
-fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
-    hang_up: HangUp,
     run: impl FnOnce(T, Shutdown) -> F,
 ) -> ExitCode {
     if handlers::is_warden() {
@@ -104,6 +102,7 @@ fn start<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
     let tool = parse::<T>(std::env::args_os().collect());
     let common = tool.common().clone();
     let grace = tool.grace();
+    let hang_up = if tool.is_daemon() { HangUp::EndsWithTerminal } else { HangUp::Ends };
     common.logging.start(T::command().get_name());
     if let Some(few) = getrlimit(Resource::Nofile).current.filter(|files| *files < FILES) {
         error!(

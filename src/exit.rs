@@ -11,7 +11,7 @@ pub enum Exit {
     Done,
     /// A person is needed: a refused statement, a line that is not JSON, a halted partition.
     Person,
-    /// A wrong command line, seen without opening anything.
+    /// A wrong command line, seen without opening anything, or a statement that does not fit the key.
     Usage,
     /// A bounded run is done, and something went to the dead-letter topic.
     DeadLettered,

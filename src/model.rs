@@ -304,7 +304,8 @@ impl<DB: sqlx::Database> DerefMut for Transaction<'_, DB> {
 pub enum CommitError {
     /// Nothing was committed. Delay messages may be there all the same, which does no harm.
     NotCommitted(anyhow::Error),
-    /// The database did not say whether it has committed. If so, the delay messages tell of it.
+    /// The database did not say whether it has committed. If so, the delay messages tell of it; where it took so long that they
+    /// were to be sent again, and that failed, perhaps not: the error says so.
     Unknown(anyhow::Error),
     /// Committed. Instant messages may be missing; the delay messages are there.
     Unannounced(anyhow::Error),

@@ -1,7 +1,7 @@
 //! ksync-stream --serve: announces what applications in any language change, who ask by JSON lines on a Unix socket or on stdin.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -62,6 +62,8 @@ struct Shared {
     /// For requests that are long.
     long: Semaphore,
     kept: Arc<Semaphore>,
+    /// There was no room for a transaction, and it was told.
+    is_full: AtomicBool,
     applications: AtomicUsize,
     /// Transactions.
     open: AtomicUsize,
@@ -78,8 +80,10 @@ impl Serve {
     ) -> Serve {
         let (asked, kept) = (Arc::new(Semaphore::new(ASKED)), Arc::new(Semaphore::new(KEPT)));
         let (topics, health) = (Topics { destinations, key }, Health::default());
-        let (applications, open, long) = (AtomicUsize::new(0), AtomicUsize::new(0), Semaphore::new(LONG));
-        Serve(Arc::new(Shared { writer, topics, delay, ack_timeout, health, asked, long, kept, applications, open }))
+        let (applications, open, is_full, long) = (0.into(), 0.into(), false.into(), Semaphore::new(LONG));
+        let shared =
+            Shared { writer, topics, delay, ack_timeout, health, asked, long, kept, is_full, applications, open };
+        Serve(Arc::new(shared))
     }
 
     /// Serves until the end is asked for, or the end of stdin. What was asked by then is answered.
@@ -99,13 +103,19 @@ impl Serve {
     }
 
     async fn accept(&self, listener: UnixListener, shutdown: &Shutdown) {
-        let mut applications = JoinSet::new();
+        let (mut applications, mut was_full) = (JoinSet::new(), false);
         loop {
+            let is_full = applications.len() == APPLICATIONS;
+            if is_full && !was_full {
+                warn!("{APPLICATIONS} applications are connected: others wait until one of them leaves");
+            }
+            // Once, not each time that one leaves and another one comes.
+            was_full = is_full || (was_full && applications.len() > APPLICATIONS / 2);
             let application = tokio::select! {
                 biased;
                 () = shutdown.requested() => break,
                 Some(_) = applications.join_next() => continue,
-                application = next_application(&listener), if applications.len() < APPLICATIONS => application,
+                application = next_application(&listener), if !is_full => application,
             };
             let (serve, shutdown) = (self.clone(), shutdown.clone());
             applications.spawn(async move {

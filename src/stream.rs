@@ -70,7 +70,9 @@ impl Stream {
             return Ok(Exit::Done);
         };
         let are_lines = matches!(source, Source::Lines(_) | Source::Keys { .. });
-        let mut run = Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled: None };
+        let (unsettled, touched) = (None, None);
+        let mut run =
+            Run { to, announcer, journal, progress, throttle, shutdown, phases, read_ahead, unsettled, touched };
         let mut retries = 0;
         let is_reindex = action.is_none() && phases == Phases::InstantOnly;
         let ended = if is_reindex {
@@ -83,7 +85,13 @@ impl Stream {
         };
         let outlook = run.journal.outlook(ended.is_err());
         let rows = match ended {
-            Ok(_) => run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases)),
+            Ok(_) => {
+                let rows = run.progress.finish(phases.count(), retries, &run.announcer.outlook(phases));
+                if let Some(touched) = run.touched {
+                    tell_of_untouched(touched, rows);
+                }
+                rows
+            }
             Err(_) => {
                 // Where nothing is kept, a re-index counts what it has queued.
                 let most = if is_reindex && !run.journal.is_kept() { "at most " } else { "" };
@@ -120,6 +128,17 @@ struct Run<'a> {
     read_ahead: usize,
     /// Of which the instant messages are not known to be acknowledged yet.
     unsettled: Option<Chunk>,
+    /// How many rows a statement has touched.
+    touched: Option<u64>,
+}
+
+/// A statement may leave out rows of its own accord, or by mistake; then whoever reads how many were announced should know.
+fn tell_of_untouched(touched: u64, rows: u64) {
+    match touched {
+        0 if rows > 0 => warn!("the statement has touched none of these {rows} rows"),
+        _ if touched < rows => info!("the statement has touched {touched} of these {rows} rows"),
+        _ => {}
+    }
 }
 
 /// What comes next of a source.

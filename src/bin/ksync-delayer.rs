@@ -40,6 +40,10 @@ impl Tool for Cli {
     fn grace(&self) -> Duration {
         self.leader.grace
     }
+
+    fn is_daemon(&self) -> bool {
+        true
+    }
 }
 
 async fn run(cli: Cli, shutdown: Shutdown, board: Board) -> Result<Exit> {

@@ -95,6 +95,10 @@ impl Tool for Cli {
     fn grace(&self) -> Duration {
         self.grace
     }
+
+    fn is_daemon(&self) -> bool {
+        self.serve.serve.is_some()
+    }
 }
 
 async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
@@ -162,8 +166,12 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<Exit> {
         let mut source = cli.source.open(&session).await?;
         let needs_transactions = cli.resume.checkpoint_table.is_some();
         cli.action.open(&mut action, &session, (&cli.source, &mut source), needs_transactions).await?;
+        ActionOptions::check_size(action.as_ref(), &source, chunk.rows)?;
         let (rows, act) = ((&cli.source, &mut source), (&cli.action, action.as_mut()));
-        let resume = cli.resume.resume((&cli.kafka, &admin), phases, rows, act).await?;
+        let mut resume = cli.resume.resume((&cli.kafka, &admin), phases, rows, act).await?;
+        if let Some(resume) = resume.as_mut().filter(|_| !cli.plan.dry_run) {
+            resume.lock(action.as_mut(), &mut source).await?;
+        }
         let beginning = match &resume {
             Some(resume) => Some(resume.look(action.as_mut(), &mut source).await?),
             None => None,

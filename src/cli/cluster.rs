@@ -51,7 +51,7 @@ pub struct KafkaOptions {
     pub create_topics: Option<NewTopics>,
 
     /// Sets a property of librdkafka
-    #[arg(short = 'X', env = "KSYNC_X", value_name = "NAME=VALUE", help_heading = "Kafka")]
+    #[arg(short = 'X', env = "KSYNC_X", hide_env_values = true, value_name = "NAME=VALUE", help_heading = "Kafka")]
     pub property: Vec<Property>,
 
     /// Reads properties of librdkafka, one NAME=VALUE a line

@@ -73,24 +73,45 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command
         let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else {
             return arg;
         };
-        let from_file = std::env::var_os(format!("{name}_FILE")).map(|file| {
-            let text = std::fs::read_to_string(&file);
-            text.map(|text| text.trim_end().to_owned()).with_context(|| format!("cannot read {}", file.display()))
-        });
-        let value = from_file.or_else(|| {
-            let line = lines.iter().rev().find(|(assigned, _)| *assigned == name);
-            line.map(|(_, value)| Ok(value.clone()))
-        });
-        match value {
-            None => arg,
-            Some(Ok(value)) => arg.required(false).required_unless_present(Resettable::Reset).default_value(value),
-            Some(Err(error)) => {
+        match default(&name, lines) {
+            Ok(None) => arg,
+            Ok(Some(value)) => {
+                // It may be a secret, and --help is for all to see.
+                let arg = arg.hide_default_value(true).default_value(value);
+                arg.required(false).required_unless_present(Resettable::Reset)
+            }
+            Err(error) => {
                 trouble = Some(error);
                 arg
             }
         }
     });
     trouble.map_or(Ok(command), Err)
+}
+
+/// What is said of a variable elsewhere than in the environment under its own name.
+fn default(name: &str, lines: &[(String, String)]) -> Result<Option<String>> {
+    let of_secret = format!("{name}_FILE");
+    if let Some(file) = std::env::var_os(&of_secret) {
+        return secret(Path::new(&file)).map(Some);
+    }
+    match lines.iter().rev().find(|(assigned, _)| *assigned == name || *assigned == of_secret) {
+        Some((assigned, file)) if *assigned == of_secret => secret(Path::new(file)).map(Some),
+        Some((_, value)) => Ok(Some(value.clone())),
+        None if name == "KSYNC_DATABASE" => Ok(database_url(lines)),
+        None => Ok(None),
+    }
+}
+
+fn secret(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// The name by which most programs know the database; ours goes before it.
+fn database_url(lines: &[(String, String)]) -> Option<String> {
+    let line = || lines.iter().rev().find(|(assigned, _)| assigned == "DATABASE_URL").map(|(_, url)| url.clone());
+    std::env::var("DATABASE_URL").ok().or_else(line)
 }
 
 /// `ps` shows a command line to everybody.

@@ -13,7 +13,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 
 use super::Tool;
-use super::hang_up::HangUp;
 use crate::exit::Exit;
 use crate::lead::Board;
 use crate::shutdown::Shutdown;
@@ -31,7 +30,7 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 pub fn daemon<T: Tool, F: Future<Output = Result<Exit>> + Send + 'static>(
     run: impl FnOnce(T, Shutdown, Board) -> F + Send + 'static,
 ) -> ExitCode {
-    super::start(HangUp::EndsWithTerminal, |tool, shutdown| async move {
+    super::main(|tool, shutdown| async move {
         let board = Board::default();
         let shown = board.clone();
         answer_when_asked(move || shown.lines())?;

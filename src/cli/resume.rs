@@ -1,5 +1,6 @@
 //! Where a run begins, and when it has to end.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -98,7 +99,9 @@ impl ResumeOptions {
             Some(Action::Sql { statement, .. }) => (Some(statement.text()), None),
             Some(Action::Command(_)) => (None, Some(serde_json::to_string(&words.command)?)),
         };
-        let partitions = kafka.partition.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+        // However they are written it is the same job.
+        let partitions = BTreeSet::from_iter(&kafka.partition).into_iter().map(i32::to_string);
+        let partitions = partitions.collect::<Vec<_>>().join(",");
         let messages = match phases {
             Phases::Both => "delay and instant",
             Phases::DelayOnly => "delay",
@@ -132,6 +135,6 @@ impl ResumeOptions {
             ("action user", other.as_ref().and_then(|place| place.user.clone())),
             ("action database", other.map(|place| place.database)),
         ]);
-        Ok(Some(Resume { job, keep, begins_anew: self.restart }))
+        Ok(Some(Resume::new(job, keep, self.restart)))
     }
 }

@@ -122,8 +122,9 @@ impl SourceOptions {
     }
 
     pub(super) fn url(&self) -> Result<String> {
-        let url = self.database.clone().or_else(|| std::env::var("DATABASE_URL").ok());
-        url.ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
+        self.database
+            .clone()
+            .ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
     }
 
     /// How the sessions are that read the rows and run the statement.
@@ -149,9 +150,11 @@ impl SourceOptions {
         let mut database = self.database(session).await?;
         if self.stdin.is_some() {
             let key = database.key(&source).await.map_err(failure)?;
+            database.refuse_long_decimals(&source, &key.names()).await.map_err(failure)?;
             return Ok(Source::Keys { lines: Lines::new(key.names()), database: Some(database), key });
         }
         let scan = database.prepare(&source).await.map_err(failure)?;
+        database.refuse_long_decimals(&source, &scan.key().names()).await.map_err(failure)?;
         Ok(Source::Rows { database, scan })
     }
 
@@ -183,6 +186,13 @@ impl SourceOptions {
         (scan, done): (&Scan, u64),
         (chunk, is_counted): (usize, bool),
     ) -> Result<Option<u64>> {
+        // With more than keys the first chunks are smaller.
+        if self.limit()?.is_some_and(|rows| rows > chunk || scan.tells_more_than_keys()) {
+            warn!(
+                "the query says itself how many rows it gives (LIMIT, OFFSET, FETCH), and is asked again for each chunk: they are \
+                 others where rows change meanwhile, or have no fixed order; better write a condition"
+            );
+        }
         if let Some(effort) = database.costly(scan, chunk).await.map_err(failure)? {
             warn!(
                 "no index of {} has the order of its key {}: each chunk takes a {effort}; make one, or name another --key",
@@ -207,6 +217,13 @@ impl SourceOptions {
         Some(database::Source { rows, key: self.key.clone(), payload })
     }
 
+    /// How many rows the query gives by its own words, if it says so.
+    fn limit(&self) -> Result<Option<usize>> {
+        let Some(query) = &self.query else { return Ok(None) };
+        let dialect = Dialect::of(&self.url()?).map_err(usage)?;
+        Rows::Query(query.clone()).limit(dialect).context("cannot use the query").map_err(usage)
+    }
+
     async fn database(&self, session: &Session) -> Result<Database> {
         Database::open_for(&self.url()?, session).await.map_err(failure)
     }
@@ -224,6 +241,8 @@ impl SourceOptions {
             |payload| self.of_database(payload).ok_or_else(|| usage(anyhow!("nothing to compare: name --table")));
         let mut database = self.database(session).await?;
         let versions = database.prepare(&source(Payload::Json(version.to_vec()))?).await.map_err(failure)?;
+        let key = versions.key().names();
+        database.refuse_long_decimals(&source(Payload::Key)?, &key).await.map_err(failure)?;
         let total = self.survey(&mut database, (&versions, 0), (chunk, is_counted)).await?;
         let keys = database.prepare(&source(Payload::Key)?).await.map_err(failure)?;
         let announced = database.prepare(&source(self.payload())?).await.map_err(failure)?;
@@ -235,6 +254,14 @@ impl SourceOptions {
 impl ActionOptions {
     /// What is to be done; seen without opening anything but the statement's file.
     pub fn action(&self, source: &SourceOptions) -> Result<Option<Action>> {
+        let has_action = !self.command.is_empty() || self.sql.is_some();
+        if has_action && source.limit()?.is_some() {
+            return Err(usage(anyhow!(
+                "--query says itself how many rows it gives (LIMIT, OFFSET, FETCH), and is asked again for each chunk: behind rows \
+                 that the action has changed it would give further ones; write a condition instead, or give the rows as lines of \
+                 stdin"
+            )));
+        }
         if !self.command.is_empty() {
             let terms = Terms { timeout: Duration::MAX, allows_unread: false };
             let command = Command::check(self.command.clone(), terms, &Environment::Ours)
@@ -259,8 +286,8 @@ impl ActionOptions {
         Ok(Some(Action::Sql { statement, database: None }))
     }
 
-    /// Connects to the statement's own database, where it has one. Warns where a statement on the table that is read cannot be
-    /// undone, or fails where that is needed.
+    /// Connects to the statement's own database, where it has one. Fails where the statement would change rows under other keys
+    /// than are announced. Warns where one on the table that is read cannot be undone, or fails where that is needed.
     pub async fn open(
         &self,
         action: &mut Option<Action>,
@@ -269,11 +296,9 @@ impl ActionOptions {
         needs_transactions: bool,
     ) -> Result<()> {
         let Some(Action::Sql { statement, database }) = action else { return Ok(()) };
-        let key = match &*source {
-            Source::Rows { scan, .. } => scan.key().names(),
-            Source::Keys { key, .. } => key.names(),
-            Source::Lines(_) => Vec::new(),
-        };
+        let (key, table) = (key_names(source), options.table.as_deref().filter(|_| options.query.is_none()));
+        let checked = statement.check_assignments(&key, table).and_then(|()| statement.check_order(&key));
+        checked.context("cannot use --sql").map_err(usage)?;
         if statement.may_scan(key.len()) {
             let row = format!("({}) IN (:keys)", key.join(", "));
             warn!(
@@ -299,6 +324,21 @@ impl ActionOptions {
         }
         warn!("of a statement that is refused or cut off a part may stay: {known}");
         Ok(())
+    }
+
+    /// Fails where a chunk may have more keys than the database binds to the statement.
+    pub fn check_size(action: Option<&Action>, source: &Source, chunk: usize) -> Result<()> {
+        let Some(Action::Sql { statement, .. }) = action else { return Ok(()) };
+        statement.check_size(chunk, key_names(source).len()).map_err(failure)
+    }
+}
+
+/// The columns by which the rows are announced; mere lines have none.
+fn key_names(source: &Source) -> Vec<String> {
+    match source {
+        Source::Rows { scan, .. } => scan.key().names(),
+        Source::Keys { key, .. } => key.names(),
+        Source::Lines(_) => Vec::new(),
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use log::info;
+use log::{debug, info};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::time::sleep;
 
@@ -49,6 +50,7 @@ impl ServeOptions {
         shutdown: &Shutdown,
     ) -> Result<Exit> {
         tokio::spawn(daemon::show_life());
+        open_as_many_files_as_are_allowed();
         let is_stdio = place == Path::new("-");
         let inherited = if is_stdio { None } else { inherited()? };
         let starting = async {
@@ -117,6 +119,15 @@ impl ServeOptions {
             None => cluster,
         };
         Writer::open(&cluster, Writer::AWAITED)
+    }
+}
+
+/// Each application takes one, and Kafka must not want for them. Programs raise this limit for themselves: that it is low at
+/// first is for those that use select(2).
+fn open_as_many_files_as_are_allowed() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        debug!("cannot raise the limit of open files: {error}");
     }
 }
 

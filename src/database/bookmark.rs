@@ -27,9 +27,11 @@ pub struct Mark<'a> {
 
 impl Database {
     /// Makes the row of a job this run's, and gives what was written there last; the table is made if need be. A run that
-    /// held the row before cannot write any more: what is given is the last that it wrote.
+    /// held the row before cannot write any more: what is given is the last that it wrote. Fails where the table is there and
+    /// knows no transactions.
     pub async fn bookmark(&mut self, table: &str, job: u64) -> Result<(Bookmark, Option<String>), Trouble> {
         let bookmark = Bookmark::new(self.dialect(), table, job)?;
+        self.refuse_without_transactions(&bookmark).await?;
         // Looked for first: who may not make a table may not even say IF NOT EXISTS of one that is there.
         let held = match self.execute(&bookmark.hold()).await {
             Err(Trouble::Misconfigured(_)) => {
@@ -52,9 +54,11 @@ impl Database {
         }
     }
 
-    /// What was written last for a job, by a run that may be at work; nothing where there is no such table.
+    /// What was written last for a job, by a run that may be at work; nothing where there is no such table. Fails where it knows no
+    /// transactions.
     pub async fn kept(&mut self, table: &str, job: u64) -> Result<Option<String>, Trouble> {
         let bookmark = Bookmark::new(self.dialect(), table, job)?;
+        self.refuse_without_transactions(&bookmark).await?;
         let sql = bookmark.state();
         match ask!(self, session => session.text(&sql))? {
             Ok(state) => Ok(state),
@@ -81,6 +85,19 @@ impl Database {
             Ok(0) => Err(mark.is_lost()),
             Ok(_) => Ok(()),
             Err(trouble) => Err(trouble.context(format!("cannot write to table {}", mark.bookmark.label))),
+        }
+    }
+
+    /// A mark would stay there of a transaction that is rolled back, and the rows of its chunk be taken for done.
+    async fn refuse_without_transactions(&mut self, bookmark: &Bookmark) -> Result<(), Trouble> {
+        let Bookmark { label, table, .. } = bookmark;
+        let engine = self.engine_without_transactions(label).await;
+        match engine.map_err(|trouble| trouble.context(format!("cannot use table {label}")))? {
+            None => Ok(()),
+            Some(engine) => Err(Trouble::Misconfigured(anyhow!(
+                "--checkpoint-table leaves out no row, but table {label} knows no transactions ({engine}), so that it may tell of \
+                 changes that were undone; run: ALTER TABLE {table} ENGINE=InnoDB"
+            ))),
         }
     }
 

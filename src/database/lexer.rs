@@ -43,6 +43,30 @@ pub(super) fn tokens(part: &str, dialect: Dialect) -> Result<Vec<(usize, &str)>>
     Ok(tokens)
 }
 
+/// The name that a token is, [`folded`]; `None` where it can be none.
+pub(super) fn name(token: &str, dialect: Dialect) -> Option<String> {
+    use Dialect::{MySql, Postgres, Sqlite};
+    let unquoted = |quote: &str| folded(&token[1..token.len() - 1].replace(&quote.repeat(2), quote), dialect);
+    match (*token.as_bytes().first()?, dialect) {
+        (b'"', _) => Some(unquoted("\"")),
+        (b'`', MySql | Sqlite) => Some(unquoted("`")),
+        // It takes a string for a name where only a name can stand.
+        (b'\'', Sqlite) => Some(unquoted("'")),
+        (b'[', Sqlite) => Some(folded(&token[1..token.len() - 1], dialect)),
+        (first, _) if !is_word(first) => None,
+        (_, Postgres) => Some(token.to_ascii_lowercase()),
+        (_, MySql | Sqlite) => Some(folded(token, dialect)),
+    }
+}
+
+/// A name as it can be compared: but for Postgres upper and lower case are the same.
+pub(super) fn folded(name: &str, dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Postgres => name.to_owned(),
+        Dialect::MySql | Dialect::Sqlite => name.to_lowercase(),
+    }
+}
+
 #[derive(Debug, PartialEq)]
 enum Token {
     /// White space or a comment.

@@ -4,9 +4,12 @@
 //! One connection by the native driver of its kind. A chunk is read whole, so that nothing stays open in the database
 //! while the chunk is served.
 
+mod assignment;
 mod bookmark;
 mod chunk;
+mod clause;
 mod column;
+mod decimal;
 mod key;
 mod lexer;
 mod lock;
@@ -26,13 +29,14 @@ mod source;
 mod sql;
 mod sqlite;
 mod statement;
+mod target;
 mod trouble;
 mod tuple;
 mod unique;
+mod url;
 mod value;
 mod watch;
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -58,6 +62,7 @@ use relation::Relation;
 use run::Ran;
 use sql::{Sql, Table};
 use sqlite::Sqlite;
+use url::options;
 use value::Value;
 use watch::Watch;
 
@@ -200,6 +205,11 @@ impl Database {
         ask!(self, session => session.columns(relation))?
     }
 
+    /// The columns of a table that have a value in each row.
+    async fn never_null(&mut self, table: &Table) -> Result<Vec<String>, Trouble> {
+        Ok(ask!(self, session => session.never_null(table))??)
+    }
+
     async fn primary_key(&mut self, table: &Table) -> Result<Vec<String>, Trouble> {
         Ok(ask!(self, session => session.primary_key(table))??)
     }
@@ -215,10 +225,6 @@ impl Database {
     async fn text(&mut self, sql: &Sql) -> Result<Option<String>, Trouble> {
         Ok(ask!(self, session => session.text(sql))??)
     }
-}
-
-fn options<Options: FromStr<Err = sqlx::Error>>(url: &str) -> Result<Options, Trouble> {
-    url.parse().map_err(|error| Trouble::from(error).context("cannot use the database URL"))
 }
 
 fn cannot_read(trouble: Trouble, relation: &Relation) -> Trouble {

@@ -71,6 +71,15 @@ impl MySql {
         sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
     }
 
+    /// The columns that are NOT NULL.
+    pub async fn never_null(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        let sql = "SELECT column_name FROM information_schema.columns JOIN information_schema.tables
+                   USING (table_schema, table_name)
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND is_nullable = 'NO'
+                   AND table_type IN ('BASE TABLE', 'SYSTEM VERSIONED')";
+        sqlx::query_scalar(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
+    }
+
     /// The columns of unique indexes, each with its index; an expression has no name.
     pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
         let sql = "SELECT index_name, COALESCE(column_name, '') FROM information_schema.statistics

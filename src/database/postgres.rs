@@ -63,6 +63,15 @@ impl Postgres {
         sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 
+    /// The columns that are NOT NULL. It is no promise of a foreign table, nor of tables that inherit from this one.
+    pub async fn never_null(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        let sql = "SELECT attname::text FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+                   WHERE attrelid = $1::text::regclass AND attnotnull AND attnum > 0 AND NOT attisdropped
+                   AND relkind IN ('r', 'p')
+                   AND NOT (relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = attrelid))";
+        sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
+    }
+
     /// The columns of unique indexes, each with its index. One says nothing of the rows of tables that inherit from its own.
     pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
         let sql = "SELECT indexrelid::text, attname::text

@@ -8,7 +8,7 @@ use log::warn;
 use super::bookmark::Mark;
 use super::chunk::Chunk;
 use super::sql::Table;
-use super::statement::Statement;
+use super::statement::{Dialect, Statement};
 use super::trouble::{Trouble, is_conflict};
 use super::{Connection, Database, ask, mysql, sqlite};
 
@@ -38,7 +38,7 @@ impl Database {
     /// may have been committed or nothing.
     pub async fn run(&mut self, statement: &Statement, chunk: &Chunk, mark: Option<&Mark<'_>>) -> Result<u64, Trouble> {
         let write = mark.map(|mark| &mark.write);
-        self.check_size(statement, chunk)?;
+        statement.check_size(chunk.changes.len(), chunk.key.len())?;
         let most = chunk.changes.len() as u64;
         let (mut pause, mut retries) = (FIRST_PAUSE, 1..ATTEMPTS);
         loop {
@@ -81,15 +81,18 @@ impl Database {
             Connection::Postgres(_) | Connection::Sqlite(_) => Ok(None),
         }
     }
+}
 
-    /// Postgres binds arrays; the others bind each value of each key by itself, and not any number of them.
-    fn check_size(&self, statement: &Statement, chunk: &Chunk) -> Result<(), Trouble> {
-        let most = match self.connection {
-            Connection::Postgres(_) => return Ok(()),
-            Connection::MySql(_) => mysql::MOST_VALUES,
-            Connection::Sqlite(_) => sqlite::MOST_VALUES,
+impl Statement {
+    /// Fails where so many keys of so many columns are more than can be bound to it. Postgres binds arrays; the others bind each
+    /// value of each key by itself, and not any number of them.
+    pub fn check_size(&self, keys: usize, columns: usize) -> Result<(), Trouble> {
+        let most = match self.dialect {
+            Dialect::Postgres => return Ok(()),
+            Dialect::MySql => mysql::MOST_VALUES,
+            Dialect::Sqlite => sqlite::MOST_VALUES,
         };
-        let (keys, for_each) = (chunk.changes.len(), statement.places() * chunk.key.len());
+        let for_each = self.places() * columns;
         if keys * for_each <= most {
             return Ok(());
         }

@@ -63,7 +63,7 @@ impl Database {
 
     /// Checks that the rows can be read in order, each once, and stands before the first.
     pub async fn prepare(&mut self, source: &Source) -> Result<Scan, Trouble> {
-        let Found { relation, columns, primary, key } = self.find(source).await?;
+        let Found { relation, columns, key } = self.find(source).await?;
         let members = match &source.payload {
             Payload::Key => key.clone(),
             Payload::Columns(names) | Payload::Json(names) if !names.is_empty() => {
@@ -73,9 +73,12 @@ impl Database {
         };
         let is_json = matches!(source.payload, Payload::Json(_)) && self.dialect() == Dialect::Postgres;
         let scan = Scan::new(relation, key, members, is_json);
-        // A primary key has no NULLs, but for SQLite.
-        let is_null_free =
-            self.dialect() != Dialect::Sqlite && scan.key.iter().all(|column| primary.contains(&column.name));
+        let never_null = match &scan.relation.table {
+            Some(table) => self.never_null(table).await.map_err(|trouble| cannot_read(trouble, &scan.relation))?,
+            None => Vec::new(),
+        };
+        // Otherwise the database may have to go through all rows.
+        let is_null_free = scan.key.iter().all(|column| never_null.contains(&column.name));
         if !is_null_free && self.exists(&scan.nulls()).await.map_err(|trouble| cannot_read(trouble, &scan.relation))? {
             return Err(scan.null_key());
         }
@@ -104,7 +107,7 @@ impl Database {
             }));
         }
         let key = names.iter().map(|name| find_key(name, &columns, &relation)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Found { relation, columns, primary, key })
+        Ok(Found { relation, columns, key })
     }
 }
 
@@ -112,8 +115,6 @@ impl Database {
 struct Found {
     relation: Relation,
     columns: Vec<Column>,
-    /// The columns of the table's primary key.
-    primary: Vec<String>,
     key: Vec<Column>,
 }
 

@@ -41,6 +41,12 @@ impl Sqlite {
         sqlx::query_scalar(sql).bind(table.name.clone()).bind(table.schema.clone()).fetch_all(&mut self.0).await
     }
 
+    /// The columns that are NOT NULL. Those of a primary key need not be.
+    pub async fn never_null(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
+        let sql = "SELECT name FROM pragma_table_info(?, ?) WHERE \"notnull\" = 1";
+        sqlx::query_scalar(sql).bind(table.name.clone()).bind(table.schema.clone()).fetch_all(&mut self.0).await
+    }
+
     /// The columns of unique indexes, each with its index; an expression has no name.
     pub async fn unique_columns(&mut self, table: &Table) -> sqlx::Result<Vec<(String, String)>> {
         let sql = "SELECT list.name, coalesce(info.name, '')

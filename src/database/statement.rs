@@ -31,6 +31,7 @@ impl Dialect {
 /// A statement to run for the keys of a chunk, split where it says `:keys`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
+    pub(super) dialect: Dialect,
     parts: Vec<String>,
     /// For MySQL and MariaDB: what each `:keys` stands in.
     uses: Vec<Use>,
@@ -50,7 +51,7 @@ impl Statement {
             }
             Dialect::Postgres | Dialect::Sqlite => Vec::new(),
         };
-        Ok(Statement { parts, uses })
+        Ok(Statement { dialect, parts, uses })
     }
 
     /// The statement as it was given, but for a `;` at its end.

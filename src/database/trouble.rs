@@ -78,8 +78,8 @@ pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
         return false;
     };
     if let Some(postgres) = error.try_downcast_ref::<PgDatabaseError>() {
-        // serialization_failure, deadlock_detected
-        matches!(postgres.code(), "40001" | "40P01")
+        // lock_not_available, serialization_failure, deadlock_detected
+        matches!(postgres.code(), "55P03" | "40001" | "40P01")
     } else if let Some(mysql) = error.try_downcast_ref::<MySqlDatabaseError>() {
         // lock wait timeout, deadlock
         matches!(mysql.number(), 1205 | 1213)

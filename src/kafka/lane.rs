@@ -22,8 +22,9 @@ pub(super) const BESIDE: usize = 200;
 /// How many records are queued at once, and how many bytes of them; one goes whatever its size.
 const AT_ONCE: usize = 500;
 const AT_ONCE_BYTES: usize = 256 << 10;
-/// What each lane may have in flight whatever the others do, in records.
+/// What each lane may have in flight whatever the others do, in records, and in bytes of these.
 const LEAST_IN_FLIGHT: usize = 1000;
+const LEAST_BYTES_IN_FLIGHT: usize = 1 << 20;
 
 /// A line of records whose reports are counted together. After a failed report nothing more can be sent until the
 /// failure was taken by [`Lane::settled`].
@@ -50,7 +51,7 @@ impl LaneReports {
     }
 
     /// A record has its report.
-    pub fn delivered(&self, failure: Option<(&str, &KafkaError)>, weight: usize) {
+    pub fn delivered(&self, failure: Option<Undelivered>, weight: usize) {
         match failure {
             Some(_) if Mutant::IgnoresDeliveryErrors.is_on() => {
                 self.acknowledged.fetch_add(1, Ordering::Release);
@@ -60,10 +61,8 @@ impl LaneReports {
             }
             // After a failure a later record may well be acknowledged; it does not count, it will be sent again.
             None => {}
-            Some((topic, error)) => {
-                // Only the first failure is kept.
-                drop(self.failure.set(Undelivered { topic: topic.to_owned(), error: error.clone() }));
-            }
+            // Only the first failure is kept.
+            Some(failure) => drop(self.failure.set(failure)),
         }
         self.bytes.fetch_sub(weight, Ordering::Release);
         if self.records.fetch_sub(1, Ordering::Release) == 1 {
@@ -99,7 +98,7 @@ impl Lane {
             self.reports.records.fetch_sub(1, Ordering::Relaxed);
             self.reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(self.refused(record.topic, error));
+                return Err(self.refused(record.topic, record.key, error));
             }
             if Mutant::DropsOnQueueFull.is_on() {
                 return Ok(());
@@ -132,7 +131,7 @@ impl Lane {
             self.reports.bytes.fetch_sub(unsent, Ordering::Relaxed);
             let is_full = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
             match failed.into_iter().next() {
-                Some((_, error)) if !is_full(&error) => return Err(self.refused(topic, error)),
+                Some((index, error)) if !is_full(&error) => return Err(self.refused(topic, some[index].key, error)),
                 Some(_) if Mutant::DropsOnQueueFull.is_on() => rest = &rest[some.len()..],
                 Some((index, _)) => {
                     rest = &rest[index..];
@@ -183,9 +182,9 @@ impl Lane {
 
     /// Why a record was not even queued. A producer that had a fatal error takes none any more, and perhaps nobody has a report
     /// of that.
-    fn refused(&self, topic: &Topic, error: KafkaError) -> Undelivered {
+    fn refused(&self, topic: &Topic, key: Option<&[u8]>, error: KafkaError) -> Undelivered {
         let error = self.writer.replace_producer().err().unwrap_or(error);
-        Undelivered { topic: topic.as_str().to_owned(), error }
+        Undelivered::new(topic.as_str(), key, error)
     }
 
     /// This lane's part of what all lanes share.
@@ -195,9 +194,9 @@ impl Lane {
 
     fn has_room(&self) -> bool {
         let reports = &self.reports;
-        reports.has_failed()
-            || reports.bytes.load(Ordering::Acquire) < self.share(IN_FLIGHT)
-            || reports.records.load(Ordering::Acquire) < LEAST_IN_FLIGHT
+        let (bytes, records) = (reports.bytes.load(Ordering::Acquire), reports.records.load(Ordering::Acquire));
+        let is_little = records < LEAST_IN_FLIGHT && bytes < LEAST_BYTES_IN_FLIGHT;
+        reports.has_failed() || is_little || bytes < self.share(IN_FLIGHT)
     }
 }
 
@@ -228,10 +227,20 @@ fn bytes(records: &[Plain<'_>]) -> usize {
 #[derive(Clone, Debug)]
 pub struct Undelivered {
     topic: String,
+    /// How its key begins.
+    key: Option<String>,
     error: KafkaError,
 }
 
+/// How much is told of a key, in characters.
+const KEY_TOLD: usize = 200;
+
 impl Undelivered {
+    pub(super) fn new(topic: &str, key: Option<&[u8]>, error: KafkaError) -> Undelivered {
+        let told = |key| String::from_utf8_lossy(key).chars().take(KEY_TOLD).flat_map(char::escape_debug).collect();
+        Undelivered { topic: topic.to_owned(), key: key.map(told), error }
+    }
+
     /// Where it was to go.
     pub fn topic(&self) -> &str {
         &self.topic
@@ -249,16 +258,19 @@ impl Undelivered {
 
 impl fmt::Display for Undelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.error.rdkafka_error_code() {
-            Some(code @ RDKafkaErrorCode::InvalidTimestamp) => {
-                write!(
-                    f,
-                    "Kafka did not take the record: {code}; are the clocks of this machine and of the brokers right?"
-                )
-            }
-            Some(code) => write!(f, "Kafka did not take the record: {code}"),
-            None => write!(f, "Kafka did not take the record: {}", self.error),
+        let code = self.error.rdkafka_error_code();
+        let is_of_clocks = code == Some(RDKafkaErrorCode::InvalidTimestamp);
+        // Neither clocks nor what may be taken later are a matter of this record.
+        let key = self.key.as_ref().filter(|_| !is_of_clocks && !self.is_transient());
+        let key = key.map_or(String::new(), |key| format!(" with the key {key}"));
+        match code {
+            Some(code) => write!(f, "Kafka did not take the record{key}: {code}")?,
+            None => write!(f, "Kafka did not take the record{key}: {}", self.error)?,
         }
+        if is_of_clocks {
+            write!(f, "; are the clocks of this machine and of the brokers right?")?;
+        }
+        Ok(())
     }
 }
 

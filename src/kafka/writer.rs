@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
 
-use super::lane::{BESIDE, Lane, LaneReports};
+use super::lane::{BESIDE, Lane, LaneReports, Undelivered};
 use super::{Aside, BATCH, ClientLog, Cluster};
 use crate::mutants::Mutant;
 use crate::sys;
@@ -196,7 +196,8 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, report: &DeliveryResult<'_>, lane: Arc<LaneReports>) {
         let (Ok(message) | Err((_, message))) = report;
-        let failure = report.as_ref().err().map(|(error, _)| (message.topic(), error));
+        let failure = report.as_ref().err();
+        let failure = failure.map(|(error, _)| Undelivered::new(message.topic(), message.key(), error.clone()));
         lane.delivered(failure, weight(message));
     }
 }

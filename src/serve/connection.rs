@@ -166,18 +166,28 @@ impl Transactions {
         let tx = tx.unwrap_or_default();
         match op {
             Op::Delay => {
-                let room = shared.room_for(&changes);
-                let (is_open, is_unkept) = (self.open.contains_key(&tx), self.unkept.contains(&tx));
-                if !is_open && !is_unkept && self.open.len() + self.unkept.len() >= UNDER_WAY {
+                if let Some(open) = self.open.get(&tx) {
+                    let room = shared.room_for(&changes);
+                    return open.cover(changes, room, reply);
+                }
+                if self.unkept.contains(&tx) {
+                    return cover_once(shared, changes, reply);
+                }
+                if self.open.len() + self.unkept.len() >= UNDER_WAY {
                     return reply.give(Err(anyhow!(
                         "{UNDER_WAY} transactions are under way on this connection, as if their ends were not told; nothing was sent"
                     )));
                 }
-                if is_unkept || (room.is_none() && !is_open) {
-                    self.unkept.insert(tx);
-                    cover_once(shared, changes, reply);
-                } else {
-                    self.open.entry(tx).or_insert_with(|| Transaction::begin(shared)).cover(changes, room, reply);
+                match shared.room_for_one_more().zip(shared.room_for(&changes)) {
+                    Some((place, room)) => {
+                        let begun = Transaction::begin(shared, place);
+                        begun.cover(changes, Some(room), reply);
+                        self.open.insert(tx, begun);
+                    }
+                    None => {
+                        self.unkept.insert(tx);
+                        cover_once(shared, changes, reply);
+                    }
                 }
             }
             Op::Instant => match self.ended(&tx) {

@@ -8,26 +8,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use log::debug;
+use log::{info, warn};
 use tokio::select;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Shared;
 use super::connection::Reply;
 use super::request::Changes;
+use super::{KEPT as KEPT_BYTES, Shared};
 use crate::announce::{Announcer, Phases, UNANNOUNCED, UNCOVERED, half};
 use crate::exit::Exit;
 
-/// How long a transaction is kept whose end nobody tells.
+/// How long a transaction is kept whose end nobody tells, unless ten times the delay is longer.
 const KEPT: Duration = Duration::from_secs(3600);
 /// After which time delay messages that were not acknowledged are sent again, while the transaction lasts.
 const RETRY: Duration = Duration::from_secs(1);
 /// How many delay requests are served at once.
 const AT_ONCE: usize = 250;
-/// What a part of a transaction takes in memory besides its changes, about.
+/// What a transaction takes in memory besides its parts, and a part besides its changes, about.
 const BESIDE: usize = 4 << 10;
+const BESIDE_PART: usize = 300;
 /// What it means for a transaction of which some delay messages were not acknowledged.
 const UNTOLD: &str =
     "cannot send the instant messages, and not all delay messages were sent; announce the change once more";
@@ -38,16 +39,18 @@ pub(super) struct Transaction {
 }
 
 enum Asked {
-    /// With the room in memory that the changes take; without any nothing is kept.
+    /// With the room in memory that the changes take; without any they are not kept.
     Delay(Changes, Option<OwnedSemaphorePermit>, Reply),
     Instant(Changes, Reply),
 }
 
 impl Transaction {
-    pub fn begin(shared: &Arc<Shared>) -> Transaction {
+    /// In this room in memory.
+    pub fn begin(shared: &Arc<Shared>, room: OwnedSemaphorePermit) -> Transaction {
         let (asked, asking) = unbounded_channel();
         let shared = shared.clone();
         tokio::spawn(async move {
+            let _room = room;
             shared.open.fetch_add(1, Ordering::Relaxed);
             serve(&shared, asking).await;
             shared.open.fetch_sub(1, Ordering::Relaxed);
@@ -85,11 +88,11 @@ struct Kept {
 impl Kept {
     fn add(&mut self, part: Arc<Changes>, room: Option<OwnedSemaphorePermit>) {
         match room {
-            Some(room) if !self.is_partial => {
+            Some(room) => {
                 self.parts.push(part);
                 self.rooms.push(room);
             }
-            _ => self.give_up(),
+            None => self.is_partial = true,
         }
     }
 
@@ -102,7 +105,8 @@ impl Kept {
 /// From its first request to its end.
 async fn serve(shared: &Arc<Shared>, mut asking: UnboundedReceiver<Asked>) {
     let (mut kept, mut coverings, mut some) = (Kept::default(), FuturesUnordered::new(), vec![]);
-    let (begun, mut renewing, mut renew_at) = (Instant::now(), false, None::<Instant>);
+    let (begun, kept_for) = (Instant::now(), KEPT.max(10 * shared.delay));
+    let (mut renewing, mut renew_at) = (false, None::<Instant>);
     let committed = loop {
         let renewal = async {
             match renew_at {
@@ -153,8 +157,9 @@ async fn serve(shared: &Arc<Shared>, mut asking: UnboundedReceiver<Asked>) {
                     coverings.push(covering(shared, kept.parts.clone(), vec![], true));
                 }
             }
-            () = sleep_until(begun + KEPT), if !kept.is_partial => {
-                debug!("giving up a transaction of which nobody has told the end for {KEPT:?}");
+            () = sleep_until(begun + kept_for), if !kept.parts.is_empty() => {
+                let time = humantime::format_duration(kept_for);
+                warn!("a transaction has no end after {time}: its delay messages are not sent again any more");
                 kept.give_up();
             }
         }
@@ -260,8 +265,27 @@ pub(super) async fn send(
 impl Shared {
     /// Room in memory for changes, where there is any.
     pub fn room_for(&self, changes: &Changes) -> Option<OwnedSemaphorePermit> {
-        let weight = u32::try_from(BESIDE + changes.weight()).unwrap_or(u32::MAX);
-        self.kept.clone().try_acquire_many_owned(weight).ok()
+        self.room(BESIDE_PART + changes.weight())
+    }
+
+    /// Room in memory for a transaction, where there is any.
+    pub fn room_for_one_more(&self) -> Option<OwnedSemaphorePermit> {
+        self.room(BESIDE)
+    }
+
+    fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let room = self.kept.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).ok();
+        let is_half_free = self.kept.available_permits() >= KEPT_BYTES / 2;
+        if room.is_none() && !self.is_full.swap(true, Ordering::Relaxed) {
+            warn!(
+                "the transactions that are under way take {} MiB: what has no room is announced, but not once more while its \
+                 transaction lasts",
+                KEPT_BYTES >> 20
+            );
+        } else if is_half_free && self.is_full.swap(false, Ordering::Relaxed) {
+            info!("there is room for transactions again");
+        }
+        room
     }
 
     /// What Kafka says in time, or that it has not; notes whether it is there.

@@ -65,7 +65,7 @@ pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source)
     action.and_then(Action::database).or_else(|| source.database())
 }
 
-/// Does it to the rows of the chunk.
+/// Does it to the rows of the chunk. Gives how many a statement has touched.
 ///
 /// `mark` is what the transaction of a statement writes along.
 pub(super) async fn act(
@@ -73,9 +73,9 @@ pub(super) async fn act(
     source: &mut Source,
     (chunk, phases): (&Chunk, Phases),
     mark: Option<Mark<'_>>,
-) -> Result<()> {
+) -> Result<Option<u64>> {
     match (action, chunk) {
-        (None, _) => Ok(()),
+        (None, _) => Ok(None),
         (Some(Action::Sql { statement, database }), Chunk::Rows(rows)) => {
             let ran = match (database, source.database()) {
                 (Some(database), Some(source)) => {
@@ -84,10 +84,12 @@ pub(super) async fn act(
                 (Some(database), None) | (None, Some(database)) => database.run(statement, rows, mark.as_ref()).await,
                 (None, None) => return Err(anyhow!("a statement needs a database")),
             };
-            ran.map_err(failure).map(drop)
+            ran.map_err(failure).map(Some)
         }
         (Some(Action::Sql { .. }), _) => Err(anyhow!("a statement needs rows of a database")),
-        (Some(Action::Command(command)), _) => wait(None, source, run(command, chunk.changes(), phases)).await,
+        (Some(Action::Command(command)), _) => {
+            wait(None, source, run(command, chunk.changes(), phases)).await.map(|()| None)
+        }
     }
 }
 

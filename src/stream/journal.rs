@@ -20,7 +20,9 @@ pub struct Resume {
     pub job: Job,
     pub keep: Keep,
     /// Whatever was kept.
-    pub begins_anew: bool,
+    begins_anew: bool,
+    file: Option<CheckpointFile>,
+    lock: Option<Lock>,
 }
 
 /// Where it is kept how far the job is.
@@ -54,36 +56,22 @@ enum Keeper {
 }
 
 impl Journal {
-    /// Locks the job and moves the source behind what is done. `None` where nothing is left to do.
+    /// Moves the source behind what is done. `None` where nothing is left to do.
     ///
-    /// Fails with status 4 where another process is at the same job, with 78 where what is kept is another job's, or cannot
-    /// be read or written. The job is locked, and kept in a table, where its statements are run.
+    /// Fails with status 78 where what is kept is another job's, or cannot be read or written. It is kept in a table where its
+    /// statements are run.
     pub async fn begin(
         resume: Option<Resume>,
         source: &mut Source,
         action: Option<&mut Action>,
     ) -> Result<Option<Journal>> {
-        let (Some(resume), Source::Rows { database, scan }) = (resume, source) else {
+        let (Some(mut resume), Source::Rows { database, scan }) = (resume, source) else {
             return Ok(Some(Journal { kept: None, lock: None, is_repeatable: false }));
         };
         let has_action = action.is_some();
         let database = action.and_then(Action::database).unwrap_or(database);
+        let (file, lock) = (resume.file.take(), resume.lock.take());
         let Resume { job, keep, .. } = &resume;
-        let file = match keep {
-            Keep::File(path) => Some(CheckpointFile::open(path).map_err(misconfigured)?),
-            Keep::Nowhere | Keep::Table(_) => None,
-        };
-        let is_locked = has_action || *keep != Keep::Nowhere;
-        let lock = match is_locked {
-            true => Some(database.lock(job.number()).await.map_err(|trouble| named(trouble, job))?),
-            false => None,
-        };
-        if is_locked && database.is_pooled().await {
-            warn!(
-                "a pooler in transaction mode is in front of the database: there the lock that keeps a second run of this job \
-                 away does not hold, and what a session sets may be lost; connect to the server itself"
-            );
-        }
         let found = resume.kept(Some(&mut *database)).await?;
         let mut beginning = resume.beginning(found, has_action)?;
         let keeper = match (file, keep) {
@@ -205,6 +193,31 @@ impl Beginning {
 }
 
 impl Resume {
+    pub fn new(job: Job, keep: Keep, begins_anew: bool) -> Resume {
+        Resume { job, keep, begins_anew, file: None, lock: None }
+    }
+
+    /// Locks the job where its statements are run, and its checkpoint, before anything is done that takes long. A re-index of
+    /// which nothing is kept may run twice.
+    ///
+    /// Fails with status 4 where another process is at the same job, with 78 where the checkpoint cannot be used.
+    pub async fn lock(&mut self, action: Option<&mut Action>, source: &mut Source) -> Result<()> {
+        let is_to_be_locked = action.is_some() || self.keep != Keep::Nowhere;
+        let Some(database) = target(action, source).filter(|_| is_to_be_locked) else { return Ok(()) };
+        if let Keep::File(path) = &self.keep {
+            self.file = Some(CheckpointFile::open(path).map_err(misconfigured)?);
+        }
+        let lock = database.lock(self.job.number()).await;
+        self.lock = Some(lock.map_err(|trouble| named(trouble, &self.job))?);
+        if database.is_pooled().await {
+            warn!(
+                "a pooler in transaction mode is in front of the database: there the lock that keeps a second run of this job \
+                 away does not hold, and what a session sets may be lost; connect to the server itself"
+            );
+        }
+        Ok(())
+    }
+
     /// With what a run would begin; locks nothing, and makes nothing.
     pub async fn look(&self, action: Option<&mut Action>, source: &mut Source) -> Result<Beginning> {
         let has_action = action.is_some();

@@ -1,6 +1,7 @@
 //! The loop of a re-index: nothing but instant messages.
 
 use anyhow::Result;
+use log::error;
 
 use super::reader::Reader;
 use super::source::{ChunkLimits, Source};
@@ -32,7 +33,11 @@ impl Run<'_> {
                 Err(error) => break Err(error),
             }
         };
-        self.announcer.settled().await?;
+        match (&ended, self.announcer.settled().await) {
+            (_, Ok(())) => {}
+            (Ok(_), Err(unsettled)) => return Err(unsettled),
+            (Err(_), Err(unsettled)) => error!("{unsettled:#}"),
+        }
         if let Ok(Exit::Done) = ended {
             self.journal.finish(None).await?;
         }

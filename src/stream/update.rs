@@ -81,13 +81,16 @@ impl Run<'_> {
             let mark = self.journal.begin_chunk(&chunk, phases)?;
             let action = async {
                 let begun = Instant::now();
-                act(action.as_deref_mut(), source, (&chunk, phases), mark).await?;
-                Ok(begun.elapsed())
+                let touched = act(action.as_deref_mut(), source, (&chunk, phases), mark).await?;
+                Ok((begun.elapsed(), touched))
             };
             let next_changed = next.as_ref().map(|next| next.changed(&self.to));
             let changed = (&[chunk.changed(&self.to)][..], next_changed.as_slice());
             let acted = self.announcer.act(covered, changed, phases, action).await;
-            let (took, covered) = acted.inspect_err(|_| self.tell_of_those_before())?;
+            let ((took, touched), covered) = acted.inspect_err(|_| self.tell_of_those_before())?;
+            if let Some(touched) = touched {
+                self.touched = Some(self.touched.unwrap_or_default() + touched);
+            }
             if let Chunk::Rows(_) = chunk {
                 sizing.took(chunk.changes().len(), took);
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::consume::ids;
+use crate::stream::delayed;
 use crate::support::{End, World, block_on, primaries, value};
 
 #[test]
@@ -147,6 +148,8 @@ fn a_line_that_is_not_json_is_told_by_its_number_and_nothing_of_its_chunk_is_sen
         assert!(errors[0].starts_with("line 4 of stdin is not JSON: "), "{errors:?}");
         let sent: Vec<_> = world.kafka.records(&topic).iter().map(|record| record.line()).collect();
         assert_eq!(sent, [r#"1|{"id":1}"#, r#"2|{"id":2}"#], "{action}");
+        let covered = if action.is_empty() { vec![] } else { vec![r#"{"id":1}"#, r#"{"id":2}"#] };
+        assert_eq!(delayed(&world, &topic), covered, "{action}");
     }
 }
 

@@ -64,12 +64,70 @@ fn a_secret_comes_from_a_file_that_the_environment_names() {
     let topic = world.topic("products", 1);
     let file = world.file("url");
     std::fs::write(&file, "postgres://me:Canary@127.0.0.1:9/shop\n").unwrap();
-    let environment = [("KSYNC_DATABASE_FILE", file.to_str().unwrap())];
-    let mut process =
-        world.start(env!("CARGO_BIN_EXE_ksync-stream"), &format!("-t {topic} --table products"), &environment);
-    assert_eq!(process.wait(), End::Status(75));
-    assert!(process.says(&["error: cannot connect to Postgres at 127.0.0.1:9: Connection refused"]));
-    assert!(!process.says(&["Canary"]));
+    let (conf, other) = (world.file("conf"), world.file("other"));
+    std::fs::write(&conf, format!("KSYNC_DATABASE_FILE={}\n", file.display())).unwrap();
+    std::fs::write(
+        &other,
+        format!("KSYNC_DATABASE=postgres://127.0.0.1:8/shop\nKSYNC_DATABASE_FILE={}\n", file.display()),
+    )
+    .unwrap();
+    let arguments = format!("-t {topic} --table products");
+    for (arguments, environment) in [
+        (arguments.clone(), vec![("KSYNC_DATABASE_FILE", file.to_str().unwrap())]),
+        (format!("{arguments} --config {}", conf.display()), vec![]),
+        // Of two lines the last one counts.
+        (format!("{arguments} --config {}", other.display()), vec![("DATABASE_URL", "postgres://127.0.0.1:7/shop")]),
+    ] {
+        let mut process = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &arguments, &environment);
+        assert_eq!(process.wait(), End::Status(75), "{arguments}");
+        let told = "error: cannot connect to Postgres at 127.0.0.1:9: Connection refused";
+        assert!(process.says(&[told]), "{arguments}: {:?}", process.log());
+        assert!(!process.says(&["Canary"]), "{arguments}");
+    }
+}
+
+#[test]
+fn help_shows_no_secret_wherever_it_comes_from() {
+    let world = World::new("help");
+    let (conf, url) = (world.file("conf"), "postgres://me:Canary@127.0.0.1:9/shop");
+    let lines =
+        ["KSYNC_DATABASE", "KSYNC_ACTION_DATABASE", "KSYNC_THROTTLE_DATABASE"].map(|name| format!("{name}={url}\n"));
+    std::fs::write(&conf, lines.concat() + "KSYNC_X=sasl.password=Canary\n").unwrap();
+    let conf = conf.to_str().unwrap();
+    for environment in [
+        vec![("KSYNC_CONFIG", conf)],
+        vec![("DATABASE_URL", url), ("KSYNC_ACTION_DATABASE", url), ("KSYNC_THROTTLE_DATABASE", url)],
+        vec![("KSYNC_DATABASE", url), ("KSYNC_X", "sasl.password=Canary")],
+    ] {
+        for tool in TOOLS {
+            let help = Command::new(tool).arg("--help").envs(environment.clone()).output().unwrap();
+            let help = String::from_utf8(help.stdout).unwrap();
+            assert!(help.contains("[env: KSYNC_X") && !help.contains("Canary"), "{help}");
+        }
+    }
+}
+
+#[test]
+fn database_url_counts_where_nothing_else_names_a_database() {
+    let world = World::new("database-url");
+    let topic = world.topic("products", 1);
+    let (both, one) = (world.file("both"), world.file("one"));
+    std::fs::write(&both, "DATABASE_URL=postgres://127.0.0.1:7/shop\nKSYNC_DATABASE=postgres://127.0.0.1:8/shop\n")
+        .unwrap();
+    std::fs::write(&one, "DATABASE_URL='postgres://127.0.0.1:9/shop'\n").unwrap();
+    for (file, environment, port) in [
+        (&both, vec![], 8),
+        (&both, vec![("DATABASE_URL", "postgres://127.0.0.1:6/shop")], 8),
+        (&one, vec![], 9),
+        (&one, vec![("DATABASE_URL", "postgres://127.0.0.1:6/shop")], 6),
+        (&one, vec![("KSYNC_DATABASE", "postgres://127.0.0.1:5/shop")], 5),
+    ] {
+        let arguments = format!("-t {topic} --table products --config {}", file.display());
+        let mut process = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &arguments, &environment);
+        assert_eq!(process.wait(), End::Status(75), "{port}");
+        let told = format!("error: cannot connect to Postgres at 127.0.0.1:{port}: ");
+        assert!(process.says(&[&told]), "{port}: {:?}", process.log());
+    }
 }
 
 #[test]

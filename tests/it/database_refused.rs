@@ -82,14 +82,29 @@ async fn a_scan_that_the_database_sets_back_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mariadb_keys_that_sort_otherwise_than_they_compare_are_refused() {
-    let [_, mariadb, _] = primaries("enums").await;
-    mariadb.execute("CREATE TABLE t (id INT PRIMARY KEY, e ENUM('b', 'a') NOT NULL, s SET('b', 'a') NOT NULL)").await;
-    let mut database = mariadb.open().await;
-    for name in ["e", "s"] {
-        let trouble = database.prepare(&Source { key: vec![name.to_owned()], ..table("t") }).await.err().unwrap();
-        let why = "an ENUM or SET is sorted one way and compared another";
-        assert_eq!(text(&trouble), format!("misconfigured: column {name} of table t cannot be a key: {why}"));
+async fn keys_whose_order_cannot_be_told_are_refused() {
+    let [postgres, mariadb, _] = primaries("unordered").await;
+    let (otherwise, no_order) = ("an ENUM or SET is sorted one way and compared another", "its values have no order");
+    let of_postgres = [("JSON", no_order), ("XML", no_order), ("POINT", no_order)];
+    let of_mariadb = [
+        ("ENUM('b', 'a')", otherwise),
+        ("SET('b', 'a')", otherwise),
+        ("FLOAT", "a FLOAT does not equal its own text"),
+        ("POINT", no_order),
+    ];
+    for (primary, kinds) in [(postgres, &of_postgres[..]), (mariadb, &of_mariadb[..])] {
+        let mut database = primary.open().await;
+        for (at, (kind, why)) in kinds.iter().enumerate() {
+            primary.execute(&format!("CREATE TABLE t{at} (id INTEGER PRIMARY KEY, k {kind} NOT NULL)")).await;
+            let name = format!("t{at}");
+            let query = Rows::Query(format!("SELECT * FROM {name}"));
+            for (rows, label) in [(table(&name).rows, format!("table {name}")), (query, "the query".to_owned())] {
+                let source = Source { rows, key: vec!["k".to_owned()], payload: Payload::Key };
+                let trouble = database.prepare(&source).await.err().unwrap();
+                let told = format!("misconfigured: column k of {label} cannot be a key: {why}");
+                assert_eq!(text(&trouble), told, "{primary:?} {kind}");
+            }
+        }
     }
 }
 
@@ -98,19 +113,18 @@ async fn keys_that_only_the_database_takes_for_equal_are_refused_where_one_would
     let [postgres, mariadb, sqlite] = primaries("collation").await;
     let folded = "provider = icu, locale = 'und-u-ks-level2', deterministic = false";
     postgres.execute(&format!("CREATE COLLATION folded ({folded})")).await;
-    for (primary, kind) in [
-        (&postgres, "NUMERIC"),
-        (&postgres, "TEXT COLLATE folded"),
-        (&mariadb, "VARCHAR(9) COLLATE utf8mb4_general_ci"),
-        (&sqlite, "TEXT COLLATE NOCASE"),
+    for (primary, kind, values, behind) in [
+        (&postgres, "NUMERIC", ["1.0", "1.00"], "2"),
+        (&postgres, "TEXT COLLATE folded", ["a", "A"], "b"),
+        (&mariadb, "VARCHAR(9) COLLATE utf8mb4_general_ci", ["a", "A"], "b"),
+        // Blanks at the end say nothing to it.
+        (&mariadb, "VARCHAR(9) COLLATE utf8mb4_bin", ["a", "a "], "b"),
+        (&sqlite, "TEXT COLLATE NOCASE", ["a", "A"], "b"),
     ] {
-        let (rows, values) = match kind {
-            "NUMERIC" => ("(1, 1.0), (2, 1.00), (3, 2)", ["1.0", "1.00"]),
-            _ => ("(1, 'a'), (2, 'A'), (3, 'b')", ["a", "A"]),
-        };
+        let [one, other] = values;
         primary.execute("DROP TABLE IF EXISTS t").await;
         primary.execute(&format!("CREATE TABLE t (id INTEGER PRIMARY KEY, k {kind} NOT NULL)")).await;
-        primary.execute(&format!("INSERT INTO t VALUES {rows}")).await;
+        primary.execute(&format!("INSERT INTO t VALUES (1, '{one}'), (2, '{other}'), (3, '{behind}')")).await;
         let source = Source { key: vec!["k".to_owned()], ..table("t") };
         assert_eq!(keys(&primary.chunks(&source, Limit { rows: 2, bytes: 1 << 20 }).await).len(), 3, "{primary:?}");
 

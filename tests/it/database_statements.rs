@@ -56,7 +56,7 @@ async fn a_statement_for_keys_of_several_columns_reads_the_rows_of_its_chunk_and
 }
 
 /// How many rows the session has read so far without an index.
-async fn scanned(database: &mut Database, dialect: Dialect) -> f64 {
+pub async fn scanned(database: &mut Database, dialect: Dialect) -> f64 {
     let sql = match dialect {
         Dialect::Postgres => {
             // A session tells others of it now and then, or when it is asked to.

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use ksync::database::{Chunk, Dialect, Limit, Payload, Position, Source};
+use rustix::process::Signal;
 
 use crate::database::{keys, payloads, table, text};
-use crate::support::{Primary, primaries};
+use crate::stream::delayed;
+use crate::support::{End, Primary, World, block_on, primaries};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_keys_keep_every_character() {
@@ -58,8 +60,11 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
     let zoned = [r#"{"k":"2024-02-29 23:59:59.000001+00"}"#, r#"{"k":"2024-03-01 00:00:00+00"}"#];
     let letters = [r#"{"k":"a"}"#, r#"{"k":"A"}"#, r#"{"k":"z"}"#, r#"{"k":"ä"}"#];
     let bytes = [r#"{"k":"\\x00ff"}"#, r#"{"k":"\\x6162"}"#];
+    let wide = [r#"{"k":"\\x0190163d8694739baea5966c26f8ad91"}"#];
+    let spans = [r#"{"k":"-01:00:00.000000"}"#, r#"{"k":"23:59:59.000001"}"#];
     let cases: Vec<(Dialect, &str, &str, &[&str])> = vec![
         (Postgres, "SMALLINT", "-1, 2", &[r#"{"k":-1}"#, r#"{"k":2}"#]),
+        (Postgres, "INTEGER", "1, -2", &[r#"{"k":-2}"#, r#"{"k":1}"#]),
         (Postgres, "BIGINT", "-9223372036854775808, 9223372036854775807", &smallest),
         (Postgres, "NUMERIC(20,0)", "18446744073709551615, 9007199254740993", &biggest),
         (Postgres, "NUMERIC(22,2)", "-0.5, 12345678901234567890.01, 12345678901234567890.02", &decimals),
@@ -76,6 +81,17 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
         (Postgres, "BOOLEAN", "false, true", &[r#"{"k":false}"#, r#"{"k":true}"#]),
         (Postgres, "DOUBLE PRECISION", "0.1, 'NaN'", &[r#"{"k":0.1}"#, r#"{"k":"NaN"}"#]),
         (Postgres, "INTEGER[]", "'{1,2}', '{3}'", &[r#"{"k":"{1,2}"}"#, r#"{"k":"{3}"}"#]),
+        (Postgres, "REAL", "0.5, 1.1", &[r#"{"k":0.5}"#, r#"{"k":1.1}"#]),
+        (Postgres, "OID", "7, 4294967295", &[r#"{"k":7}"#, r#"{"k":4294967295}"#]),
+        (Postgres, "TIME", "'00:00:00', '23:59:59.000001'", &[r#"{"k":"00:00:00"}"#, r#"{"k":"23:59:59.000001"}"#]),
+        (Postgres, "INTERVAL", "'25:00:00', '1 day'", &[r#"{"k":"1 day"}"#, r#"{"k":"25:00:00"}"#]),
+        (Postgres, "INET", "'10.1.0.1/16', '10.1.0.0/16'", &[r#"{"k":"10.1.0.0/16"}"#, r#"{"k":"10.1.0.1/16"}"#]),
+        (Postgres, "CIDR", "'10.1.0.0/16', '10.0.0.0/8'", &[r#"{"k":"10.0.0.0/8"}"#, r#"{"k":"10.1.0.0/16"}"#]),
+        (Postgres, "JSONB", "'{\"a\": 1}', '[2]'", &[r#"{"k":"[2]"}"#, r#"{"k":"{\"a\": 1}"}"#]),
+        (Postgres, "INT4RANGE", "'[1,3)', '[5,9)'", &[r#"{"k":"[1,3)"}"#, r#"{"k":"[5,9)"}"#]),
+        (Postgres, "CITEXT", "'a', 'B'", &[r#"{"k":"B"}"#, r#"{"k":"a"}"#]),
+        // A domain.
+        (Postgres, "word", "'b', 'a'", &[r#"{"k":"a"}"#, r#"{"k":"b"}"#]),
         (MySql, "TINYINT(1) UNSIGNED", "0, 200", &[r#"{"k":0}"#, r#"{"k":200}"#]),
         (MySql, "INT ZEROFILL", "1, 2", &[r#"{"k":1}"#, r#"{"k":2}"#]),
         (MySql, "BIGINT", "-9223372036854775808, 9223372036854775807", &smallest),
@@ -90,7 +106,19 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
         (MySql, "BIT(9)", "b'1', b'100000000'", &[r#"{"k":1}"#, r#"{"k":256}"#]),
         (MySql, "DOUBLE", "0.1, 2.5e10", &[r#"{"k":0.1}"#, r#"{"k":25000000000.0}"#]),
         (MySql, "VARCHAR(9) CHARACTER SET latin1", "'é', 'z'", &[r#"{"k":"é"}"#, r#"{"k":"z"}"#]),
+        (MySql, "VARCHAR(9) COLLATE utf8mb4_bin", "'z', 'ä', 'a', 'A'", &letters),
+        (MySql, "VARCHAR(9) COLLATE utf8mb4_unicode_ci", "'Ä', 'b'", &[r#"{"k":"b"}"#, r#"{"k":"Ä"}"#]),
+        (MySql, "CHAR(3)", "'ab', 'abc'", &[r#"{"k":"ab"}"#, r#"{"k":"abc"}"#]),
+        (MySql, "TEXT", "'b', 'a'", &[r#"{"k":"a"}"#, r#"{"k":"b"}"#]),
+        (MySql, "VARBINARY(9)", "X'00ff', 'ab'", &bytes),
+        (MySql, "BINARY(16)", "X'0190163d8694739baea5966c26f8ad91'", &wide),
+        (MySql, "SMALLINT UNSIGNED", "65535, 0", &[r#"{"k":0}"#, r#"{"k":65535}"#]),
+        (MySql, "MEDIUMINT", "1, -2", &[r#"{"k":-2}"#, r#"{"k":1}"#]),
+        (MySql, "TIME(6)", "'-01:00:00', '23:59:59.000001'", &spans),
+        (MySql, "INET6", "'2001:db8::1', '::2'", &[r#"{"k":"2001:db8::1"}"#, r#"{"k":"::2"}"#]),
         (Sqlite, "BIGINT", "-9223372036854775808, 9223372036854775807", &smallest),
+        (Sqlite, "INTEGER", "1, -2", &[r#"{"k":-2}"#, r#"{"k":1}"#]),
+        (Sqlite, "TEXT", "'1', 'a'", &[r#"{"k":"1"}"#, r#"{"k":"a"}"#]),
         (Sqlite, "UUID", uuids, &uuid),
         (Sqlite, "BLOB", "X'00ff', X'6162'", &bytes),
         (Sqlite, "DATETIME", "'2024-02-29 23:59:59.000001', '2024-02-29 23:59:59.000002'", &times),
@@ -100,7 +128,8 @@ async fn keys_of_every_type_are_written_read_and_bound_exactly() {
     ];
     for primary in primaries("types").await {
         if primary.dialect == Postgres {
-            primary.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')").await;
+            primary.execute("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN word AS VARCHAR(9)").await;
+            primary.execute("CREATE EXTENSION citext").await;
             let folded = "provider = icu, locale = 'und-u-ks-level2', deterministic = false";
             primary.execute(&format!("CREATE COLLATION folded ({folded})")).await;
         }
@@ -197,6 +226,40 @@ async fn odd_names_are_quoted_and_keep_their_spelling() {
             let chunks = primary.chunks(&table(&table_name), Limit { rows: 1, bytes: 1 << 20 }).await;
             assert_eq!(payloads(&chunks), [r#"{"select":1}"#, r#"{"select":2}"#], "{primary:?}");
         }
+    }
+}
+
+#[test]
+fn names_that_have_to_be_quoted_are_quoted_in_all_that_a_run_asks_for() {
+    let world = World::new("quoted");
+    for primary in block_on(primaries("quoted")) {
+        let quote = if primary.dialect == Dialect::MySql { '`' } else { '"' };
+        let name = format!("a{quote}b");
+        let [table, key, price] = ["order", name.as_str(), "select"].map(|name| {
+            let doubled = name.replace(quote, &format!("{quote}{quote}"));
+            format!("{quote}{doubled}{quote}")
+        });
+        block_on(primary.execute(&format!("CREATE TABLE {table} ({key} INTEGER PRIMARY KEY, {price} INTEGER)")));
+        block_on(primary.execute(&format!("INSERT INTO {table} VALUES (1, 0), (2, 0), (3, 0)")));
+        let topic = world.topic_with_delay(&format!("orders-{:06x}", rand::random::<u32>()), 1);
+        let source = format!("--database {} --table order --payload row --where '{price} = 0' --count", primary.url);
+        let update = format!("--sql 'UPDATE {table} SET {price} = {price} + 1 WHERE {key} IN (:keys)'");
+        let keep = format!("--chunk-size 2 --checkpoint {}", world.file("checkpoint").display());
+        let command = format!("-t {topic} {source} {keep} {update}");
+        let sql = format!("SELECT {key} FROM {table} WHERE {price} = 1 ORDER BY {key}");
+        let changed = || block_on(primary.texts(&sql));
+        let mut part = world.stream(&format!("{command} --pause 1h"));
+        world.eventually("a chunk is done", || changed() == ["1", "2"]);
+        part.signal(Signal::TERM);
+        assert_eq!(part.wait(), End::Status(75), "{primary:?}: {:?}", part.log());
+        let mut rest = world.stream(&command);
+        assert_eq!(rest.wait(), End::Status(0), "{primary:?}: {:?}", rest.log());
+        assert!(rest.says(&["info: going on behind key 2: 2 rows were done by "]), "{primary:?}: {:?}", rest.log());
+        assert_eq!(changed(), ["1", "2", "3"], "{primary:?}");
+        let member = name.replace('"', "\\\"");
+        let rows = [1, 2, 3].map(|id| format!("{{\"{member}\":{id},\"select\":0}}"));
+        let instant: Vec<_> = world.kafka.records(&topic).into_iter().map(|record| record.value.unwrap()).collect();
+        assert_eq!((&instant[..], &delayed(&world, &topic)[..]), (&rows[..], &rows[..]), "{primary:?}");
     }
 }
 

@@ -264,8 +264,9 @@ fn where_all_that_is_stored_is_deleted_the_leader_stops_and_begins_anew() {
     world.eventually("all is done", || seat.offset() == Some(3));
     seat.delete_all();
     world.eventually("it begins at the beginning", || handler.payloads().len() >= 6 && seat.offset() == Some(3));
-    let told = "no offset is stored any more, it was 3; beginning at 0: records come again";
-    world.eventually("it says so", || consumer.says(&["no longer leading"]) && consumer.says(&[told]));
+    // It was 3, or, where it has led again for a moment while the nodes were deleted one by one, 0.
+    let told = ["no offset is stored any more, it was ", "; beginning at 0: records come again"];
+    world.eventually("it says so", || consumer.says(&["no longer leading"]) && consumer.says(&told));
 }
 
 #[test]

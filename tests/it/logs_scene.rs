@@ -13,7 +13,7 @@ use crate::support::{End, Gate, Handler, Message, Process, World, value};
 /// The sequence of cases is always the same.
 const SEED: u64 = 11;
 /// Long enough that librdkafka does not hold all of a log.
-const PAD: usize = 4000;
+const PAD: usize = 16_000;
 
 /// What the reader of a partition is at when its log changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,6 +71,28 @@ fn a_message_of_100_mib_is_refused_by_ksync_stream() {
 }
 
 #[test]
+fn a_message_that_kafka_does_not_take_is_named_by_its_key() {
+    let world = World::new("too-large");
+    let products = world.topic_with_delay("products", 1);
+    for topic in [&products, &format!("{products}-delay")] {
+        world.kafka.set(topic, &[("max.message.bytes", "10000")]);
+    }
+    // What can be compressed would fit.
+    let line = |id: u32, length: usize| {
+        let text: String = rand::random_iter::<u64>().take(length).map(|number| format!("{number:016x}")).collect();
+        format!("{{\"id\":{id},\"text\":\"{text}\"}}\n")
+    };
+    let lines = line(1, 1) + &line(7, 4000) + &line(9, 1);
+    for (options, suffix) in [("", ""), ("-- cat", "-delay")] {
+        let mut stream = world.stream_lines(&format!("- -t {products} {options}"), &lines);
+        assert_eq!(stream.wait(), End::Status(1), "{options}");
+        let told =
+            format!("cannot write to topic {products}{suffix}: Kafka did not take the record with the key 7: Message");
+        assert!(stream.says(&["error: ", &told]), "{:?}", stream.log());
+    }
+}
+
+#[test]
 fn a_bad_record_of_100_mib_that_cannot_be_put_aside_halts_its_partition() {
     let world = World::new("huge-letter");
     let products = topic_of_large(&world, 120 << 20);

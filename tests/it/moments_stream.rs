@@ -42,10 +42,22 @@ struct Job<'a> {
 }
 
 /// A row, as it is in the database.
-struct Row {
-    id: u32,
-    times: u32,
-    changed_ms: i64,
+pub struct Row {
+    pub id: u32,
+    pub times: u32,
+    pub changed_ms: i64,
+}
+
+impl Row {
+    /// Those that are selected, each as one text: `7 1 1700000000000`.
+    pub fn all(primary: &Primary, select: &str) -> Vec<Row> {
+        let row = |text: &String| {
+            let [id, times, changed_ms] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+            let [id, times] = [id, times].map(|number| number.parse().unwrap());
+            Row { id, times, changed_ms: changed_ms.parse().unwrap() }
+        };
+        block_on(primary.texts(select)).iter().map(row).collect()
+    }
 }
 
 impl<'a> Job<'a> {
@@ -95,12 +107,7 @@ impl<'a> Job<'a> {
 
     fn rows(&self) -> Vec<Row> {
         let select = format!("SELECT id || ' ' || n || ' ' || changed_ms FROM {} ORDER BY id", self.table);
-        let row = |text: &String| {
-            let [id, times, changed_ms] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
-            let [id, times] = [id, times].map(|number| number.parse().unwrap());
-            Row { id, times, changed_ms: changed_ms.parse().unwrap() }
-        };
-        block_on(self.primary.texts(&select)).iter().map(row).collect()
+        Row::all(self.primary, &select)
     }
 
     /// When the messages of a row were written that are among these.
@@ -248,5 +255,42 @@ fn a_stream_killed_at_any_system_call_leaves_no_change_untold_and_the_next_run_d
             missed
         });
         assert!(half_announced > 0 || !is_full(), "none died in the middle of its instant messages");
+    }
+}
+
+#[test]
+fn a_checkpoint_is_on_disk_before_it_gets_its_name_and_so_is_the_name_before_the_next_one() {
+    let world = World::new("stream-disk");
+    let [primary, ..] = block_on(primaries("moments_disk"));
+    let topic = world.topic_with_delay("items", 2);
+    let job = Job::new((&world, &primary), (&topic, 0), Action::Statement, "a whole run".to_owned());
+    let file = world.file("calls");
+    // With the files in the place of their numbers; of two lists of calls the last one holds.
+    let mut stream = job.start_traced(&format!("-y -e trace=write,fsync,fdatasync,rename -o {}", file.display()));
+    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+
+    let traced = fs::read_to_string(&file).unwrap();
+    let (name, folder) = (job.checkpoint.file_name().unwrap(), world.dir.file_name().unwrap());
+    let (new, folder) = (format!("/{}.new", name.display()), format!("/{}>", folder.display()));
+    let mut steps: Vec<_> = traced.lines().filter_map(|line| step(line, &new, &folder)).collect();
+    // It may be written in several parts.
+    steps.dedup();
+    let once = ["written", "written to disk", "renamed", "folder written to disk"];
+    // As the run begins, after each chunk, and in the end.
+    let all = once.repeat((1 + ROWS / CHUNK + 1) as usize);
+    assert_eq!(steps, all, "{traced}");
+}
+
+/// What a call does to a checkpoint that is not in its place yet, or to its folder. Of a call that is shown in two parts the
+/// first one says so.
+fn step(line: &str, new: &str, folder: &str) -> Option<&'static str> {
+    let (_, call) = line.split_once(' ')?;
+    let (name, rest) = call.trim_start().split_once('(')?;
+    match name {
+        "write" if rest.contains(&format!("{new}>")) => Some("written"),
+        "fsync" | "fdatasync" if rest.contains(&format!("{new}>")) => Some("written to disk"),
+        "fsync" if rest.contains(folder) => Some("folder written to disk"),
+        "rename" if rest.contains(&format!("{new}\", ")) => Some("renamed"),
+        _ => None,
     }
 }

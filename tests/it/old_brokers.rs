@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 use crate::consume_offsets::printed_option;
-use crate::protocol::{Mock, Take, leading};
+use crate::mock::{Mock, Take, leading};
 use crate::support::{End, Message, World, block_on, log_lines, value};
 
 /// The id of a topic where brokers tell none.

@@ -6,12 +6,12 @@ use ksync::database::Dialect;
 use rustix::process::Signal;
 
 use crate::stream::delayed;
-use crate::support::{End, Primary, Process, World, block_on, primaries};
+use crate::support::{End, Primary, World, block_on, primaries};
 
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
 
 /// `products` with so many rows, and no index but that of the primary key.
-fn products_of(primary: &Primary, rows: usize) {
+pub fn products_of(primary: &Primary, rows: usize) {
     block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, code INTEGER NOT NULL, price INTEGER)"));
     for ids in (1..=rows).collect::<Vec<_>>().chunks(5000) {
         let rows: Vec<_> = ids.iter().map(|id| format!("({id}, {}, 0)", 100_000 - id)).collect();
@@ -21,7 +21,7 @@ fn products_of(primary: &Primary, rows: usize) {
     block_on(primary.execute(analyze));
 }
 
-fn changed(primary: &Primary) -> usize {
+pub fn changed(primary: &Primary) -> usize {
     block_on(primary.texts("SELECT id FROM products WHERE price = 1")).len()
 }
 
@@ -182,38 +182,6 @@ fn a_dry_run_shows_by_which_condition_the_database_finds_keys_of_several_columns
     }
 }
 
-/// ksync-stream on a terminal, which shows in a file what it does.
-fn on_a_terminal(world: &World, arguments: &str) -> (Process, std::path::PathBuf) {
-    let seen = world.file("terminal");
-    let process = world.start("script", &format!("-qfec \"{STREAM} {arguments}\" {}", seen.display()), &[]);
-    (process, seen)
-}
-
-#[test]
-fn on_a_terminal_an_action_is_asked_for_and_begins_only_with_yes() {
-    let world = World::new("asked");
-    let [primary, ..] = block_on(primaries("plan_asked"));
-    products_of(&primary, 25);
-    let topic = world.topic_with_delay("products", 1);
-    let source = format!("-t {topic} --database '{}' --table products", primary.url);
-    let action = format!("{source} --sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'");
-    for (answer, status, rows) in [("n\n", 1, 0), ("\n", 1, 0), ("yes\n", 0, 25)] {
-        let (mut stream, seen) = on_a_terminal(&world, &action);
-        let shown = || fs::read_to_string(&seen).unwrap_or_default();
-        world.eventually("it asks", || shown().contains("begin? [y/N]"));
-        assert!(shown().contains("for each chunk:"), "{}", shown());
-        assert_eq!(changed(&primary), 0);
-        stream.tell(answer);
-        assert_eq!((stream.wait(), changed(&primary)), (End::Status(status), rows), "{answer:?}: {}", shown());
-    }
-    // Nobody is asked about a re-index, nor with --yes.
-    for options in [&source, &format!("{action} --yes")] {
-        let (mut stream, seen) = on_a_terminal(&world, options);
-        assert_eq!(stream.wait(), End::Status(0), "{options}");
-        assert!(!fs::read_to_string(seen).unwrap().contains("begin?"));
-    }
-}
-
 #[test]
 fn a_key_without_an_index_is_told_with_the_words_of_the_database() {
     let world = World::new("no-index");
@@ -278,6 +246,35 @@ fn a_key_that_rows_may_share_is_told_and_looked_for_first_where_they_are_counted
                 primary.execute("CREATE TABLE old () INHERITS (products); INSERT INTO old SELECT * FROM products"),
             );
             assert_eq!(run(&format!("--count {update}")), (End::Status(78), vec![refused.to_owned()]));
+        }
+    }
+}
+
+#[test]
+fn rows_that_share_a_key_end_a_run_that_has_not_looked_for_them_behind_whole_chunks() {
+    let world = World::new("shared-met");
+    for primary in block_on(primaries("plan_met")) {
+        products_of(&primary, 30);
+        // By their codes the last row comes first. Those that share one are in the third chunk, or on both sides of the
+        // first one's end.
+        for (one, other, done, touched) in [(19, 18, 10, "5 rows for 4 keys"), (26, 25, 0, "6 rows for 5 keys")] {
+            block_on(primary.execute("UPDATE products SET code = 100000 - id, price = 0"));
+            block_on(primary.execute(&format!("UPDATE products SET code = {} WHERE id = {other}", 100_000 - one)));
+            let source = format!("--database {} --table products --key code --chunk-size 5", primary.url);
+            let update = "--chunk-time 1h --sql 'UPDATE products SET price = 1 WHERE code IN (:keys)'";
+            let refused = format!("the statement touched {touched} and was rolled back; ");
+            let repeated = "table products has several rows with the same code, and a payload that tells them apart; ";
+            for (options, status, told, rows) in
+                [(update, 1, refused.as_str(), done), ("--payload row", 78, repeated, 0)]
+            {
+                let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+                block_on(primary.execute("UPDATE products SET price = 0"));
+                let mut stream = world.stream(&format!("-t {topic} {source} {options}"));
+                assert_eq!(stream.wait(), End::Status(status), "{primary:?} {options}: {:?}", stream.log());
+                assert!(stream.says(&["error: ", told]), "{primary:?} {options}: {:?}", stream.log());
+                let counts = (changed(&primary), world.kafka.count(&topic));
+                assert_eq!(counts, (rows, done as i64), "{primary:?} {options}: {one}, {other}");
+            }
         }
     }
 }

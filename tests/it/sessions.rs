@@ -1,7 +1,6 @@
 //! How ksync-stream's sessions with databases are: where a statement is run, for how long, and by which settings.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use ksync::database::Dialect;
 use sqlx::{Connection, MySqlConnection};
@@ -89,6 +88,15 @@ fn a_statement_that_takes_too_long_is_ended_by_the_database_and_leaves_nothing()
     }
 }
 
+/// What sets a price for a session, and how SQL says it there.
+fn price_of_session(dialect: Dialect) -> (&'static str, &'static str) {
+    match dialect {
+        Dialect::Postgres => ("SET my.price = '7'; SET lock_timeout = '1s'", "current_setting('my.price')::int"),
+        Dialect::MySql => ("SET @price = 7; SET SESSION lock_wait_timeout = 1", "@price"),
+        Dialect::Sqlite => ("CREATE TEMP TABLE mine AS SELECT 7 AS price", "(SELECT price FROM mine)"),
+    }
+}
+
 #[test]
 fn the_operator_s_own_settings_hold_for_all_of_a_session() {
     let world = World::new("session-sql");
@@ -96,18 +104,50 @@ fn the_operator_s_own_settings_hold_for_all_of_a_session() {
         products_of(&primary);
         let topic = new_topic(&world);
         let source = format!("-t {topic} --database {} --table products", primary.url);
-        let (set, sql) = match primary.dialect {
-            Dialect::Postgres => ("SET my.price = '7'; SET lock_timeout = '1s'", "current_setting('my.price')::int"),
-            Dialect::MySql => ("SET @price = 7; SET SESSION lock_wait_timeout = 1", "@price"),
-            Dialect::Sqlite => ("CREATE TEMP TABLE mine AS SELECT 7 AS price", "(SELECT price FROM mine)"),
-        };
-        let sql = format!("--sql \"UPDATE products SET price = {sql} WHERE id IN (:keys)\"");
+        let (set, price) = price_of_session(primary.dialect);
+        let sql = format!("--sql \"UPDATE products SET price = {price} WHERE id IN (:keys)\"");
         let mut stream = world.stream(&format!("{source} {sql} --session-sql \"{set}\""));
         assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
         assert_eq!(prices(&primary), ["7", "7", "7"], "{primary:?}");
         let mut refused = world.stream(&format!("{source} --session-sql 'SET nonsense to be'"));
         assert_ne!(refused.wait(), End::Status(0));
         assert!(refused.says(&["error: cannot run --session-sql: "]), "{:?}", refused.log());
+    }
+}
+
+#[test]
+fn the_operator_s_own_settings_hold_where_rows_are_read_and_where_they_are_changed() {
+    let world = World::new("session-sql-two");
+    let pairs = block_on(primaries("session_sql_read")).into_iter().zip(block_on(primaries("session_sql_act")));
+    for (replica, primary) in pairs {
+        products_of(&replica);
+        products_of(&primary);
+        let (set, price) = price_of_session(primary.dialect);
+        let rows = format!("--database {} --table products --where \"price < {price}\"", replica.url);
+        let sql = format!("--sql \"UPDATE products SET price = {price} WHERE id IN (:keys)\"");
+        let action = format!("{sql} --action-database {}", primary.url);
+        let mut stream = world.stream(&format!("-t {} {rows} {action} --session-sql \"{set}\"", new_topic(&world)));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        assert_eq!((prices(&replica), prices(&primary)), (vec!["0".into(); 3], vec!["7".into(); 3]), "{primary:?}");
+    }
+}
+
+#[test]
+fn keys_of_integers_are_read_by_copy_and_rows_that_have_more_by_a_query() {
+    let world = World::new("copy");
+    let [primary, ..] = block_on(primaries("session_copy"));
+    products_of(&primary);
+    for (options, begin) in
+        [("", r#"COPY (SELECT "products"."id"::int8 FROM "#), ("--payload row", r#"SELECT "products"."id"::int8, "#)]
+    {
+        let topic = new_topic(&world);
+        let source = format!("-t {topic} --database {} --table products --chunk-size 1 --pause 1h", primary.url);
+        let stream = world.stream(&format!("{source} --read-ahead 0 {options}"));
+        world.eventually("its first chunk is sent", || world.kafka.count(&topic) == 1);
+        let named = format!("application_name LIKE 'ksync-stream/{topic}/%'");
+        let asked = block_on(primary.texts(&format!("SELECT query FROM pg_stat_activity WHERE {named}")));
+        assert!(asked.len() == 1 && asked[0].starts_with(begin), "{options}: {asked:?}");
+        drop(stream);
     }
 }
 
@@ -166,36 +206,6 @@ fn what_a_url_leaves_out_comes_from_where_the_clients_of_the_databases_have_it()
 }
 
 #[test]
-fn a_password_of_postgres_comes_from_pgpass_and_none_is_told() {
-    let world = World::new("pgpass");
-    let [postgres, ..] = block_on(primaries("session_pgpass"));
-    products_of(&postgres);
-    let role =
-        "IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'with_password') THEN CREATE ROLE with_password; END IF";
-    block_on(postgres.execute(&format!("DO $$ BEGIN {role}; END $$; ALTER ROLE with_password LOGIN PASSWORD 'right'")));
-    block_on(postgres.execute("GRANT USAGE ON SCHEMA ksync_session_pgpass TO with_password"));
-    block_on(postgres.execute("GRANT SELECT ON products TO with_password"));
-    let topic = new_topic(&world);
-    let url = postgres.url.replace("//ksync@", "//with_password@");
-    let server = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
-    let home = world.dir.to_str().unwrap();
-    for (password, mode, status, told) in [
-        ("right", 0o600, 0, "3 rows"),
-        ("PASSWORD", 0o600, 78, "password authentication failed for user \"with_password\""),
-        // As psql does, it passes over a file that others can read.
-        ("right", 0o644, 78, "password"),
-    ] {
-        let file = world.dir.join(".pgpass");
-        fs::write(&file, format!("# for a test\n{server}:*:with_password:{password}\n")).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        let source = format!("-t {topic} --database '{url}' --table products");
-        let mut stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &source, &[("HOME", home)]);
-        assert_eq!(stream.wait(), End::Status(status), "{password} {mode:o}: {:?}", stream.log());
-        assert!(stream.says(&[told]) && !stream.says(&["PASSWORD"]), "{:?}", stream.log());
-    }
-}
-
-#[test]
 fn what_is_wrong_with_a_url_or_a_key_is_told_before_anything_is_sent() {
     let world = World::new("wrong-url");
     let [postgres, mariadb, sqlite] = block_on(primaries("session_wrong"));
@@ -223,11 +233,14 @@ fn what_is_wrong_with_a_url_or_a_key_is_told_before_anything_is_sent() {
         ("mysql://ksync:PASSWORD@127.0.0.1:1/x".to_owned(), 75, "cannot connect to MySQL or MariaDB at 127.0.0.1:1"),
         ("sqlite:/no/such/file.db".to_owned(), 78, "cannot open the SQLite database /no/such/file.db"),
     ] {
-        let options = format!("-t {topic} --table pairs --key a {SQL}");
-        let mut stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &options, &[("DATABASE_URL", &url)]);
-        assert_eq!(stream.wait(), End::Status(status), "{url}: {:?}", stream.log());
-        assert!(stream.says(&["error: ", told]), "{url}: {:?}", stream.log());
-        assert!(!stream.says(&["PASSWORD"]), "{url}: {:?}", stream.log());
+        // Told everything, others may read it as well.
+        for verbose in ["", "-vv"] {
+            let options = format!("-t {topic} --table pairs --key a {SQL} {verbose}");
+            let mut stream = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &options, &[("DATABASE_URL", &url)]);
+            assert_eq!(stream.wait(), End::Status(status), "{url}: {:?}", stream.log());
+            assert!(stream.says(&["error: ", told]), "{url}: {:?}", stream.log());
+            assert!(!stream.says(&["PASSWORD"]), "{url}: {:?}", stream.log());
+        }
     }
     for primary in [&postgres, &mariadb, &sqlite] {
         let mut stream = world.stream(&format!("-t {topic} --database {} --table pairs --key a,b", primary.url));

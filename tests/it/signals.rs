@@ -30,8 +30,12 @@ fn sighup_ends_neither_a_daemon_nor_its_batch() {
     let handler = world.handler(&format!("await {gate}"));
     let mut consumer = heeding(&world, &format!("{CONSUME} -t {products} -n indexer -- {handler}"));
     let mut delayer = heeding(&world, &format!("{DELAYER} -t {products}"));
-    world.eventually("both work", || handler.runs().len() == 1 && delayer.says(&["leading from offset 0"]));
-    for daemon in [&mut consumer, &mut delayer] {
+    let mut stream = heeding(&world, &format!("{STREAM} -t {products} --serve {}", world.file("serve").display()));
+    world.eventually("all work", || {
+        let leads = delayer.says(&["leading from offset 0"]);
+        leads && handler.runs().len() == 1 && stream.says(&["serving applications at "])
+    });
+    for daemon in [&mut consumer, &mut delayer, &mut stream] {
         daemon.signal(Signal::HUP);
         world.eventually("it says what it makes of it", || daemon.says(&["info: ", GOES_ON]));
         assert!(daemon.is_running());
@@ -39,7 +43,7 @@ fn sighup_ends_neither_a_daemon_nor_its_batch() {
     gate.open();
     let seat = world.seat(&products, 0, "indexer");
     world.eventually("the batch is done", || seat.offset() == Some(5));
-    for daemon in [&mut consumer, &mut delayer] {
+    for daemon in [&mut consumer, &mut delayer, &mut stream] {
         daemon.signal(Signal::TERM);
         assert_eq!((daemon.wait(), daemon.log_of("error")), (End::Status(0), vec![]));
     }

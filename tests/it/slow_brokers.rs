@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ksync::shutdown::Shutdown;
 use ksync::topic::Topic;
 
-use crate::protocol::{Mock, Take, leading};
+use crate::mock::{Mock, Take, leading};
 use crate::support::{World, block_on, log_lines, value};
 
 #[test]

@@ -1,12 +1,18 @@
 //! Statements of ksync-stream besides plain updates of rows that nobody else wants.
 
+use std::slice;
 use std::thread;
+use std::time::Duration;
 
 use ksync::database::Dialect;
+use rustix::process::Signal;
 use sqlx::{Connection, MySqlConnection, PgConnection};
 
+use crate::application_faults::copying;
+use crate::resume::{instant, payloads};
+use crate::resume_killed::{new_copy, prices};
 use crate::stream::delayed;
-use crate::support::{End, Primary, World, block_on, primaries};
+use crate::support::{Application, End, Primary, World, block_on, primaries};
 
 fn products_of(primary: &Primary, rows: usize) {
     block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
@@ -46,6 +52,47 @@ fn rows_are_copied_chunk_by_chunk_and_those_that_are_there_already_are_refused()
         // The first chunk is whole, of the second one, which has the row 20, is nothing.
         let expected = [&all[..10], &all[19..]].concat();
         assert_eq!((archived(), world.kafka.count(&topic)), (expected, 10), "{primary:?}");
+    }
+}
+
+#[test]
+fn deleted_rows_have_both_messages_and_are_deleted_from_the_copy_and_the_next_run_deletes_the_rest() {
+    let world = World::new("deleted");
+    let shops = block_on(primaries("statements_deleted")).map(|primary| {
+        let (topic, copy) = (new_topic(&world), new_copy(&world));
+        block_on(primary.execute(Application::TABLE));
+        let rows: Vec<_> = (1..=25).map(|id| format!("({id}, 0)")).collect();
+        for database in [&primary, &copy] {
+            block_on(database.execute(&format!("INSERT INTO products (id, price) VALUES {}", rows.join(", "))));
+        }
+        // So long that the instant messages have to do it.
+        let copying = copying(&world, slice::from_ref(&topic), (&primary, &copy), Duration::from_secs(300));
+        (primary, copy, topic, copying)
+    });
+    for (primary, copy, topic, _copying) in &shops {
+        let keep = format!("--checkpoint {}", world.file("checkpoint").display());
+        let source = format!("-t {topic} --database {} --table products --where 'id > 5'", primary.url);
+        let run = |options: &str| {
+            let delete = "--sql 'DELETE FROM products WHERE id IN (:keys)'";
+            world.stream(&format!("{source} --chunk-size 10 --chunk-time 1h {keep} {options} {delete}"))
+        };
+        let left = |ids: &[u32]| ids.iter().map(|id| format!("{id} 0")).collect::<Vec<_>>();
+        let mut first = run("--pause 1h");
+        world.eventually("the first chunk is announced", || world.kafka.count(topic) == 10);
+        first.signal(Signal::TERM);
+        assert_eq!(first.wait(), End::Status(75), "{primary:?}: {:?}", first.log());
+        let rest: Vec<u32> = (1..=5).chain(16..=25).collect();
+        assert_eq!(prices(primary), left(&rest), "{primary:?}");
+        world.eventually("the copy has no more either", || prices(copy) == left(&rest));
+
+        let mut next = run("");
+        assert_eq!(next.wait(), End::Status(0), "{primary:?}: {:?}", next.log());
+        let told = next.says(&["info: going on behind key 15: 10 rows were done by "]);
+        assert!(told, "{primary:?}: {:?}", next.log());
+        assert_eq!(prices(primary), left(&[1, 2, 3, 4, 5]), "{primary:?}");
+        let deleted = payloads(6..=25);
+        assert_eq!((&delayed(&world, topic), &instant(&world, topic)), (&deleted, &deleted), "{primary:?}");
+        world.eventually("the copy has no more either", || prices(copy) == prices(primary));
     }
 }
 

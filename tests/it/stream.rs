@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 
-use crate::support::{End, Primary, World, block_on, primaries};
+use crate::support::{End, Primary, Record, World, block_on, primaries};
 
 /// `products` with ids 1 to 25; every third is old.
 fn products_of(primary: &Primary) {
@@ -27,6 +27,12 @@ pub fn delayed(world: &World, topic: &str) -> Vec<String> {
         value.split_once("\"payload\": ").unwrap().1.rsplit_once(", \"created_at\"").unwrap().0.to_owned()
     };
     records.iter().map(|record| payload(record.value.as_ref().unwrap())).collect()
+}
+
+/// When a delay message was made, by what it says itself: it may be on its way to the broker for long.
+pub fn made_at(message: &Record) -> f64 {
+    let (_, time) = message.value.as_ref().unwrap().rsplit_once("\"created_at\": ").unwrap();
+    time.trim_end_matches('}').parse().unwrap()
 }
 
 /// A broker refuses a batch that is larger than its topic allows, though it would take each of the messages in it.
@@ -167,6 +173,28 @@ fn a_command_works_on_each_chunk_of_rows() {
 }
 
 #[test]
+fn a_chunk_of_lines_or_rows_ends_where_it_has_so_many_bytes_and_a_large_line_is_one_by_itself() {
+    let world = World::new("chunk-bytes");
+    let [.., sqlite] = block_on(primaries("stream_bytes"));
+    products_of(&sqlite);
+    let topic = world.topic_with_delay("products", 1);
+    let large = format!("{{\"id\":100,\"text\":\"{}\"}}\n", "x".repeat(100));
+    let small = (1..=9).map(|id| format!("{{\"id\":{id}}}\n")).collect::<String>();
+    let rows = format!("--database {} --table products --where 'id < 10'", sqlite.url);
+    // Five payloads; those of rows with their keys.
+    for (source, lines, bytes, sizes) in
+        [("-", large + &small, 5 * 8, "1\n5\n4\n"), (&*rows, String::new(), 5 * 9, "5\n4\n")]
+    {
+        let got = world.file("got");
+        let action = world.script(&format!("cat > /dev/null; echo $KSYNC_BATCH_COUNT >> {}", got.display()));
+        let limits = format!("--chunk-bytes {bytes} --chunk-wait 1m --chunk-time 1h");
+        let mut stream = world.stream_lines(&format!("{source} -t {topic} {limits} -- {action}"), lines);
+        assert_eq!(stream.wait(), End::Status(0), "{source}: {:?}", stream.log());
+        assert_eq!(std::fs::read_to_string(&got).unwrap(), sizes, "{source}");
+    }
+}
+
+#[test]
 fn only_delay_and_only_instant_send_only_these() {
     let world = World::new("only");
     let action = world.script("cat > /dev/null");
@@ -203,7 +231,11 @@ fn the_delay_messages_are_there_before_the_action_begins_and_the_instant_ones_no
 fn a_failed_action_gives_no_instant_messages_and_its_status_is_told() {
     let world = World::new("failed");
     for (body, status, why) in [
+        ("exit 1", 1, "exit status 1"),
         ("exit 3", 1, "exit status 3"),
+        // Of a handler these would have single records tried, and put aside.
+        ("exit 65", 1, "exit status 65"),
+        ("exit 100", 1, "exit status 100"),
         ("exit 75", 75, "exit status 75"),
         ("exit 111", 75, "exit status 111"),
         ("exit 77", 78, "exit status 77"),
@@ -211,18 +243,24 @@ fn a_failed_action_gives_no_instant_messages_and_its_status_is_told() {
         ("exit 126", 78, "exit status 126"),
         ("exit 127", 78, "exit status 127"),
         ("kill -9 $$", 1, "signal 9 (SIGKILL)"),
-        ("unread", 1, "exit status 0 with 9 bytes of its input unread"),
+        ("unread", 1, "exit status 0 with 36 bytes of its input unread"),
     ] {
         let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
+        let runs = world.file("runs");
+        let noted = format!("echo $KSYNC_BATCH_COUNT >> {}", runs.display());
         let action = match body {
-            "unread" => world.script("exit 0"),
-            body => world.script(&format!("cat > /dev/null\n{body}")),
+            "unread" => world.script(&noted),
+            body => world.script(&format!("cat > /dev/null\n{noted}\n{body}")),
         };
-        let mut stream = world.stream_lines(&format!("- -t {topic} -- {action}"), "{\"id\":1}\n");
+        let lines = ["{\"id\":1}", "{\"id\":2}", "{\"id\":3}", "{\"id\":4}"];
+        let mut stream = world.stream_lines(&format!("- -t {topic} -- {action}"), lines.join("\n") + "\n");
         assert_eq!(stream.wait(), End::Status(status), "{body}");
         let text = format!("the action failed: {why}; the delay messages of its chunk are sent");
         assert_eq!(stream.log_of("error"), [text], "{body}");
-        assert_eq!((world.kafka.count(&topic), delayed(&world, &topic).len()), (0, 1), "{body}");
+        // Once, and with all of them: it is not tried again, nor with fewer.
+        assert_eq!(std::fs::read_to_string(&runs).unwrap(), "4\n", "{body}");
+        let sent = (world.kafka.count(&topic), delayed(&world, &topic));
+        assert_eq!(sent, (0, lines.map(str::to_owned).to_vec()), "{body}");
     }
 }
 
@@ -236,12 +274,7 @@ fn an_action_longer_than_half_the_delay_has_its_delay_messages_sent_again() {
     let mut stream = world.stream_lines(&format!("- -t {topic} --delay 12s -- {action}"), lines);
     world.eventually("they were sent three times", || world.kafka.count(&format!("{topic}-delay")) >= 6);
     let made = world.kafka.records(&format!("{topic}-delay"));
-    // By what they say themselves: one may be on its way to the broker for long.
-    let made_at = |at: usize| -> f64 {
-        let (_, time) = made[at].value.as_ref().unwrap().rsplit_once("\"created_at\": ").unwrap();
-        time.trim_end_matches('}').parse().unwrap()
-    };
-    let apart = made_at(4) - made_at(2);
+    let apart = made_at(&made[4]) - made_at(&made[2]);
     assert!((5.0..11.0).contains(&apart), "sent again after {apart} s");
     gate.open();
     assert_eq!(stream.wait(), End::Status(0));

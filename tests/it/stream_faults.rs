@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use ksync::database::Dialect;
 use rustix::process::{Signal, kill_process};
+use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
 
 use crate::database::numbers;
 use crate::stream::delayed;
-use crate::support::{End, Primary, Record, World, block_on, is_full, primaries};
+use crate::support::{Client, End, Primary, Record, Services, World, block_on, is_full, primaries};
 
 fn products_of(primary: &Primary, rows: usize) {
     block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
@@ -22,6 +23,33 @@ fn changed(primary: &Primary) -> Vec<String> {
 
 fn new_topic(world: &World) -> String {
     world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1)
+}
+
+/// Another program's session with a database, in which a transaction may stay open.
+enum Other {
+    Postgres(PgConnection),
+    MySql(MySqlConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Other {
+    fn of(primary: &Primary) -> Other {
+        match primary.dialect {
+            Dialect::Postgres => Other::Postgres(block_on(PgConnection::connect(&primary.url)).unwrap()),
+            Dialect::MySql => Other::MySql(block_on(MySqlConnection::connect(&primary.url)).unwrap()),
+            Dialect::Sqlite => Other::Sqlite(block_on(SqliteConnection::connect(&primary.url)).unwrap()),
+        }
+    }
+
+    fn run(&mut self, sql: &'static str) {
+        let query = sqlx::raw_sql(sql);
+        let done = match self {
+            Other::Postgres(session) => block_on(query.execute(session)).map(drop),
+            Other::MySql(session) => block_on(query.execute(session)).map(drop),
+            Other::Sqlite(session) => block_on(query.execute(session)).map(drop),
+        };
+        done.unwrap();
+    }
 }
 
 #[test]
@@ -94,6 +122,51 @@ fn a_connection_that_the_database_ends_leaves_whole_chunks_and_the_next_run_goes
 }
 
 #[test]
+fn a_server_that_is_killed_leaves_whole_chunks_and_the_next_run_goes_on() {
+    let world = World::new("server-killed");
+    let services = Services::postgres(&world.id);
+    let primary = Primary { dialect: Dialect::Postgres, url: services.get("KSYNC_TEST_POSTGRES").to_owned() };
+    products_of(&primary, 40);
+    let source = format!("--database {} --table products --chunk-size 10 --chunk-time 1h", primary.url);
+
+    let topic = new_topic(&world);
+    let update = "--checkpoint-table --sql 'UPDATE products SET price = price + 1 WHERE id IN (:keys)'";
+    let command = format!("-t {topic} {source} {update}");
+    let mut other = Other::of(&primary);
+    other.run("BEGIN; SELECT id FROM products WHERE id = 25 FOR UPDATE");
+    let mut stream = world.stream(&command);
+    let waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    world.eventually("the third chunk is at its statement", || !block_on(primary.texts(waits)).is_empty());
+    kill_process(services.pid("postgres"), Signal::KILL).unwrap();
+    assert_eq!(stream.wait(), End::Status(75), "{:?}", stream.log());
+    services.start_again("postgres");
+    assert_eq!((changed(&primary).len(), world.kafka.count(&topic)), (20, 20));
+    let mut next = world.stream(&command);
+    assert_eq!(next.wait(), End::Status(0), "{:?}", next.log());
+    assert_eq!(block_on(primary.texts("SELECT DISTINCT price FROM products")), ["1"]);
+    assert_eq!(world.kafka.count(&topic), 40);
+
+    let (topic, path) = (new_topic(&world), world.file("control"));
+    let keep = format!("--read-ahead 0 --checkpoint {}", world.file("checkpoint").display());
+    let command = format!("-t {topic} {source} {keep}");
+    let mut stream = world.stream(&format!("{command} --rate 0.001/s --control unix:{}", path.display()));
+    let mut client = Client::to(&world, &path);
+    world.eventually("a chunk is sent", || client.ask("status").contains("; paused since "));
+    kill_process(services.pid("postgres"), Signal::KILL).unwrap();
+    client.ask("rate off");
+    assert_eq!(stream.wait(), End::Status(75), "{:?}", stream.log());
+    services.start_again("postgres");
+    // Sessions outlive their server for a moment.
+    let done = world.kafka.count(&topic);
+    assert!(done % 10 == 0 && done < 40, "{done}");
+    let mut next = world.stream(&command);
+    assert_eq!(next.wait(), End::Status(0), "{:?}", next.log());
+    let told = format!("info: going on behind key {done}: {done} rows were done by ");
+    assert!(next.says(&[&told]), "{:?}", next.log());
+    assert_eq!(world.kafka.count(&topic), 40);
+}
+
+#[test]
 fn the_statement_of_a_stream_that_is_killed_is_not_committed_by_the_server() {
     let world = World::new("killed-statement");
     for primary in block_on(primaries("faults_killed")).into_iter().filter(|it| it.dialect != Dialect::Sqlite) {
@@ -152,6 +225,63 @@ fn what_others_change_meanwhile_changes_nothing_about_whom_a_chunk_announces() {
 }
 
 #[test]
+fn what_others_change_while_a_statement_waits_changes_nothing_about_whom_its_chunk_announces() {
+    let world = World::new("changed-beside");
+    for primary in block_on(primaries("faults_beside")) {
+        products_of(&primary, 30);
+        let topic = new_topic(&world);
+        let mut other = Other::of(&primary);
+        other.run(match primary.dialect {
+            // Nobody else can write then.
+            Dialect::Sqlite => "BEGIN IMMEDIATE",
+            // All that it is going to change, so that the statement has none of these before it waits.
+            Dialect::Postgres | Dialect::MySql => "BEGIN; SELECT id FROM products WHERE id <= 5 FOR UPDATE",
+        });
+        let source = format!("--database {} --table products --where 'price = 0' --chunk-size 10", primary.url);
+        let update = "--chunk-time 1h --sql 'UPDATE products SET price = 2 WHERE id IN (:keys) AND price = 0'";
+        let mut stream = world.stream(&format!("-t {topic} {source} {update}"));
+        world.eventually("the first chunk is at its statement", || delayed(&world, &topic).len() == 20);
+        // One is gone, one that the statement passes over, one that has another key now, and one that is new.
+        other.run(
+            "DELETE FROM products WHERE id = 3;
+             UPDATE products SET price = 1 WHERE id = 4;
+             UPDATE products SET id = 40 WHERE id = 5;
+             INSERT INTO products VALUES (31, 0);
+             COMMIT",
+        );
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        let ids: Vec<_> = (1..=31).chain([40]).map(|id| format!("{{\"id\":{id}}}")).collect();
+        let instant: Vec<_> = world.kafka.records(&topic).into_iter().map(|record| record.value.unwrap()).collect();
+        assert_eq!((&delayed(&world, &topic), &instant), (&ids, &ids), "{primary:?}");
+        let priced = |price: u32| format!("SELECT id FROM products WHERE price = {price} ORDER BY id");
+        let [passed_over, changed] = [1, 2].map(|price| block_on(primary.texts(&priced(price))));
+        let expected: Vec<_> = [1, 2].into_iter().chain(6..=31).chain([40]).map(|id| id.to_string()).collect();
+        assert_eq!((passed_over, changed), (vec!["4".to_owned()], expected), "{primary:?}");
+    }
+}
+
+#[test]
+fn a_null_that_comes_into_the_key_meanwhile_ends_the_run_where_it_is_read() {
+    let world = World::new("null-meanwhile");
+    for primary in block_on(primaries("faults_null")) {
+        block_on(primary.execute("CREATE TABLE pairs (a INTEGER NOT NULL, b INTEGER)"));
+        block_on(primary.execute("INSERT INTO pairs VALUES (1, 1), (1, 2), (2, 1), (2, 2)"));
+        let (topic, gate) = (new_topic(&world), world.gate());
+        let action = world.script(&format!("cat > /dev/null; await {gate}"));
+        let source = format!("--database {} --table pairs --key a,b --chunk-size 2 --chunk-time 1h", primary.url);
+        let mut stream = world.stream(&format!("-t {topic} {source} --read-ahead 0 -- {action}"));
+        world.eventually("the first chunk is at its action", || delayed(&world, &topic).len() == 2);
+        // Before all that is read, and behind the next chunk.
+        block_on(primary.execute("INSERT INTO pairs VALUES (0, NULL), (3, NULL)"));
+        gate.open();
+        assert_eq!(stream.wait(), End::Status(78), "{primary:?}: {:?}", stream.log());
+        let told = "table pairs has rows whose a, b is NULL; ";
+        assert!(stream.says(&["error: ", told]), "{primary:?}: {:?}", stream.log());
+        assert_eq!((world.kafka.count(&topic), delayed(&world, &topic).len()), (2, 2), "{primary:?}");
+    }
+}
+
+#[test]
 fn a_checkpoint_that_cannot_be_written_ends_the_run_before_its_first_message() {
     let world = World::new("disk-full");
     let [primary, ..] = block_on(primaries("faults_disk"));
@@ -196,20 +326,28 @@ fn a_disk_that_is_full_in_mid_run_ends_it_behind_a_whole_chunk_and_the_next_run_
 #[test]
 fn a_queue_that_is_full_all_the_time_holds_up_the_source_and_takes_no_memory() {
     let world = World::new("queue-full");
-    let topic = new_topic(&world);
-    let count: usize = if is_full() { 10_000_000 } else { 300_000 };
-    let mut stream = world.stream(&format!("- -t {topic} -X queue.buffering.max.messages=1000"));
-    let mut most = 0;
-    for ids in (0..count).collect::<Vec<_>>().chunks(10_000) {
-        stream.tell(ids.iter().map(|id| format!("{{\"id\":{id}}}\n")).collect::<String>());
-        most = most.max(stream.most_memory());
+    // More than it may hold, by their number or by their size.
+    let (many, large) = ((10_000_000, 0), (100_000, 1000));
+    let action = world.script("cat > /dev/null");
+    let runs = [(if is_full() { many } else { large }, String::new()), (large, format!("-- {action}"))];
+    for ((count, size), action) in runs {
+        let topic = new_topic(&world);
+        let mut stream = world.stream(&format!("- -t {topic} -X queue.buffering.max.messages=1000 {action}"));
+        let line = |id: usize| format!("{{\"id\":{id},\"pad\":\"{}\"}}", "x".repeat(size));
+        for ids in (0..count).collect::<Vec<_>>().chunks(10_000) {
+            stream.tell(ids.iter().map(|id| line(*id) + "\n").collect::<String>());
+        }
+        // It still waits for more: what it has needed at most until now is for all of these.
+        let limit = Duration::from_secs(120);
+        world.within(limit, "all are sent", || world.kafka.count(&topic) == count as i64);
+        let most = stream.most_memory();
+        assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
+        assert!(most < 64 << 20, "{action}: {} MiB", most >> 20);
+        let records = world.kafka.records(&topic);
+        assert_eq!(records.len(), count, "{action}");
+        let is_it = |(id, record): (usize, &Record)| record.value.as_ref() == Some(&line(id));
+        assert!(records.iter().enumerate().all(is_it), "{action}: in their order");
     }
-    assert_eq!(stream.wait(), End::Status(0), "{:?}", stream.log());
-    assert!(most < 64 << 20, "{} MiB", most >> 20);
-    let records = world.kafka.records(&topic);
-    assert_eq!(records.len(), count);
-    let is_it = |(id, record): (usize, &Record)| record.value.as_deref() == Some(&format!("{{\"id\":{id}}}"));
-    assert!(records.iter().enumerate().all(is_it), "in their order");
 }
 
 #[test]

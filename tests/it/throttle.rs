@@ -353,6 +353,30 @@ fn sigterm_ends_a_pause_at_once() {
 }
 
 #[test]
+fn a_run_ends_at_its_time_of_day_behind_the_chunk_that_is_under_way() {
+    let world = World::new("until");
+    let [.., sqlite] = block_on(primaries("throttle_until"));
+    products_of(&sqlite, 6);
+    let (topic, clock, gate) = (world.topic_with_delay("products", 1), world.clock(), world.gate());
+    let begun = world.file("begun");
+    let action = world.script(&format!("cat > /dev/null; touch {}; await {gate}", begun.display()));
+    let until = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3600)).to_string();
+    let source = format!("-t {topic} --database {} --table products --chunk-size 2 --until {until}", sqlite.url);
+    let mut stream =
+        world.start(env!("CARGO_BIN_EXE_ksync-stream"), &format!("{source} -- {action}"), &clock.environment());
+    world.eventually("a chunk is under way", || begun.exists());
+    let over = format!("info: the time is over (--until {until}): finishing what is under way");
+    assert!(!stream.says(&[&over]), "{:?}", stream.log());
+    clock.set(3600.0);
+    world.eventually("its time is over", || stream.says(&[&over]));
+    assert!(stream.is_running());
+    gate.open();
+    assert_eq!(stream.wait(), End::Status(75), "{:?}", stream.log());
+    assert!(stream.says(&["info: asked to end before the end of the source"]), "{:?}", stream.log());
+    assert_eq!(world.kafka.count(&topic), 2);
+}
+
+#[test]
 fn progress_tells_of_a_long_pause() {
     let world = World::new("throttle-progress");
     let topic = world.topic("products", 1);

@@ -59,7 +59,7 @@ impl Application {
                 ("DATABASE_URL", url),
                 ("TOPIC", topic),
                 ("KSYNC_SOCKET", &socket.display().to_string()),
-                ("KSYNC_TIMEOUT", "30"),
+                ("KSYNC_ANSWER_TIMEOUT", "30"),
             ],
         );
         Application { language, process }
