@@ -39,6 +39,7 @@ mod life;
 mod life_moments;
 mod life_phases;
 mod limits;
+mod links;
 mod logins;
 mod logs;
 mod logs_scene;

@@ -1,303 +1,227 @@
-//! What README.md shows is true as it is written: its examples, its lines for cron, its queries and its rights.
+//! What README.md and docs/ show is true as it is written: their examples run, and do what they say.
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use ksync::database::{Database, Dialect, Question};
+use rustix::process::Signal;
 
-use crate::clients::environment;
-use crate::examples::built;
-use crate::support::{End, Primary, Record, World, block_on, primaries};
+use crate::consume::ids;
+use crate::support::{End, Primary, Process, World, block_on, primaries};
+
+mod applications;
+mod cron;
+mod rights;
+mod shown;
 
 const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
-const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+pub const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// How long an application may take to start, and to be run.
-const MINUTES: Duration = Duration::from_secs(300);
+/// The documents beside README.md, and how many examples of each are to be run.
+const DOCUMENTS: [(&str, usize); 6] = [
+    ("docs/applications.md", 1),
+    ("docs/design.md", 0),
+    ("docs/handlers.md", 5),
+    ("docs/operations.md", 0),
+    ("docs/performance.md", 0),
+    ("docs/stream.md", 4),
+];
 
-fn readme() -> String {
-    fs::read_to_string(Path::new(PROJECT).join("README.md")).unwrap()
+/// A document of the project, by its path there.
+pub fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(PROJECT).join(name)).unwrap()
+}
+
+/// The headings of a document: in which line each stands, of which level it is, what it says.
+pub fn headings(text: &str) -> Vec<(usize, usize, &str)> {
+    let (mut headings, mut is_block) = (vec![], false);
+    for (number, line) in text.lines().enumerate() {
+        if line.starts_with("```") {
+            is_block = !is_block;
+        }
+        let level = line.bytes().take_while(|byte| *byte == b'#').count();
+        if let Some(title) = line[level..].strip_prefix(' ')
+            && level > 0
+            && !is_block
+        {
+            headings.push((number, level, title));
+        }
+    }
+    headings
+}
+
+/// What stands under a heading, with the sections of lower levels in it.
+fn section(name: &str, title: &str) -> String {
+    let text = document(name);
+    let headings = headings(&text);
+    let at = headings.iter().position(|(.., found)| *found == title);
+    let at = at.unwrap_or_else(|| panic!("{name} has no section {title}"));
+    let (begin, level, _) = headings[at];
+    let next = headings[at + 1..].iter().find(|(_, other, _)| *other <= level);
+    let end = next.map_or_else(|| text.lines().count(), |(line, ..)| *line);
+    text.lines().skip(begin + 1).take(end - begin - 1).collect::<Vec<_>>().join("\n")
+}
+
+/// The blocks that begin with such a mark: "sh run".
+fn blocks<'a>(text: &'a str, mark: &str) -> Vec<&'a str> {
+    let begin = format!("\n```{mark}\n");
+    text.split(begin.as_str()).skip(1).map(|block| block.split_once("\n```").unwrap().0).collect()
 }
 
 /// The first block of SQL in a section.
-pub fn sql_of(section: &str) -> String {
-    let readme = readme();
-    let (_, section) = readme.split_once(&format!("\n### {section}\n")).unwrap();
-    let (_, block) = section.split_once("\n```sql\n").unwrap();
-    block.split_once("\n```").unwrap().0.to_owned()
+pub fn sql_of(name: &str, title: &str) -> String {
+    blocks(&section(name, title), "sql")[0].to_owned()
+}
+
+/// The lines of a section that are shown as a program prints them.
+fn printed(section: &str) -> Vec<&str> {
+    section.lines().filter_map(|line| line.strip_prefix("    ")).collect()
+}
+
+/// Our programs before all others.
+fn path() -> String {
+    format!("{}:{}", Path::new(STREAM).parent().unwrap().display(), std::env::var("PATH").unwrap())
 }
 
 fn thousand_products(postgres: &Primary) {
+    block_on(postgres.execute("DROP TABLE IF EXISTS products"));
     block_on(postgres.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)"));
     block_on(postgres.execute("INSERT INTO products SELECT n, 'x', n * 100 FROM generate_series(1, 1000) AS n"));
 }
 
-#[test]
-fn the_examples_run() {
-    let world = World::alone("readme");
-    let [postgres, ..] = block_on(primaries("readme"));
-    thousand_products(&postgres);
-    let path = format!("{}:{}", Path::new(STREAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let home = world.dir.display().to_string();
-    let environment = [("PATH", path.as_str()), ("DATABASE_URL", &postgres.url), ("HOME", &home)];
-    let readme = readme();
-    let blocks = readme.split("\n```sh run\n").skip(1);
-    let examples: Vec<&str> = blocks.map(|block| block.split_once("\n```").unwrap().0).collect();
-    assert!(examples.len() >= 6, "only {} examples are marked with `sh run`", examples.len());
-    for example in examples {
-        let script = world.script(&format!("cd {PROJECT}\n{example}"));
-        assert_eq!(world.start(&script, "", &environment).wait(), End::Status(0), "{example}");
+/// Somebody who does what a document shows, in the folder of ksync.
+struct Reader {
+    world: World,
+    postgres: Primary,
+}
+
+impl Reader {
+    fn of(test: &str) -> Reader {
+        let world = World::alone(test);
+        let [postgres, ..] = block_on(primaries(test));
+        Reader { world, postgres }
     }
-    assert_eq!(block_on(postgres.texts("SELECT min(price)::text FROM products")), ["500"]);
-    assert_eq!(block_on(postgres.texts("SELECT count(*)::text FROM products")), ["990"]);
-}
 
-/// The applications that are to be running in five minutes: each is run as it is shown, and what it has changed has arrived.
-#[test]
-fn the_applications_of_five_minutes_announce_what_they_change() {
-    let world = World::alone("readme-shop");
-    let [postgres, ..] = block_on(primaries("readme_shop"));
-    // Only ksync takes a schema from the URL.
-    block_on(postgres.execute("DROP DATABASE IF EXISTS ksync_readme_shop WITH (FORCE)"));
-    block_on(postgres.execute("CREATE DATABASE ksync_readme_shop"));
-    let (server, _) = postgres.url.rsplit_once('/').unwrap();
-    let shop = Primary { url: format!("{server}/ksync_readme_shop"), ..postgres };
-    block_on(shop.execute(&sql_of("In five minutes")));
-    built();
-    let path = format!("{}:{}", Path::new(STREAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let dir = world.dir.display().to_string();
-    let [python, node] = ["python", "node/node_modules"].map(|folder| environment("", folder).1);
-    let variables = [
-        ("PATH", path.as_str()),
-        ("DATABASE_URL", &shop.url),
-        ("TMPDIR", &dir),
-        ("PYTHONPATH", &python),
-        ("NODE_PATH", &node),
-    ];
-    let readme = readme();
-    let blocks = readme.split("\n```sh run shop\n").skip(1).map(|block| block.split_once("\n```").unwrap().0);
-    let mut told: Vec<u32> = vec![];
-    let mut changes = [vec![1, 1], vec![2], vec![3], vec![2, 3, 4, 4]].into_iter();
-    for block in blocks {
-        let changed: Vec<u32> = changes.next().unwrap();
-        let script = world.script(&format!("cd {PROJECT}\n{block}"));
-        let mut process = world.start(&script, "", &variables);
-        world.within(MINUTES, block, || !process.is_running());
-        assert_eq!(process.wait(), End::Status(0), "{block}");
-        told.extend(&changed);
-        told.sort();
-        let lines: Vec<_> = told.iter().map(|id| format!("{id}|{{\"id\":{id}}}")).collect();
-        assert_eq!(sorted(world.kafka.records("products").iter().map(Record::line)), lines, "{block}");
-        let covered = world.kafka.records("products-delay").into_iter().map(|record| record.key.unwrap());
-        assert_eq!(sorted(covered), told.iter().map(u32::to_string).collect::<Vec<_>>(), "{block}");
-        let last = changed.last().unwrap();
-        let shown = format!("\"key\":\"{last}\",\"headers\":[],\"payload\":{{\"id\":{last}}}}}");
-        assert!(process.says(&[&shown]), "{block}: {:?}", process.log());
+    /// Begins an example; what `more` says of its environment counts.
+    fn start(&self, example: &str, more: &[(&str, &str)]) -> Process {
+        let (path, home) = (path(), self.world.dir.display().to_string());
+        let mut environment = vec![("PATH", path.as_str()), ("DATABASE_URL", &self.postgres.url), ("HOME", &home)];
+        environment.extend(more);
+        let script = self.world.script(&format!("cd {PROJECT}\n{example}"));
+        self.world.start(&script, "", &environment)
     }
-    assert!(changes.next().is_none(), "an example is missing");
-    let rows = block_on(shop.texts("SELECT id || ' ' || name || ' ' || price FROM products ORDER BY id"));
-    assert_eq!(rows, ["1 tea 500", "2 tea 500", "3 tea 500", "4 tea 500"]);
-}
 
-fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
-    let mut lines: Vec<_> = lines.collect();
-    lines.sort();
-    lines
-}
-
-/// The commands of lines for cron: five fields, the user, the command.
-fn cron_commands(text: &str) -> Vec<&str> {
-    let is_field = |field: &&str| field.bytes().all(|byte| byte.is_ascii_digit() || byte == b'*');
-    let is_line = |line: &&str| line.split_whitespace().take_while(is_field).count() == 5;
-    text.lines().filter(is_line).map(|line| line.split_once(" ksync ").unwrap().1.trim()).collect()
-}
-
-#[test]
-fn the_lines_for_cron_run_as_cron_runs_them() {
-    let world = World::alone("readme-cron");
-    let [postgres, ..] = block_on(primaries("readme_cron"));
-    thousand_products(&postgres);
-    world.kafka.create("products", 1, &[]);
-    world.kafka.create("products-delay", 1, &[("message.timestamp.type", "LogAppendTime")]);
-    // The files of an installation.
-    let at = world.dir.display();
-    let config = world.file("ksync.conf");
-    let servers = format!("KSYNC_BOOTSTRAP_SERVER={}\n", world.services.get("KSYNC_BOOTSTRAP_SERVER"));
-    fs::write(&config, format!("{servers}KSYNC_DATABASE={}\n", postgres.url)).unwrap();
-    fs::write(world.dir.join("night.sql"), "UPDATE products SET name = upper(name) WHERE id IN (:keys)").unwrap();
-    fs::write(world.dir.join("database-url"), &postgres.url).unwrap();
-    let holds = holds(&world);
-    let cron = "-i PATH=/usr/bin:/bin SHELL=/bin/sh HOME=/";
-    let run = |command: &str| {
-        assert!(!command.contains('%'), "that is a line break to cron: {command}");
-        let command = command
-            .replace("/usr/local/bin/ksync-stream", STREAM)
-            .replace("/usr/local/lib/ksync/index-holds", &holds)
-            .replace("/var/lib/ksync", &at.to_string())
-            .replace("/etc/ksync", &at.to_string());
-        let command = format!("{cron} KSYNC_CONFIG={} /bin/sh -c '{command}'", config.display());
-        let mut process = world.start("env", &command, &[]);
-        // With -q cron has nothing to send.
-        assert_eq!((process.wait(), process.log()), (End::Status(0), vec![]), "{command}");
-    };
-    let readme = readme();
-    let commands = cron_commands(&readme);
-    let [reindex, night, sunday, nightly] = commands[..] else { panic!("{commands:?}") };
-    for count in [1000, 2000] {
-        run(reindex);
-        assert_eq!(world.kafka.count("products"), count);
+    fn run(&self, example: &str) -> Process {
+        let mut process = self.start(example, &[]);
+        assert_eq!(process.wait(), End::Status(0), "{example}");
+        process
     }
-    for _ in 0..2 {
-        run(night);
-        assert_eq!((world.kafka.count("products"), world.kafka.count("products-delay")), (3000, 1000));
+
+    /// How many instant messages were ever written, and how many delay messages.
+    fn messages(&self) -> (i64, i64) {
+        (self.world.kafka.count("products"), self.world.kafka.count("products-delay"))
     }
-    assert_eq!(block_on(postgres.texts("SELECT DISTINCT name FROM products")), ["X"]);
-    run(sunday);
-    assert_eq!(world.kafka.count("products"), 3000);
-    run(nightly);
-    assert_eq!(world.kafka.count("products"), 4000);
-    let example = fs::read_to_string(Path::new(PROJECT).join("examples/systemd/ksync.cron")).unwrap();
-    assert_eq!(cron_commands(&example), [nightly]);
-}
 
-/// A store that holds all that it is asked for.
-fn holds(world: &World) -> String {
-    let rows = r#"sed 's/"payload":{[^}]*},//'"#;
-    world.script(&format!(r#"if [ "$1" = --list ]; then seq 1000 | sed 's/.*/{{"key":"&"}}/'; else {rows}; fi"#))
-}
+    /// How many more there are than there were.
+    fn messages_since(&self, before: (i64, i64)) -> (i64, i64) {
+        let now = self.messages();
+        (now.0 - before.0, now.1 - before.1)
+    }
 
-#[test]
-fn the_comparisons_find_no_difference_where_there_is_none() {
-    let world = World::alone("readme-verify");
-    let [postgres, ..] = block_on(primaries("readme_verify"));
-    thousand_products(&postgres);
-    block_on(postgres.execute("ALTER TABLE products ADD updated_at TIMESTAMPTZ DEFAULT now()"));
-    world.kafka.create("products", 1, &[]);
-    let holds = holds(&world);
-    let readme = readme();
-    let (_, section) = readme.split_once("\n### Find what differs\n").unwrap();
-    let section = section.split_once("\n### ").unwrap().0.replace("\\\n", "");
-    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ksync-stream ")).collect();
-    assert_eq!(commands.len(), 3, "{commands:?}");
-    for command in commands {
-        let command = command.replace("/usr/local/lib/ksync/index-holds", &holds);
-        let script = world.script(&format!("exec {STREAM} {command}"));
-        let mut run = world.start(&script, "", &[("DATABASE_URL", postgres.url.as_str())]);
-        assert_eq!(run.wait(), End::Status(0), "{command}");
-        assert!(run.says(&["no difference"]), "{command}: {:?}", run.log());
+    fn text(&self, sql: &str) -> String {
+        block_on(self.postgres.texts(sql)).join(", ")
     }
 }
 
+/// As a reader who begins at the beginning, in the same order, with the same table.
 #[test]
-fn the_throttle_queries_give_numbers() {
-    let [postgres, mariadb, _] = block_on(primaries("readme_throttle"));
-    block_on(mariadb.execute("CREATE TABLE heartbeat (ts VARCHAR(26) NOT NULL, server_id INT UNSIGNED PRIMARY KEY)"));
-    let now = "DATE_FORMAT(UTC_TIMESTAMP(6) - INTERVAL 15 SECOND, '%Y-%m-%dT%H:%i:%s.%f')";
-    block_on(mariadb.execute(&format!("INSERT INTO heartbeat VALUES ({now}, 1)")));
-    let block = sql_of("Slow it down");
-    // Each with the comment above it.
-    let queries: Vec<_> = block.split("-- ").skip(1).map(|query| query.split_once('\n').unwrap()).collect();
-    assert_eq!(queries.len(), 5);
-    for (what, sql) in queries {
-        let (primary, dialect) = match what.starts_with("Postgres") {
-            true => (&postgres, Dialect::Postgres),
-            false => (&mariadb, Dialect::MySql),
-        };
-        let number = number(&primary.url, sql, dialect);
-        match what.split_once(": ").unwrap().1 {
-            // Few of the 20 sessions are there.
-            active if active.starts_with("active") => {
-                assert!((-20.0..0.0).contains(&number.unwrap()), "{what}: {number:?}")
-            }
-            // The test's server has no replica and is none.
-            _ if dialect == Dialect::Postgres => assert_eq!(number, None, "{what}"),
-            _ => assert!((4.0..15.0).contains(&number.unwrap()), "{what}: {number:?}"),
-        }
+fn the_examples_of_the_readme_change_and_announce_what_they_say() {
+    let reader = Reader::of("readme");
+    let readme = document("README.md");
+    assert_eq!(blocks(&readme, "sh run").len(), 10, "an example is not marked with `sh run`, or is new");
+
+    let first = section("README.md", "First run");
+    let [first] = blocks(&first, "sh run")[..] else { panic!("{first}") };
+    // The test has servers and programs of its own.
+    let own: Vec<_> = first.lines().skip(3).collect();
+    assert!(own[0].starts_with("psql "), "{first}");
+    let read = reader.run(&own.join("\n"));
+    assert!(read.says(&[r#""payload":{"id":1000}}"#]), "{:?}", read.log());
+    assert_eq!(reader.world.kafka.count("products"), 1000);
+    for example in blocks(&section("README.md", "The three programs"), "sh run") {
+        reader.run(example);
     }
-}
+    assert_eq!(reader.messages(), (1000 + 100 + 100 + 1, 0));
 
-fn number(url: &str, sql: &str, dialect: Dialect) -> Option<f64> {
-    let question = Question::parse(sql, dialect).unwrap();
-    let number = block_on(async { Database::open(url).await?.number(&question).await });
-    number.unwrap_or_else(|trouble| panic!("{sql}: {trouble:#}"))
-}
-
-/// The statements of README.md that give rights: those for Postgres, those for MariaDB.
-fn rights() -> (Vec<String>, Vec<String>) {
-    let block = sql_of("Replicas, rights, sessions");
-    let (postgres, mariadb) = block.split_once("-- MariaDB").unwrap();
-    let statements = |text: &str| {
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("--")).collect();
-        let text = lines.join("\n");
-        text.split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect::<Vec<_>>()
-    };
-    // The rest of the comment is not a line of its own.
-    (statements(postgres), statements(mariadb.split_once('\n').unwrap().1))
-}
-
-#[test]
-fn each_right_that_is_granted_is_needed_and_enough() {
-    let world = World::new("readme-rights");
-    let [postgres, mariadb, _] = block_on(primaries("readme_rights"));
-    let (of_postgres, of_mariadb) = rights();
-    let [select, update, delete, table, marks, monitor] = &of_postgres[..] else { panic!("{of_postgres:?}") };
-    let [shop_table, shop_marks] = &of_mariadb[..] else { panic!("{of_mariadb:?}") };
-    let in_shop = |grant: &String| grant.replace(" ON products ", " ON shop.products ");
-
-    // A user who may do nothing yet.
-    let role = "IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'ksync_reader') THEN CREATE ROLE ksync_reader LOGIN; END IF";
-    block_on(postgres.execute(&format!("DO $$ BEGIN {role}; END $$; REVOKE pg_monitor FROM ksync_reader")));
-    block_on(postgres.execute("GRANT USAGE ON SCHEMA ksync_readme_rights TO ksync_reader"));
-    let users = "'ksync_reader'@'127.0.0.1', 'ksync_reader'@'localhost'";
-    block_on(mariadb.execute(&format!("DROP USER IF EXISTS {users}; CREATE USER {users}")));
-
-    for (primary, grants) in [
-        (
-            &postgres,
-            [vec![select.clone()], vec![update.clone()], vec![delete.clone()], vec![table.clone(), marks.clone()]],
-        ),
-        (
-            &mariadb,
-            [
-                vec![in_shop(select)],
-                vec![in_shop(update)],
-                vec![in_shop(delete)],
-                vec![shop_table.clone(), shop_marks.clone()],
-            ],
-        ),
+    for (title, messages, question, answer) in [
+        ("Guarded bulk update", (4, 4), "SELECT min(price) || ' of ' || count(*) FROM products", "500 of 1000"),
+        ("Re-index from cron", (101, 0), "SELECT min(price) || ' of ' || count(*) FROM products", "500 of 1000"),
+        ("Delete many rows", (400, 400), "SELECT max(price) || ' of ' || count(*) FROM products", "60000 of 600"),
+        ("A night window", (600, 600), "SELECT DISTINCT name FROM products", "X"),
     ] {
-        block_on(primary.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, price INTEGER)"));
-        block_on(primary.execute("INSERT INTO products VALUES (1, 0), (2, 0), (3, 0)"));
-        let url = primary.url.replace("//ksync@", "//ksync_reader@");
-        let update = "--sql 'UPDATE products SET price = 1 WHERE id IN (:keys)'";
-        let delete = "--where 'id = 3' --sql 'DELETE FROM products WHERE id IN (:keys)'";
-        let uses = ["", update, delete, &format!("{update} --checkpoint-table")];
-        let topic = world.topic_with_delay(&format!("products-{:06x}", rand::random::<u32>()), 1);
-        for (use_of_it, grants) in uses.iter().zip(grants) {
-            let run = || {
-                let mut stream = world.stream(&format!("-t {topic} --database {url} --table products {use_of_it}"));
-                (stream.wait(), stream.log())
-            };
-            let (end, log) = run();
-            let is_refused = log.iter().any(|line| line.contains("denied"));
-            assert!(end != End::Status(0) && is_refused, "{primary:?} before {grants:?}: {end:?} {log:?}");
-            for grant in &grants {
-                let grant = match primary.dialect {
-                    Dialect::MySql => grant.replace("TO ksync", &format!("TO {users}")),
-                    _ => grant.replace("TO ksync", "TO ksync_reader"),
-                };
-                block_on(primary.execute(&grant.replace("shop.", "ksync_readme_rights.")));
-            }
-            let (end, log) = run();
-            assert_eq!(end, End::Status(0), "{primary:?} after {grants:?}: {log:?}");
-        }
+        let before = reader.messages();
+        let text = section("README.md", title);
+        let [example] = blocks(&text, "sh run")[..] else { panic!("{text}") };
+        reader.run(example);
+        assert_eq!((reader.messages_since(before), &*reader.text(question)), (messages, answer), "{title}");
     }
 
-    let reader = postgres.url.replace("//ksync@", "//ksync_reader@");
-    let _session = block_on(postgres.open());
-    let others = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'ksync' AND state IS NOT NULL";
-    assert_eq!(number(&reader, others, Dialect::Postgres), Some(0.0));
-    block_on(postgres.execute(&monitor.replace("TO ksync", "TO ksync_reader")));
-    assert!(number(&reader, others, Dialect::Postgres) >= Some(1.0));
+    let resume = section("README.md", "Resume after a crash");
+    let [by_file, by_table] = blocks(&resume, "sh run")[..] else { panic!("{resume}") };
+    goes_on_where_it_was_ended(&reader, by_file);
+    let changed = "SELECT count(*)::text FROM products WHERE id > 500 AND price = id * 100 + 100";
+    let before = reader.messages();
+    for finished in [false, true] {
+        let run = reader.run(by_table);
+        assert_eq!(run.says(&["says that this job was finished at "]), finished, "{:?}", run.log());
+        assert_eq!((reader.messages_since(before), &*reader.text(changed)), ((100, 100), "100"));
+    }
+}
+
+/// The example's command `wc -l` is still at its first chunk when the end is asked for.
+fn goes_on_where_it_was_ended(reader: &Reader, example: &str) {
+    let world = &reader.world;
+    let (gate, begun, folder) = (world.gate(), world.file("begun"), world.file("bin"));
+    let slow = world.script(&format!("cat > /dev/null; echo > {}; await {gate}", begun.display()));
+    fs::create_dir(&folder).unwrap();
+    fs::rename(slow, folder.join("wc")).unwrap();
+    let path = format!("{}:{}", folder.display(), path());
+    let options = [("PATH", path.as_str()), ("KSYNC_CHUNK_SIZE", "100"), ("KSYNC_READ_AHEAD", "0")];
+    let before = reader.messages();
+    let mut run = reader.start(&format!("exec {example}"), &options);
+    world.eventually("its first chunk is at work", || begun.exists());
+    run.signal(Signal::TERM);
+    world.eventually("the end was asked for", || run.says(&["asked to end"]));
+    gate.open();
+    assert_eq!((run.wait(), reader.messages_since(before)), (End::Status(75), (100, 100)), "{:?}", run.log());
+    let next = reader.run(example);
+    assert!(next.says(&["info: going on behind key 100: 100 rows were done by 20"]), "{:?}", next.log());
+    assert_eq!(reader.messages_since(before), (600, 600));
+}
+
+#[test]
+fn the_examples_of_the_other_documents_run() {
+    let reader = Reader::of("docs");
+    let folder = fs::read_dir(Path::new(PROJECT).join("docs")).unwrap();
+    let mut there: Vec<_> = folder.map(|entry| format!("docs/{}", entry.unwrap().file_name().display())).collect();
+    there.sort();
+    assert_eq!(there, DOCUMENTS.map(|(name, _)| name));
+    let kafka = &reader.world.kafka;
+    kafka.create("products", 4, &[]);
+    kafka.create("products-delay", 4, &[("message.timestamp.type", "LogAppendTime")]);
+    kafka.produce("products", ids(1..=20));
+
+    for (name, count) in DOCUMENTS {
+        thousand_products(&reader.postgres);
+        let text = document(name);
+        let examples = blocks(&text, "sh run");
+        assert_eq!(examples.len(), count, "{name}: an example is not marked with `sh run`, or is new");
+        for example in examples {
+            reader.run(example);
+        }
+    }
+    // What the last one of them, docs/stream.md, has changed.
+    let prices = "SELECT min(price) || ' of ' || count(*) FROM products WHERE id NOT IN (7, 9)";
+    let by_lines = "SELECT price FROM products WHERE id IN (7, 9)";
+    assert_eq!((&*reader.text(prices), &*reader.text(by_lines)), ("500 of 988", "700, 700"));
+    shown::a_plan_and_an_end(&reader);
 }

@@ -8,6 +8,7 @@ use ksync::database::Dialect;
 use serde_json::{Value, json};
 
 use crate::isolation::letters;
+use crate::readme::document;
 use crate::support::{End, Hole, Lost, Message, Primary, Process, Store, World, block_on, opensearch, value};
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
@@ -40,9 +41,9 @@ impl Shop {
         let handler = fs::read_to_string(handler("postgres_copy")).unwrap();
         block_on(copy.execute(handler.lines().find(|line| line.contains("CREATE TABLE")).unwrap()));
         let shop = Shop { world, primary, copy, table, topic };
-        // As the README says it.
-        let readme = fs::read_to_string(Path::new(PROJECT).join("README.md")).unwrap();
-        let settings = readme.split_once("localhost:9200/products -H").unwrap().1.split('\'').nth(3).unwrap();
+        // As the document says it.
+        let handlers = document("docs/handlers.md");
+        let settings = handlers.split_once("localhost:9200/products -H").unwrap().1.split('\'').nth(3).unwrap();
         shop.search("PUT", "", settings);
         shop
     }
@@ -146,11 +147,11 @@ pub fn handler(store: &str) -> PathBuf {
 }
 
 #[test]
-fn each_store_ends_up_as_the_table_is_by_the_commands_of_the_readme() {
+fn each_store_ends_up_as_the_table_is_by_the_commands_of_the_documents() {
     let shop = Shop::open("secondaries");
-    let readme = fs::read_to_string(Path::new(PROJECT).join("README.md")).unwrap();
+    let handlers = document("docs/handlers.md");
     let run = |store: &&str| {
-        let line = readme.lines().find(|line| line.ends_with(&format!("-- examples/handlers/{store}.py"))).unwrap();
+        let line = handlers.lines().find(|line| line.ends_with(&format!("-- examples/handlers/{store}.py"))).unwrap();
         let (variable, command) = line.split_once(' ').unwrap();
         assert_eq!(variable.split_once('=').unwrap().0, shop.place(store).0);
         let command = command.replace("ksync-consume -t products", &format!("{CONSUME} -t {} -e", shop.topic));
@@ -267,14 +268,41 @@ fn a_key_that_does_not_fit_is_put_aside_and_a_missing_table_ends_the_consumer() 
 #[test]
 fn a_key_of_several_columns_names_its_row_as_ksync_writes_it() {
     let shop = Shop::open("secondaries-columns");
-    shop.change("INSERT INTO $ VALUES (1, 'é \"a\"', 5)");
+    shop.change("INSERT INTO $ VALUES (1, 'é \"a\"', 5), (3, 'c', 6)");
     let tombstone = Message { key: Some(br#"[2,"b"]"#.to_vec()), ..Message::default() };
-    shop.world.kafka.produce(&shop.topic, [value(r#"{"id":1,"name":"é \"a\""}"#), tombstone]);
+    // The last one is as the clients of applications write it.
+    let [of_stream, of_client] = [r#"{"id":1,"name":"é \"a\""}"#, r#"{"id":[3,"c"]}"#].map(value);
+    shop.world.kafka.produce(&shop.topic, [of_stream, tombstone, of_client]);
     let command = format!("-t {} -n redis -e -- {}", shop.topic, handler("redis").display());
     assert_eq!(shop.start(CONSUME, &command, &[("KEY", "id,name")]).wait(), End::Status(0));
     let row = |key: &str| shop.connect("redis").field(&format!("{}:{key}", shop.table), "row");
     assert_eq!(row(r#"[1,"é \"a\""]"#), Some(r#"{"id": 1, "name": "é \"a\"", "price": 5}"#.to_owned()));
     assert_eq!(row(r#"[2,"b"]"#), Some(String::new()));
+    assert_eq!(row(r#"[3,"c"]"#), Some(r#"{"id": 3, "name": "c", "price": 6}"#.to_owned()));
+}
+
+#[test]
+fn what_a_copy_holds_is_told_whatever_type_its_key_has() {
+    let shop = Shop::open("secondaries-holds");
+    let holds = handler("postgres_copy_holds");
+    let uuid = "5aa4d2fb-2d8d-4e49-b6d5-9f0e62635e0c";
+    for (kind, key) in [("BIGINT", "3000000000"), ("TEXT", "a\tb"), ("UUID", uuid)] {
+        shop.change_copy("DELETE FROM $");
+        shop.change_copy(&format!("ALTER TABLE $ ALTER id TYPE {kind} USING id::text::{kind}"));
+        shop.change_copy(&format!("INSERT INTO $ VALUES ('{key}', 'a', 1)"));
+        let asked = shop.world.file("asked");
+        fs::write(&asked, format!("{}\n", json!({"key": key}))).unwrap();
+        let run = |options: &str| {
+            let told = shop.world.file("told");
+            let command = format!("exec {} {options} <{} >{}", holds.display(), asked.display(), told.display());
+            assert_eq!(shop.start(&shop.world.script(&command), "", &[]).wait(), End::Status(0), "{kind}");
+            let lines = fs::read_to_string(told).unwrap();
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        };
+        let id = if kind == "BIGINT" { json!(3_000_000_000_u64) } else { json!(key) };
+        assert_eq!(run(""), [json!({"key": key, "version": {"id": id, "name": "a", "price": 1}})]);
+        assert_eq!(run("--list"), [json!({"key": key})]);
+    }
 }
 
 #[test]

@@ -11,9 +11,9 @@ fn prices(primary: &Primary) -> Vec<String> {
     block_on(primary.texts("SELECT price FROM products"))
 }
 
-/// A query of README.md, by its comment, but for a second instead of ten.
+/// A query of docs/stream.md, by its comment, but for a second instead of ten.
 fn query(comment: &str) -> String {
-    let block = sql_of("Slow it down");
+    let block = sql_of("docs/stream.md", "Slow it down");
     let (_, rest) = block.split_once(&format!("-- Postgres: {comment}")).unwrap();
     let (_, sql) = rest.split_once('\n').unwrap();
     sql.split("\n--").next().unwrap().replace("- 10", "- 1")
