@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command};
+use clap::{ArgMatches, Command, Id};
 
 use super::Tool;
 use crate::kafka::Property;
@@ -22,11 +22,16 @@ pub(super) fn parse<T: Tool>(args: Vec<OsString>) -> T {
         Ok(lines) => lines.unwrap_or_default(),
         Err(error) => T::command().error(ErrorKind::Io, format!("{error:#}")).exit(),
     };
-    let mut command = match with_defaults(T::command(), &lines) {
-        Ok(command) => command,
-        Err(error) => T::command().error(ErrorKind::Io, format!("{error:#}")).exit(),
-    };
+    let (mut command, unread) = with_defaults(T::command(), &lines);
     let matches = command.try_get_matches_from_mut(args).unwrap_or_else(|error| error.exit());
+    // Of what is given otherwise, or only explained, the file need not be there.
+    let is_given = |option: &Id| {
+        let source = matches.value_source(option.as_str());
+        matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
+    if let Some((_, error)) = unread.iter().find(|(option, _)| !is_given(option)) {
+        command.error(ErrorKind::Io, format!("{error:#}")).exit();
+    }
     if let Err(error) = refuse_secrets(&matches) {
         command.error(ErrorKind::ValueValidation, format!("{error:#}")).exit();
     }
@@ -66,9 +71,10 @@ pub(super) fn assignments(file: &Path) -> Result<Vec<(String, String)>> {
     Ok(lines)
 }
 
-/// Makes what the file says, and what a KSYNC_.._FILE variable points to, the options' defaults.
-fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command> {
-    let mut trouble = None;
+/// Makes what the file says, and what a KSYNC_.._FILE variable points to, the options' defaults. Gives those, too, of which that
+/// cannot be read.
+fn with_defaults(command: Command, lines: &[(String, String)]) -> (Command, Vec<(Id, Error)>) {
+    let mut unread = vec![];
     let command = command.mut_args(|arg| {
         let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else {
             return arg;
@@ -81,12 +87,12 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> Result<Command
                 arg.required(false).required_unless_present(Resettable::Reset)
             }
             Err(error) => {
-                trouble = Some(error);
-                arg
+                unread.push((arg.get_id().clone(), error));
+                arg.required(false).required_unless_present(Resettable::Reset)
             }
         }
     });
-    trouble.map_or(Ok(command), Err)
+    (command, unread)
 }
 
 /// What is said of a variable elsewhere than in the environment under its own name.

@@ -63,11 +63,14 @@ impl Postgres {
         sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }
 
-    /// The columns that are NOT NULL. It is no promise of a foreign table, nor of tables that inherit from this one.
+    /// The columns that are NOT NULL. It is no promise of a foreign table, nor of tables that inherit from this one, nor where it
+    /// holds for new rows only (NOT VALID, from Postgres 18 on).
     pub async fn never_null(&mut self, table: &Table) -> sqlx::Result<Vec<String>> {
         let sql = "SELECT attname::text FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
                    WHERE attrelid = $1::text::regclass AND attnotnull AND attnum > 0 AND NOT attisdropped
                    AND relkind IN ('r', 'p')
+                   AND NOT EXISTS (SELECT FROM pg_constraint AS told WHERE told.conrelid = attrelid AND told.contype = 'n'
+                                   AND NOT told.convalidated AND attnum = ANY (told.conkey))
                    AND NOT (relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = attrelid))";
         sqlx::query_scalar(sql).bind(table.quoted(Dialect::Postgres)).fetch_all(&mut self.0).await
     }

@@ -29,14 +29,18 @@ pub(super) fn options<Options: FromStr<Err = sqlx::Error>>(url: &str) -> Result<
 /// A driver passes over what it does not know, and would connect in plain text where `ssl_mode` or `ssl=true` wants TLS.
 fn refuse_other_words_for_tls(url: &str) -> Result<(), Trouble> {
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
-    let mut names = parameters.split('&').map(|parameter| parameter.split('=').next().unwrap_or_default());
-    let is_meant = |name: &&str| {
+    let mut pairs = parameters.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let wants_tls = |(name, value): &(&str, &str)| {
         let lower = name.to_lowercase();
-        (lower.contains("ssl") || lower.contains("tls")) && !ABOUT_TLS.contains(name)
+        let is_about_tls = lower.contains("ssl") || lower.contains("tls");
+        is_about_tls && !ABOUT_TLS.contains(name) && !["0", "false", "off", "disable"].contains(value)
     };
-    match names.find(is_meant) {
+    // Where that is said by the right word, others add nothing that could be missed.
+    let is_said = pairs.clone().any(|(name, _)| name == "sslmode" || name == "ssl-mode");
+    match pairs.find(wants_tls) {
         None => Ok(()),
-        Some(name) => Err(Trouble::Misconfigured(anyhow!(
+        Some(_) if is_said => Ok(()),
+        Some((name, _)) => Err(Trouble::Misconfigured(anyhow!(
             "the database URL has {name}, which counts for nothing here; TLS is asked for by sslmode=require or \
              sslmode=verify-full (ssl-mode=REQUIRED or ssl-mode=VERIFY_IDENTITY of MySQL and MariaDB)"
         ))),
@@ -57,9 +61,14 @@ mod tests {
         {
             assert!(refused(parameters), "{parameters}");
         }
-        for parameters in
-            ["", "?sslmode=require&sslrootcert=/ssl/ca.pem", "?connect_timeout=5", "?ssl-ca=x&options=-ctls%3D1"]
-        {
+        for parameters in [
+            "",
+            "?sslmode=require&sslrootcert=/ssl/ca.pem",
+            "?connect_timeout=5",
+            "?ssl=false",
+            "?sslmode=verify-full&sslsni=1",
+            "?ssl-ca=x&options=-ctls%3D1",
+        ] {
             assert!(!refused(parameters), "{parameters}");
         }
     }

@@ -83,22 +83,25 @@ struct Kept {
     is_partial: bool,
     /// Some of it was never covered.
     is_uncovered: bool,
+    /// Nothing of it is kept any more, whatever comes.
+    is_given_up: bool,
 }
 
 impl Kept {
     fn add(&mut self, part: Arc<Changes>, room: Option<OwnedSemaphorePermit>) {
         match room {
-            Some(room) => {
+            Some(room) if !self.is_given_up => {
                 self.parts.push(part);
                 self.rooms.push(room);
             }
-            None => self.is_partial = true,
+            _ => self.is_partial = true,
         }
     }
 
     /// Only the application knows what was changed.
     fn give_up(&mut self) {
-        *self = Kept { is_partial: true, is_uncovered: self.is_uncovered, ..Kept::default() };
+        let is_uncovered = self.is_uncovered;
+        *self = Kept { is_partial: true, is_uncovered, is_given_up: true, ..Kept::default() };
     }
 }
 
@@ -141,7 +144,7 @@ async fn serve(shared: &Arc<Shared>, mut asking: UnboundedReceiver<Asked>) {
             }
             Some(Covering { sent, count, was_renewal }) = coverings.next() => {
                 renewing &= !was_renewal;
-                let covers_all = sent.is_ok() && was_renewal && count == kept.parts.len();
+                let covers_all = sent.is_ok() && was_renewal && count == kept.parts.len() && !kept.is_partial;
                 kept.is_uncovered = sent.is_err() || (kept.is_uncovered && !covers_all);
                 let at = match sent {
                     Ok(since) => since + half(shared.delay),

@@ -108,6 +108,29 @@ fn help_shows_no_secret_wherever_it_comes_from() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_matters_only_where_nothing_else_gives_its_value() {
+    let world = World::new("unread");
+    let conf = world.file("conf");
+    std::fs::write(&conf, "KSYNC_DATABASE_FILE=/no/such/url\n").unwrap();
+    let run = |arguments: &str, environment: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ksync-stream"));
+        let options =
+            format!("--config {} -t products --table products --bootstrap-server 127.0.0.1:9", conf.display());
+        command.args(options.split(' ')).args(["--sql", "DELETE FROM products WHERE id IN (:keys)"]);
+        command.args(arguments.split_whitespace()).envs(environment.iter().copied());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, told) = run("", &[]);
+    assert!(status == Some(2) && told.contains("cannot read /no/such/url: No such file"), "{status:?}: {told}");
+    assert_eq!(run("--help", &[]), (Some(0), String::new()));
+    for (arguments, environment) in [("--database other:x", &[][..]), ("", &[("KSYNC_DATABASE", "other:x")][..])] {
+        let (status, told) = run(arguments, environment);
+        assert!(status == Some(2) && told.contains("a database URL begins with postgres://"), "{status:?}: {told}");
+    }
+}
+
+#[test]
 fn database_url_counts_where_nothing_else_names_a_database() {
     let world = World::new("database-url");
     let topic = world.topic("products", 1);
