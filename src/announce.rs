@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use log::{info, warn};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::exit::Exit;
+use crate::handler;
 use crate::kafka::{Lane, Plain, Undelivered, Writer};
 use crate::message::{Change, partition_of};
 use crate::mutants::Mutant;
@@ -129,7 +130,8 @@ impl Announcer {
 
     /// Runs the action, and queues the instant messages of what it has changed; [`Announcer::settled`] tells whether they
     /// arrived. Those of the changes before have arrived by then. Each half of the delay the delay messages are sent again, and
-    /// the action is not polled while these are older than that, so that what it commits itself is covered.
+    /// the action is not polled while these are older than that, so that what it commits itself is covered. A command, which
+    /// needs no polling, stands still from three quarters of the delay on.
     ///
     /// Meanwhile delay messages of the `next` changes are sent; what became of them is given besides.
     ///
@@ -159,7 +161,8 @@ impl Announcer {
                     biased;
                     () = tokio::time::sleep_until(since + half(delay)), if renews => {
                         info!("the action is still at work: sending its {} delay messages again", count(changed));
-                        since = cover(delay, delays, changed).await.context(
+                        let old = since + half(delay) + half(delay) / 2;
+                        since = holding(old, cover(delay, delays, changed)).await.context(
                             "cannot send delay messages again; the action was ended, since nothing would tell of what it \
                              changes from now on",
                         )?;
@@ -285,6 +288,23 @@ async fn covered(delay: Duration, lane: &mut Lane, changed: &[Changed<'_>], phas
     }
     let since = cover(delay, lane, changed).await.context(UNCOVERED)?;
     Ok(Covered { since: Some(since) })
+}
+
+/// Waits for delay messages that are sent again. From the time on at which the last ones are old, commands stand still: what
+/// they commit would not be covered. Where it fails they stay so, to be ended.
+async fn holding(old: Instant, renewal: impl Future<Output = Result<Instant>>) -> Result<Instant> {
+    let mut renewal = std::pin::pin!(renewal);
+    if let Ok(renewed) = timeout_at(old, &mut renewal).await {
+        return renewed;
+    }
+    handler::hold();
+    warn!(
+        "Kafka does not acknowledge the delay messages; the action stands still, or nothing might tell of what it changes"
+    );
+    let renewed = renewal.await?;
+    handler::let_go();
+    info!("the delay messages are acknowledged; the action goes on");
+    Ok(renewed)
 }
 
 /// Sends delay messages until all of them were acknowledged within half of the delay, and tells when that sending

@@ -34,6 +34,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -261,6 +262,16 @@ pub fn leave_nothing_behind() -> Result<()> {
         .map_err(|err| Exit::Misconfigured.because(anyhow!("cannot read {OURSELVES}: {err}; is /proc mounted?")))?;
     descendants::adopt().context("cannot become a subreaper")?;
     warden::start().context("cannot start the warden of the handlers")
+}
+
+/// Has all that the runs under way have started stand still, until it is let go.
+pub fn hold() {
+    warden::signal_all(Signal::STOP);
+}
+
+/// Lets it go on.
+pub fn let_go() {
+    warden::signal_all(Signal::CONT);
 }
 
 /// Whether this process was started by [`leave_nothing_behind`]: then all it does is [`keep_watch`].

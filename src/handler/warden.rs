@@ -109,6 +109,15 @@ impl Drop for Guarded {
     }
 }
 
+/// Sends the signal to all that belongs to the runs under way.
+pub(super) fn signal_all(signal: Signal) {
+    // None of them is reaped meanwhile, since it stays here until then.
+    if let Some(warden) = warden().as_ref() {
+        signal_groups(&warden.runs, signal);
+        signal_marked(&warden.runs, signal);
+    }
+}
+
 impl Warden {
     /// Tells how it stands with this run. Where nobody listens any more, a new warden is told of all.
     fn tell(&mut self, number: u64) {
@@ -221,17 +230,24 @@ pub(super) fn keep_watch() -> io::Result<()> {
 /// Kills all that is left of these runs.
 fn end(runs: &BTreeMap<u64, Run>) {
     let begun = Instant::now();
-    for group in runs.values().filter_map(|run| run.group) {
-        // It may have ended by itself.
-        kill_process_group(group, Signal::KILL).ok();
-    }
-    let markers: Vec<_> = runs.values().filter_map(|run| run.marker.as_ref()).collect();
+    signal_groups(runs, Signal::KILL);
     let is_starting = runs.values().any(|run| run.group.is_none());
-    while !markers.is_empty()
-        && (descendants::signal_marked(&markers, None, Signal::KILL) > 0 || is_starting && begun.elapsed() < START)
-    {
+    while signal_marked(runs, Signal::KILL) > 0 || is_starting && begun.elapsed() < START {
         thread::sleep(PAUSE);
     }
+}
+
+fn signal_groups(runs: &BTreeMap<u64, Run>, signal: Signal) {
+    for group in runs.values().filter_map(|run| run.group) {
+        // It may have ended by itself.
+        kill_process_group(group, signal).ok();
+    }
+}
+
+/// Those that left their groups, too. Gives how many there are.
+fn signal_marked(runs: &BTreeMap<u64, Run>, signal: Signal) -> usize {
+    let markers: Vec<_> = runs.values().filter_map(|run| run.marker.as_ref()).collect();
+    if markers.is_empty() { 0 } else { descendants::signal_marked(&markers, None, signal) }
 }
 
 #[cfg(test)]

@@ -100,7 +100,8 @@ async fn run(command: &Command, changes: &[Change], phases: Phases) -> Result<()
         write_without_breaks(&mut lines, &change.payload);
         lines.push(b'\n');
     }
-    let environment = [("KSYNC_BATCH_COUNT", changes.len().to_string())];
+    let id = format!("{:016x}", rand::random::<u64>());
+    let environment = [("KSYNC_BATCH_ID", id), ("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment, told: None };
     let outlook = match phases {
         Phases::Both | Phases::DelayOnly => "; the delay messages of its chunk are sent".to_owned(),

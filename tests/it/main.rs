@@ -15,6 +15,7 @@ mod by_key;
 mod clients;
 mod clocks;
 mod commands_ended;
+mod commands_held;
 mod commit_lost;
 mod compressed;
 mod consume;
