@@ -40,6 +40,11 @@ pub(super) fn parse<T: Tool>(args: Vec<OsString>) -> T {
 
 /// Which configuration file holds, before the command line is parsed: it gives the parser its defaults.
 fn config_file(args: &[OsString]) -> Result<Option<PathBuf>> {
+    // By the rule for all variables it names a file that holds the name; whoever sets it means the file itself.
+    ensure!(
+        std::env::var_os("KSYNC_CONFIG_FILE").is_none(),
+        "KSYNC_CONFIG_FILE counts for nothing; the configuration file is named by KSYNC_CONFIG, or --config"
+    );
     let mut args = args.iter().take_while(|arg| *arg != "--");
     let mut named = std::env::var_os("KSYNC_CONFIG").map(PathBuf::from);
     while let Some(arg) = args.next() {
@@ -95,8 +100,16 @@ fn with_defaults(command: Command, lines: &[(String, String)]) -> (Command, Vec<
     (command, unread)
 }
 
-/// What is said of a variable elsewhere than in the environment under its own name.
+/// What an option is to be where neither the command line nor its own variable says it.
 fn default(name: &str, lines: &[(String, String)]) -> Result<Option<String>> {
+    match elsewhere(name, lines)? {
+        None if name == "KSYNC_DATABASE" => database_url(lines),
+        said => Ok(said),
+    }
+}
+
+/// What is said of a variable elsewhere than in the environment under its own name.
+fn elsewhere(name: &str, lines: &[(String, String)]) -> Result<Option<String>> {
     let of_secret = format!("{name}_FILE");
     if let Some(file) = std::env::var_os(&of_secret) {
         return secret(Path::new(&file)).map(Some);
@@ -104,7 +117,6 @@ fn default(name: &str, lines: &[(String, String)]) -> Result<Option<String>> {
     match lines.iter().rev().find(|(assigned, _)| *assigned == name || *assigned == of_secret) {
         Some((assigned, file)) if *assigned == of_secret => secret(Path::new(file)).map(Some),
         Some((_, value)) => Ok(Some(value.clone())),
-        None if name == "KSYNC_DATABASE" => Ok(database_url(lines)),
         None => Ok(None),
     }
 }
@@ -115,9 +127,11 @@ fn secret(file: &Path) -> Result<String> {
 }
 
 /// The name by which most programs know the database; ours goes before it.
-fn database_url(lines: &[(String, String)]) -> Option<String> {
-    let line = || lines.iter().rev().find(|(assigned, _)| assigned == "DATABASE_URL").map(|(_, url)| url.clone());
-    std::env::var("DATABASE_URL").ok().or_else(line)
+fn database_url(lines: &[(String, String)]) -> Result<Option<String>> {
+    match std::env::var("DATABASE_URL").ok() {
+        None => elsewhere("DATABASE_URL", lines),
+        url => Ok(url),
+    }
 }
 
 /// `ps` shows a command line to everybody.

@@ -24,6 +24,8 @@ struct List<'a> {
     /// Those whose columns they may set; empty where that cannot be told.
     tables: Vec<Target>,
     is_of_insert: bool,
+    /// The columns of its ON CONFLICT: in these a row that is met is like the one that was to be inserted.
+    alike: Vec<String>,
     assignments: Vec<Assignment<'a>>,
 }
 
@@ -36,7 +38,8 @@ struct Assignment<'a> {
 
 impl Statement {
     /// Fails where it sets a column of the key by which the rows of `table`, or of a query, are announced. A key that is set to
-    /// itself is none that changes, nor is a column of another table, as far as the text tells that it is another.
+    /// itself, or to that by which a row was met, is none that changes, nor is a column of another table, as far as the text tells
+    /// that it is another.
     pub fn check_assignments(&self, key: &[String], table: Option<&str>) -> Result<()> {
         let dialect = self.dialect;
         let announced = Announced { dialect, key, table: table.map(Table::parse).transpose()? };
@@ -76,7 +79,8 @@ impl<'a> List<'a> {
         let list = up_to_its_end(&pieces[at + 1..], depth);
         let parts = list.split(|piece| piece.depth == depth && piece.text == ",");
         let assignments = parts.filter_map(|part| Assignment::of(part, depth)).collect();
-        Some(List { tables, is_of_insert, assignments })
+        let alike = compared(&pieces[..at], depth, dialect);
+        Some(List { tables, is_of_insert, alike, assignments })
     }
 
     /// The column of the key that one of them changes.
@@ -87,8 +91,9 @@ impl<'a> List<'a> {
             let Some(of_key) = announced.key.iter().find(|of_key| folded(of_key, announced.dialect) == column) else {
                 continue;
             };
-            let value = names(value, announced.dialect);
-            if self.may_mean(qualifier.as_deref(), announced) && !self.is_same(qualifier.as_deref(), &column, value) {
+            let is_kept = self.is_met(&column, value, announced.dialect)
+                || self.is_same(qualifier.as_deref(), &column, names(value, announced.dialect));
+            if self.may_mean(qualifier.as_deref(), announced) && !is_kept {
                 return Some(of_key.as_str());
             }
         }
@@ -104,6 +109,17 @@ impl<'a> List<'a> {
         let is_meant = |named: &&Target| qualifier.is_none_or(|qualifier| named.qualifier() == Some(qualifier));
         let meant: Vec<_> = self.tables.iter().filter(is_meant).collect();
         meant.is_empty() || meant.iter().any(|named| named.is(table, announced.dialect))
+    }
+
+    /// Whether `value` is that of the same column in a row that was to be inserted, and that has met one that is like it there. By
+    /// which unique index rows meet in MySQL and MariaDB, the text does not tell.
+    fn is_met(&self, column: &str, value: &[&str], dialect: Dialect) -> bool {
+        let [word, ".", inserted] = value else { return false };
+        self.is_of_insert
+            && dialect != Dialect::MySql
+            && is_one_of(word, &["excluded"])
+            && self.alike.iter().any(|alike| alike == column)
+            && name(inserted, dialect).as_deref() == Some(column)
     }
 
     /// Whether `value` is the very column that it is set to.
@@ -157,6 +173,16 @@ fn up_to_its_end<'a, 'b>(pieces: &'b [Piece<'a>], depth: usize) -> &'b [Piece<'a
     &pieces[..(0..pieces.len()).find(is_end).unwrap_or(pieces.len())]
 }
 
+/// The columns of the last ON CONFLICT in these brackets, as far as they are no expressions.
+fn compared(before: &[Piece], depth: usize, dialect: Dialect) -> Vec<String> {
+    let is_it = |piece: &Piece| piece.depth == depth && is_one_of(piece.text, &["conflict"]);
+    let Some(conflict) = before.iter().rposition(is_it) else { return Vec::new() };
+    let within: Vec<_> =
+        before[conflict + 1..].iter().skip(1).take_while(|piece| piece.depth > depth).copied().collect();
+    let columns = within.split(|piece| piece.depth == depth + 1 && piece.text == ",");
+    columns.filter_map(|column| names(&texts(column), dialect)).flatten().collect()
+}
+
 fn is_on_duplicate_key(before: &[&str]) -> bool {
     matches!(before, [.., word, key] if is_one_of(word, &["duplicate"]) && is_one_of(key, &["key"]))
 }
@@ -193,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_column_of_the_key_must_not_be_set() {
-        let cases: [(&[Dialect], &str, &str); 23] = [
+        let cases: [(&[Dialect], &str, &str); 28] = [
             (ALL, "UPDATE t SET id = id + 1 WHERE id IN (:keys)", "id"),
             (ALL, "update t set a = 1, ID = 2 where id in (:keys)", "id"),
             (ALL, "UPDATE t /* x */ SET a = f(b, c), id=(SELECT 1) WHERE id IN (:keys)", "id"),
@@ -221,6 +247,28 @@ mod tests {
                 "INSERT INTO t SELECT * FROM t WHERE id IN (:keys) ON CONFLICT (a) DO UPDATE SET id = 5",
                 "id",
             ),
+            // The row that is met has another key than the one that was to be inserted.
+            (
+                &[Postgres, Sqlite],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys) ON CONFLICT (a, lower(id)) DO UPDATE SET id = excluded.id",
+                "id",
+            ),
+            (
+                &[Postgres, Sqlite],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys) ON CONFLICT (id) DO UPDATE SET id = excluded.a",
+                "id",
+            ),
+            (
+                &[Postgres, Sqlite],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys) ON CONFLICT (id) DO UPDATE SET id = excluded.id + 1",
+                "id",
+            ),
+            (&[Postgres], "UPDATE t SET id = excluded.id FROM o AS excluded WHERE t.id IN (:keys)", "id"),
+            (
+                &[MySql],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys) ON DUPLICATE KEY UPDATE id = VALUES(id)",
+                "id",
+            ),
         ];
         for (dialects, sql, column) in cases {
             for dialect in dialects {
@@ -238,7 +286,7 @@ mod tests {
 
     #[test]
     fn other_columns_may_be_set_and_the_key_be_used_for_it() {
-        let cases: [(&[Dialect], &str); 21] = [
+        let cases: [(&[Dialect], &str); 23] = [
             (ALL, "UPDATE t SET other = id, parts = 1, keyed = 2, a = id = 5 WHERE id IN (:keys)"),
             (ALL, "UPDATE t SET id = id, a = 1 WHERE id IN (:keys)"),
             (ALL, "UPDATE t SET id = t.id WHERE id IN (:keys)"),
@@ -262,6 +310,15 @@ mod tests {
             (
                 &[Postgres, Sqlite],
                 "INSERT INTO o AS x SELECT id FROM t WHERE id IN (:keys) ON CONFLICT (id) DO UPDATE SET id = excluded.id",
+            ),
+            (
+                &[Postgres, Sqlite],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys) ON CONFLICT (ID) WHERE a DO UPDATE SET id = EXCLUDED.id, a = 1",
+            ),
+            (
+                &[Postgres, Sqlite],
+                "INSERT INTO t SELECT * FROM o WHERE id IN (:keys)
+                 ON CONFLICT (id, \"Part\") DO UPDATE SET \"Part\" = excluded.\"Part\", id = excluded.id",
             ),
         ];
         for (dialects, sql) in cases {

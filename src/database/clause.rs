@@ -46,6 +46,24 @@ pub(super) fn names(tokens: &[&str], dialect: Dialect) -> Option<Vec<String>> {
     tokens.iter().step_by(2).map(|token| name(token, dialect)).collect()
 }
 
+/// The verbs of statements that change rows, and of those that give some.
+const CHANGES: &[&str] = &["delete", "insert", "merge", "replace", "update"];
+const QUERIES: &[&str] = &["select", "table", "values"];
+
+/// Whether the outermost part of a statement changes rows, so that the number of rows that it touches is theirs: that of a SELECT
+/// around an UPDATE, or of a CALL, says nothing.
+pub(super) fn counts_changes(sql: &str, dialect: Dialect) -> Result<bool> {
+    let pieces = pieces(sql, dialect)?;
+    let outer: Vec<_> = pieces.iter().filter(|piece| piece.depth == 0).map(|piece| piece.text).collect();
+    let mut verb = outer.first().copied();
+    if verb.is_some_and(|word| is_one_of(word, &["with"])) {
+        // Behind these stands the name of a part.
+        let pairs = outer.windows(2).filter(|pair| !is_one_of(pair[0], &["with", "recursive", ","]));
+        verb = pairs.map(|pair| pair[1]).find(|word| is_one_of(word, CHANGES) || is_one_of(word, QUERIES));
+    }
+    Ok(verb.is_some_and(|verb| is_one_of(verb, CHANGES)))
+}
+
 impl Rows {
     /// How many rows a query gives at most by its own LIMIT, OFFSET or FETCH, whatever its sub-selects say; `usize::MAX` where
     /// that is no plain number.
@@ -139,6 +157,31 @@ mod tests {
         assert_eq!(table.limit(Postgres).unwrap(), None);
         let cut = Rows::Query("SELECT 'a".to_owned()).limit(Postgres).unwrap_err().to_string();
         assert_eq!(cut, "what is quoted from ''a' on has no end");
+    }
+
+    #[test]
+    fn a_statement_counts_what_it_changes_where_that_is_what_it_does_outermost() {
+        for (sql, expected) in [
+            ("UPDATE t SET a = 1 WHERE id IN (:keys)", true),
+            ("/* a */ delete FROM t WHERE id IN (:keys)", true),
+            ("INSERT INTO o SELECT id FROM t WHERE id IN (:keys)", true),
+            ("REPLACE INTO o SELECT id FROM t WHERE id IN (:keys)", true),
+            ("MERGE INTO t USING (:keys) AS k ON a = b WHEN MATCHED THEN DELETE", true),
+            ("WITH a AS (SELECT 1) UPDATE t SET b = 1 FROM a WHERE id IN (:keys)", true),
+            ("WITH RECURSIVE a (n) AS (SELECT 1), select AS (SELECT 2) DELETE FROM t WHERE id IN (:keys)", true),
+            ("WITH a AS (UPDATE t SET b = 1 WHERE id IN (:keys) RETURNING id) SELECT count(*) FROM a", false),
+            ("WITH update AS (UPDATE t SET b = 1 WHERE id IN (:keys) RETURNING id) TABLE update", false),
+            ("WITH a AS (SELECT 1) SELECT 1 FROM t WHERE id IN (:keys) FOR UPDATE", false),
+            ("SELECT f(id) FROM t WHERE id IN (:keys) FOR UPDATE", false),
+            ("(SELECT f(:keys))", false),
+            ("CALL update_all(:keys)", false),
+            ("DO f(:keys)", false),
+            ("VALUES (:keys)", false),
+        ] {
+            for dialect in [Postgres, MySql, Sqlite] {
+                assert_eq!(counts_changes(sql, dialect).unwrap(), expected, "{dialect:?}: {sql}");
+            }
+        }
     }
 
     #[test]

@@ -1,33 +1,41 @@
-//! Decimals of MySQL and MariaDB that are longer than what the values of a key are bound as: DECIMAL(65,30).
+//! Decimals of MySQL and MariaDB, which have up to 65 digits: values are bound so that they are compared digit by digit.
 
 use anyhow::anyhow;
 
 use super::column::Kind;
 use super::relation::Relation;
-use super::sql::{Sql, Table};
 use super::statement::Dialect;
 use super::trouble::Trouble;
-use super::value::Value;
 use super::{Database, Source, cannot_read};
 
+/// What a decimal is compared with where nobody knows how many digits it may have.
+pub(super) const OF_QUERY: &str = "CAST(? AS DECIMAL(65,30))";
+
+/// What a column is compared with that has at most so many digits before the point, and behind it.
+///
+/// It takes all of these, and where there is room some behind them, up to 30: a number that others name is not rounded to one that
+/// a row may have.
+pub(super) fn exact(before: i64, behind: i64) -> String {
+    format!("CAST(? AS DECIMAL(65,{}))", behind.max((65 - before).min(30)))
+}
+
 impl Database {
-    /// Fails where a column of the key may have values that are compared only as rounded: rows between such a one and the next
-    /// would be passed over, and no statement would find them. Of a table its type says so; of a query all rows are looked at, if
-    /// its key has decimals.
+    /// Fails where a column of the key has values that are compared only as rounded: rows between such a one and the next would be
+    /// passed over, and no statement would find them. No table has such a column; of a query all rows are looked at, if its key has
+    /// decimals.
     pub async fn refuse_long_decimals(&mut self, source: &Source, key: &[String]) -> Result<(), Trouble> {
         if self.dialect() != Dialect::MySql {
             return Ok(());
         }
         let relation = Relation::new(source, Dialect::MySql)?;
-        let long = match &relation.table {
-            Some(table) => self.text(&long_column(table, key)).await,
-            None => self.rounded_column(&relation, key).await,
-        };
-        match long.map_err(|trouble| cannot_read(trouble, &relation))? {
+        if relation.table.is_some() {
+            return Ok(());
+        }
+        match self.rounded_column(&relation, key).await.map_err(|trouble| cannot_read(trouble, &relation))? {
             None => Ok(()),
             Some(column) => Err(Trouble::Misconfigured(anyhow!(
-                "column {column} of {} cannot be a key: of a DECIMAL more than 35 digits before the point, or 30 behind it, are \
-                 not compared exactly; name another --key",
+                "column {column} of {} cannot be a key: of a DECIMAL in a query more than 35 digits before the point, or 30 behind \
+                 it, are not compared exactly; name its --table instead, or another --key",
                 relation.label
             ))),
         }
@@ -46,21 +54,18 @@ impl Database {
     }
 }
 
-/// Asks for a column of these whose values may be too long.
-fn long_column(table: &Table, key: &[String]) -> Sql {
-    let mut sql = Sql::new(
-        Dialect::MySql,
-        "SELECT CAST(column_name AS CHAR) FROM information_schema.columns
-         WHERE data_type = 'decimal' AND (numeric_scale > 30 OR numeric_precision - numeric_scale > 35) AND table_name = ",
-    );
-    sql.bind("?", &Value::Text(table.name.clone())).push(" AND table_schema = ");
-    match &table.schema {
-        Some(schema) => sql.bind("?", &Value::Text(schema.clone())),
-        None => sql.push("DATABASE()"),
-    };
-    for (at, name) in key.iter().enumerate() {
-        sql.push(if at == 0 { " AND column_name IN (" } else { ", " }).bind("?", &Value::Text(name.clone()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decimal_is_compared_with_one_that_has_all_its_digits() {
+        assert_eq!(exact(35, 30), OF_QUERY);
+        for (before, behind, scale) in
+            [(9, 0, 30), (20, 2, 30), (35, 30, 30), (36, 29, 29), (38, 0, 27), (65, 0, 0), (2, 38, 38), (27, 38, 38)]
+        {
+            assert_eq!(exact(before, behind), format!("CAST(? AS DECIMAL(65,{scale}))"));
+            assert!(before <= 65 - scale && behind <= scale, "{before} {behind}");
+        }
     }
-    sql.push(") LIMIT 1");
-    sql
 }

@@ -16,7 +16,7 @@ use super::statement::{Dialect, Statement};
 use super::trouble::Trouble;
 use super::tuple::one_of;
 use super::value::Value;
-use super::{Ran, my_cnf, options, present};
+use super::{Ran, decimal, my_cnf, options, present};
 
 /// The protocol counts the values of a statement in 16 bits.
 pub(super) const MOST_VALUES: usize = 65_535;
@@ -54,7 +54,24 @@ impl MySql {
                 );
             }
         }
+        if let Some(table) = &relation.table
+            && columns.iter().any(|column| column.kind == Kind::Literal)
+        {
+            for (name, before, behind) in self.decimals(table).await? {
+                for column in columns.iter_mut().filter(|column| column.name == name) {
+                    column.bind = decimal::exact(before, behind);
+                }
+            }
+        }
         Ok(columns)
+    }
+
+    /// The DECIMAL columns, each with how many digits it has before the point and behind it.
+    async fn decimals(&mut self, table: &Table) -> sqlx::Result<Vec<(String, i64, i64)>> {
+        let sql = "SELECT column_name, CAST(numeric_precision - numeric_scale AS SIGNED), CAST(numeric_scale AS SIGNED)
+                   FROM information_schema.columns
+                   WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND data_type = 'decimal'";
+        sqlx::query_as(sql).bind(&table.schema).bind(&table.name).fetch_all(&mut self.0).await
     }
 
     /// The time zone of the session: `+02:00`, or its name.
@@ -204,7 +221,7 @@ fn column(relation: &Relation, name: String, info: &MySqlTypeInfo) -> Column {
         _ => None,
     };
     // A string is compared with a decimal as a double.
-    let bind = if kind == Kind::Literal { "CAST(? AS DECIMAL(65,30))" } else { "?" };
+    let bind = if kind == Kind::Literal { decimal::OF_QUERY } else { "?" };
     let shown = match info.name() {
         "FLOAT" => Some((Kind::Literal, format!("CAST({column} AS CHAR)"))),
         "GEOMETRY" => Some((Kind::Text, format!("ST_AsText({column})"))),

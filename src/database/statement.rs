@@ -4,6 +4,7 @@ use std::iter;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::clause::counts_changes;
 use super::lexer::split;
 use super::tuple::{Use, equal};
 
@@ -35,6 +36,7 @@ pub struct Statement {
     parts: Vec<String>,
     /// For MySQL and MariaDB: what each `:keys` stands in.
     uses: Vec<Use>,
+    counts_changes: bool,
 }
 
 impl Statement {
@@ -51,7 +53,13 @@ impl Statement {
             }
             Dialect::Postgres | Dialect::Sqlite => Vec::new(),
         };
-        Ok(Statement { dialect, parts, uses })
+        let counts_changes = counts_changes(&parts.join(":keys"), dialect).context("cannot use the statement")?;
+        Ok(Statement { dialect, parts, uses, counts_changes })
+    }
+
+    /// Whether the number of rows that it touches is that of those it changes.
+    pub fn counts_changes(&self) -> bool {
+        self.counts_changes
     }
 
     /// The statement as it was given, but for a `;` at its end.

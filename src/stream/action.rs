@@ -65,7 +65,7 @@ pub(super) fn target<'a>(action: Option<&'a mut Action>, source: &'a mut Source)
     action.and_then(Action::database).or_else(|| source.database())
 }
 
-/// Does it to the rows of the chunk. Gives how many a statement has touched.
+/// Does it to the rows of the chunk. Gives how many a statement has touched, if it counts them.
 ///
 /// `mark` is what the transaction of a statement writes along.
 pub(super) async fn act(
@@ -84,7 +84,7 @@ pub(super) async fn act(
                 (Some(database), None) | (None, Some(database)) => database.run(statement, rows, mark.as_ref()).await,
                 (None, None) => return Err(anyhow!("a statement needs a database")),
             };
-            ran.map_err(failure).map(Some)
+            ran.map_err(failure).map(|touched| statement.counts_changes().then_some(touched))
         }
         (Some(Action::Sql { .. }), _) => Err(anyhow!("a statement needs rows of a database")),
         (Some(Action::Command(command)), _) => {

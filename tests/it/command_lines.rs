@@ -59,6 +59,16 @@ fn an_option_beats_the_environment_which_beats_the_file() {
 }
 
 #[test]
+fn a_variable_that_seems_to_name_the_configuration_file_and_does_not_is_refused() {
+    for tool in TOOLS {
+        let output = Command::new(tool).env("KSYNC_CONFIG_FILE", "/etc/ksync.conf").output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        let text = "KSYNC_CONFIG_FILE counts for nothing; the configuration file is named by KSYNC_CONFIG, or --config";
+        assert!(output.status.code() == Some(2) && told.contains(text), "{tool}: {told}");
+    }
+}
+
+#[test]
 fn a_secret_comes_from_a_file_that_the_environment_names() {
     let world = World::new("secret");
     let topic = world.topic("products", 1);
@@ -138,12 +148,20 @@ fn database_url_counts_where_nothing_else_names_a_database() {
     std::fs::write(&both, "DATABASE_URL=postgres://127.0.0.1:7/shop\nKSYNC_DATABASE=postgres://127.0.0.1:8/shop\n")
         .unwrap();
     std::fs::write(&one, "DATABASE_URL='postgres://127.0.0.1:9/shop'\n").unwrap();
+    let (secret, by_file) = (world.file("url"), world.file("by-file"));
+    std::fs::write(&secret, "postgres://127.0.0.1:4/shop\n").unwrap();
+    std::fs::write(&by_file, format!("DATABASE_URL_FILE={}\n", secret.display())).unwrap();
+    let secret = secret.to_str().unwrap();
     for (file, environment, port) in [
         (&both, vec![], 8),
         (&both, vec![("DATABASE_URL", "postgres://127.0.0.1:6/shop")], 8),
         (&one, vec![], 9),
         (&one, vec![("DATABASE_URL", "postgres://127.0.0.1:6/shop")], 6),
         (&one, vec![("KSYNC_DATABASE", "postgres://127.0.0.1:5/shop")], 5),
+        (&by_file, vec![], 4),
+        (&one, vec![("DATABASE_URL_FILE", secret)], 4),
+        (&one, vec![("DATABASE_URL_FILE", "/no/such/url"), ("DATABASE_URL", "postgres://127.0.0.1:6/shop")], 6),
+        (&both, vec![("DATABASE_URL_FILE", "/no/such/url")], 8),
     ] {
         let arguments = format!("-t {topic} --table products --config {}", file.display());
         let mut process = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &arguments, &environment);

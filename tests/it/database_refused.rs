@@ -61,11 +61,12 @@ async fn a_source_that_does_not_fit_is_refused_before_a_row_is_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scan_that_the_database_sets_back_ends() {
     let [_, mariadb, _] = primaries("set_back").await;
-    // It is compared as a number of 35 digits before the point.
+    // Those of a query are compared as numbers of 35 digits before the point.
     mariadb.execute("CREATE TABLE t (k DECIMAL(50,0) NOT NULL)").await;
     let digits = "0".repeat(39);
     mariadb.execute(&format!("INSERT INTO t VALUES (1{digits}), (2{digits}), (3{digits})")).await;
-    let source = Source { key: vec!["k".to_owned()], ..table("t") };
+    let rows = Rows::Query("SELECT k FROM t".to_owned());
+    let source = Source { rows, key: vec!["k".to_owned()], payload: Payload::Key };
     let mut database = mariadb.open().await;
     // The chunk that gives rows again may be larger.
     for (rows, more) in [(1, 1), (2, 2), (2, 3)] {
@@ -74,7 +75,7 @@ async fn a_scan_that_the_database_sets_back_ends() {
         assert!(database.next_chunk(&mut scan, limit(rows)).await.unwrap().is_some());
         let trouble = database.next_chunk(&mut scan, limit(more)).await.err().unwrap();
         let told = format!(
-            "misconfigured: table t cannot be read on behind '{rows}{digits}': the database gives rows again that were read \
+            "misconfigured: the query cannot be read on behind '{rows}{digits}': the database gives rows again that were read \
              before, since it does not compare the k exactly (numbers with too many digits, perhaps); name another --key"
         );
         assert_eq!(text(&trouble), told);

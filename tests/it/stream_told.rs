@@ -31,6 +31,26 @@ fn the_end_tells_how_many_rows_a_statement_has_touched_where_these_are_not_all()
 }
 
 #[test]
+fn the_end_tells_nothing_of_what_was_touched_where_a_statement_does_not_count_what_it_changes() {
+    let world = World::new("uncounted");
+    for primary in block_on(primaries("told_uncounted")) {
+        items_of(&primary, 3);
+        let sql = match primary.dialect {
+            Dialect::Postgres => {
+                "WITH changed AS (UPDATE items SET n = n + 1 WHERE id IN (:keys) RETURNING id) SELECT count(*) FROM changed"
+            }
+            Dialect::MySql => "DO (SELECT max(n) FROM items WHERE id IN (:keys))",
+            Dialect::Sqlite => "SELECT count(*) FROM items WHERE id IN (:keys)",
+        };
+        let mut stream = world.stream(&format!("{} --sql '{sql}'", source(&topic(&world), &primary)));
+        assert_eq!(stream.wait(), End::Status(0), "{primary:?}: {:?}", stream.log());
+        assert!(!stream.says(&["touched"]), "{primary:?}: {:?}", stream.log());
+        let n = if primary.dialect == Dialect::Postgres { "1" } else { "0" };
+        assert_eq!(block_on(primary.texts("SELECT DISTINCT n FROM items")), [n], "{primary:?}");
+    }
+}
+
+#[test]
 fn a_lock_that_postgres_does_not_get_in_time_is_tried_again() {
     let world = World::new("lock-timeout");
     let [primary, ..] = block_on(primaries("told_lock"));
