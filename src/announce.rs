@@ -131,7 +131,7 @@ impl Announcer {
     /// Runs the action, and queues the instant messages of what it has changed; [`Announcer::settled`] tells whether they
     /// arrived. Those of the changes before have arrived by then. Each half of the delay the delay messages are sent again, and
     /// the action is not polled while these are older than that, so that what it commits itself is covered. A command, which
-    /// needs no polling, stands still from three quarters of the delay on.
+    /// needs no polling, stands still from three quarters of the delay on until they are sent again.
     ///
     /// Meanwhile delay messages of the `next` changes are sent; what became of them is given besides.
     ///
@@ -150,7 +150,7 @@ impl Announcer {
         if renews && since.elapsed() >= half(delay) {
             since = cover(delay, delays, changed).await.context(UNCOVERED)?;
         }
-        let started = Instant::now();
+        let (started, mut held) = (Instant::now(), Duration::ZERO);
         let mut ahead = std::pin::pin!(covered(delay, ahead, next, phases));
         let mut next_covered = None;
         let done = {
@@ -162,7 +162,7 @@ impl Announcer {
                     () = tokio::time::sleep_until(since + half(delay)), if renews => {
                         info!("the action is still at work: sending its {} delay messages again", count(changed));
                         let old = since + half(delay) + half(delay) / 2;
-                        since = holding(old, cover(delay, delays, changed)).await.context(
+                        since = holding(old, &mut held, cover(delay, delays, changed)).await.context(
                             "cannot send delay messages again; the action was ended, since nothing would tell of what it \
                              changes from now on",
                         )?;
@@ -173,7 +173,7 @@ impl Announcer {
             }
         };
         if now.since.is_some() {
-            *longest = (*longest).max(started.elapsed());
+            *longest = (*longest).max(started.elapsed().saturating_sub(held));
         }
         let done = done?;
         if phases != Phases::DelayOnly {
@@ -291,19 +291,25 @@ async fn covered(delay: Duration, lane: &mut Lane, changed: &[Changed<'_>], phas
 }
 
 /// Waits for delay messages that are sent again. From the time on at which the last ones are old, commands stand still: what
-/// they commit would not be covered. Where it fails they stay so, to be ended.
-async fn holding(old: Instant, renewal: impl Future<Output = Result<Instant>>) -> Result<Instant> {
+/// they commit would not be covered. Where it fails they stay so, to be ended. `held` grows by the time.
+async fn holding(old: Instant, held: &mut Duration, renewal: impl Future<Output = Result<Instant>>) -> Result<Instant> {
     let mut renewal = std::pin::pin!(renewal);
     if let Ok(renewed) = timeout_at(old, &mut renewal).await {
         return renewed;
     }
-    handler::hold();
-    warn!(
-        "Kafka does not acknowledge the delay messages; the action stands still, or nothing might tell of what it changes"
-    );
+    let begun = Instant::now();
+    let is_command = handler::hold();
+    if is_command {
+        warn!(
+            "Kafka does not acknowledge the delay messages; the action stands still, or nothing might tell of what it changes"
+        );
+    }
     let renewed = renewal.await?;
-    handler::let_go();
-    info!("the delay messages are acknowledged; the action goes on");
+    if is_command {
+        handler::let_go();
+        info!("the delay messages are acknowledged; the action goes on");
+    }
+    *held += begun.elapsed();
     Ok(renewed)
 }
 

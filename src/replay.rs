@@ -193,7 +193,7 @@ impl Rehearsal<'_> {
         let (turn, consume) = (&mut case.turn, &self.replay.consume);
         let batch = &turn.load.batch;
         let (first, last) = (batch.offset(records[0]), batch.offset(records[records.len() - 1]));
-        let (source, id) = (batch.partition().clone(), format!("{:016x}", rand::random::<u64>()));
+        let (source, id) = (batch.partition().clone(), handler::new_id());
         let told = handler::Batch {
             source: &source,
             name: &self.replay.name,

@@ -12,6 +12,9 @@ use clap::{ArgMatches, Command, Id};
 use super::Tool;
 use crate::kafka::Property;
 
+/// Names a file with what `DATABASE_URL` would say.
+pub(super) const DATABASE_URL_FILE: &str = "DATABASE_URL_FILE";
+
 /// The file that is read where `--config` names none.
 const CONFIG_FILE: &str = "/etc/ksync.conf";
 
@@ -126,11 +129,13 @@ fn secret(file: &Path) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// The name by which most programs know the database; ours goes before it.
+/// The names by which most programs know the database; ours goes before them.
 fn database_url(lines: &[(String, String)]) -> Result<Option<String>> {
-    match std::env::var("DATABASE_URL").ok() {
-        None => elsewhere("DATABASE_URL", lines),
-        url => Ok(url),
+    match (std::env::var("DATABASE_URL").ok(), std::env::var_os(DATABASE_URL_FILE)) {
+        (None, None) => elsewhere("DATABASE_URL", lines),
+        // It may be another program's, and not every run needs a database.
+        (None, Some(file)) => Ok(secret(Path::new(&file)).ok()),
+        (url, _) => Ok(url),
     }
 }
 

@@ -5,6 +5,7 @@ use clap::Args;
 use log::warn;
 
 use super::ActionOptions;
+use super::config::DATABASE_URL_FILE;
 use crate::database::{self, Database, Dialect, Payload, Rows, Scan, Session};
 use crate::exit::Exit;
 use crate::stream::{Lines, Source, failure};
@@ -90,9 +91,13 @@ impl SourceOptions {
     }
 
     pub(super) fn url(&self) -> Result<String> {
-        self.database
-            .clone()
-            .ok_or_else(|| usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database")))
+        self.database.clone().ok_or_else(|| {
+            let but = match std::env::var_os(DATABASE_URL_FILE) {
+                Some(file) => format!("; {} of {DATABASE_URL_FILE} cannot be read", file.display()),
+                None => String::new(),
+            };
+            usage(anyhow!("no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database{but}"))
+        })
     }
 
     /// How the sessions are that read the rows and run the statement.

@@ -176,7 +176,7 @@ impl Handling<'_> {
                 () = self.shutdown.requested() => return Err(End::Shutdown),
             },
         };
-        let (id, source) = (format!("{:016x}", rand::random::<u64>()), self.held.partition());
+        let (id, source) = (handler::new_id(), self.held.partition());
         let batch = &turn.load.batch;
         let (first, last) = (batch.offset(records[0]), batch.offset(records[records.len() - 1]));
         let told = handler::Batch {

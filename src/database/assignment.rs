@@ -111,7 +111,7 @@ impl<'a> List<'a> {
         meant.is_empty() || meant.iter().any(|named| named.is(table, announced.dialect))
     }
 
-    /// Whether `value` is that of the same column in a row that was to be inserted, and that has met one that is like it there. By
+    /// Whether `value` is that of the same column in a row that was to be inserted, and that has met one that equals it there. By
     /// which unique index rows meet in MySQL and MariaDB, the text does not tell.
     fn is_met(&self, column: &str, value: &[&str], dialect: Dialect) -> bool {
         let [word, ".", inserted] = value else { return false };

@@ -55,13 +55,25 @@ const QUERIES: &[&str] = &["select", "table", "values"];
 pub(super) fn counts_changes(sql: &str, dialect: Dialect) -> Result<bool> {
     let pieces = pieces(sql, dialect)?;
     let outer: Vec<_> = pieces.iter().filter(|piece| piece.depth == 0).map(|piece| piece.text).collect();
-    let mut verb = outer.first().copied();
+    let mut verb = match outer.as_slice() {
+        // MariaDB: SET STATEMENT max_statement_time = 5 FOR UPDATE ..
+        [set, statement, others @ ..] if is_one_of(set, &["set"]) && is_one_of(statement, &["statement"]) => {
+            others.iter().skip_while(|word| !is_one_of(word, &["for"])).nth(1).copied()
+        }
+        _ => outer.first().copied(),
+    };
     if verb.is_some_and(|word| is_one_of(word, &["with"])) {
         // Behind these stands the name of a part.
         let pairs = outer.windows(2).filter(|pair| !is_one_of(pair[0], &["with", "recursive", ","]));
         verb = pairs.map(|pair| pair[1]).find(|word| is_one_of(word, CHANGES) || is_one_of(word, QUERIES));
     }
     Ok(verb.is_some_and(|verb| is_one_of(verb, CHANGES)))
+}
+
+/// Whether a statement gives rows that it changes.
+pub(super) fn returns_rows(sql: &str, dialect: Dialect) -> Result<bool> {
+    let pieces = pieces(sql, dialect)?;
+    Ok(pieces.iter().any(|piece| piece.depth == 0 && is_one_of(piece.text, &["returning"])))
 }
 
 impl Rows {
@@ -176,6 +188,8 @@ mod tests {
             ("(SELECT f(:keys))", false),
             ("CALL update_all(:keys)", false),
             ("DO f(:keys)", false),
+            ("SET STATEMENT max_statement_time = 5 FOR UPDATE t SET a = 1 WHERE id IN (:keys)", true),
+            ("SET STATEMENT max_statement_time = 5 FOR SELECT f(id) FROM t WHERE id IN (:keys)", false),
             ("VALUES (:keys)", false),
         ] {
             for dialect in [Postgres, MySql, Sqlite] {

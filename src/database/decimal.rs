@@ -13,8 +13,8 @@ pub(super) const OF_QUERY: &str = "CAST(? AS DECIMAL(65,30))";
 
 /// What a column is compared with that has at most so many digits before the point, and behind it.
 ///
-/// It takes all of these, and where there is room some behind them, up to 30: a number that others name is not rounded to one that
-/// a row may have.
+/// It takes all of these, and where there is room (a decimal has 65 digits) some behind them, up to 30: a number that others name is
+/// not rounded to one that a row may have.
 pub(super) fn exact(before: i64, behind: i64) -> String {
     format!("CAST(? AS DECIMAL(65,{}))", behind.max((65 - before).min(30)))
 }
@@ -34,8 +34,8 @@ impl Database {
         match self.rounded_column(&relation, key).await.map_err(|trouble| cannot_read(trouble, &relation))? {
             None => Ok(()),
             Some(column) => Err(Trouble::Misconfigured(anyhow!(
-                "column {column} of {} cannot be a key: of a DECIMAL in a query more than 35 digits before the point, or 30 behind \
-                 it, are not compared exactly; name its --table instead, or another --key",
+                "column {column} of {} cannot be a key: a DECIMAL of a query is compared exactly only up to 35 digits before the \
+                 point and 30 behind it; name its --table instead, or another --key",
                 relation.label
             ))),
         }

@@ -57,9 +57,11 @@ impl MySql {
         if let Some(table) = &relation.table
             && columns.iter().any(|column| column.kind == Kind::Literal)
         {
-            for (name, before, behind) in self.decimals(table).await? {
-                for column in columns.iter_mut().filter(|column| column.name == name) {
-                    column.bind = decimal::exact(before, behind);
+            let digits = self.decimals(table).await?;
+            for column in columns.iter_mut().filter(|column| column.kind == Kind::Literal) {
+                match digits.iter().find(|(name, ..)| *name == column.name) {
+                    Some((_, before, behind)) => column.bind = decimal::exact(*before, *behind),
+                    None => column.unfit = Some("information_schema does not tell how many digits it has"),
                 }
             }
         }

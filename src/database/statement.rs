@@ -4,7 +4,7 @@ use std::iter;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::clause::counts_changes;
+use super::clause::{counts_changes, returns_rows};
 use super::lexer::split;
 use super::tuple::{Use, equal};
 
@@ -53,7 +53,12 @@ impl Statement {
             }
             Dialect::Postgres | Dialect::Sqlite => Vec::new(),
         };
-        let counts_changes = counts_changes(&parts.join(":keys"), dialect).context("cannot use the statement")?;
+        let whole = parts.join(":keys");
+        ensure!(
+            dialect != Dialect::MySql || !returns_rows(&whole, dialect).context("cannot use the statement")?,
+            "of a statement with RETURNING MySQL and MariaDB do not tell how many rows it has changed; leave RETURNING out"
+        );
+        let counts_changes = counts_changes(&whole, dialect).context("cannot use the statement")?;
         Ok(Statement { dialect, parts, uses, counts_changes })
     }
 
@@ -207,6 +212,11 @@ mod tests {
             ("UPDATE t SET a = 1", Postgres, MISSING),
             ("UPDATE t SET a = ':keys' -- :keys", MySql, MISSING),
             ("", Sqlite, MISSING),
+            (
+                "DELETE FROM t WHERE id IN (:keys) RETURNING id",
+                MySql,
+                "of a statement with RETURNING MySQL and MariaDB do not tell how many rows it has changed; leave RETURNING out",
+            ),
             (
                 "id IN (:keyset)",
                 Postgres,

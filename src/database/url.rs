@@ -33,7 +33,7 @@ fn parameters(url: &str) -> impl Iterator<Item = (&str, &str)> + Clone {
     parameters.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-/// By a file that the driver passes over no certificate would be looked at, whatever is said of TLS besides.
+/// A driver that passes over the file would check no certificate against it, whatever is said of TLS besides.
 fn refuse_words_of_another(url: &str) -> Result<(), Trouble> {
     let dialect = Dialect::of(url).map_err(Trouble::Misconfigured)?;
     let right = |name: &str| match (dialect, name) {

@@ -264,14 +264,20 @@ pub fn leave_nothing_behind() -> Result<()> {
     warden::start().context("cannot start the warden of the handlers")
 }
 
-/// Has all that the runs under way have started stand still, until it is let go.
-pub fn hold() {
-    warden::signal_all(Signal::STOP);
+/// Has all that the runs under way have started stand still, until it is let go; but what runs as somebody else. Gives whether
+/// there are any.
+pub fn hold() -> bool {
+    warden::signal_all(Signal::STOP)
 }
 
 /// Lets it go on.
 pub fn let_go() {
     warden::signal_all(Signal::CONT);
+}
+
+/// What tells a run from all others.
+pub fn new_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
 }
 
 /// Whether this process was started by [`leave_nothing_behind`]: then all it does is [`keep_watch`].

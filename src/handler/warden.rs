@@ -21,6 +21,7 @@ use memchr::memrchr;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::task;
 
 use super::OURSELVES;
 use super::descendants::{self, Marker};
@@ -109,13 +110,20 @@ impl Drop for Guarded {
     }
 }
 
-/// Sends the signal to all that belongs to the runs under way.
-pub(super) fn signal_all(signal: Signal) {
+/// Sends the signal to all that belongs to the runs under way, and gives whether there are any.
+pub(super) fn signal_all(signal: Signal) -> bool {
     // None of them is reaped meanwhile, since it stays here until then.
-    if let Some(warden) = warden().as_ref() {
-        signal_groups(&warden.runs, signal);
-        signal_marked(&warden.runs, signal);
-    }
+    let warden = warden();
+    let Some(Warden { runs, .. }) = warden.as_ref().filter(|warden| !warden.runs.is_empty()) else { return false };
+    task::block_in_place(|| {
+        signal_groups(runs, signal);
+        let (mut known, mut found) = (0, signal_marked(runs, signal));
+        // One that was being started meanwhile may have been missed.
+        while found > known {
+            (known, found) = (found, signal_marked(runs, signal));
+        }
+    });
+    true
 }
 
 impl Warden {

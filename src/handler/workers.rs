@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::descendants::Marker;
 use super::outcome::{Failed, Failure, Outcome};
 use super::worker::{Worked, Worker};
-use super::{Batch, Command, GRACE};
+use super::{Batch, Command, GRACE, new_id};
 use crate::topic::Name;
 
 /// A worker that gets no batch for so long is looked after.
@@ -151,8 +151,7 @@ impl Workers {
             }
         }
         let renewal = *self.renewals.borrow();
-        let id = format!("{:016x}", rand::random::<u64>());
-        let environment = [("KSYNC_WORKER_ID", id)];
+        let environment = [("KSYNC_WORKER_ID", new_id())];
         let started = self.command.program(&environment).and_then(|program| {
             let marker = Marker::of(&environment).expect("it has an id");
             Worker::start(&program, marker)

@@ -9,7 +9,7 @@ use super::source::{Chunk, Source};
 use crate::announce::{Phases, named};
 use crate::database::{Database, Mark, Statement};
 use crate::exit::Exit;
-use crate::handler::{Command, Failed, Failure, Input, Kind, Outcome};
+use crate::handler::{Command, Failed, Failure, Input, Kind, Outcome, new_id};
 use crate::message::Change;
 use crate::record::write_without_breaks;
 
@@ -100,8 +100,7 @@ async fn run(command: &Command, changes: &[Change], phases: Phases) -> Result<()
         write_without_breaks(&mut lines, &change.payload);
         lines.push(b'\n');
     }
-    let id = format!("{:016x}", rand::random::<u64>());
-    let environment = [("KSYNC_BATCH_ID", id), ("KSYNC_BATCH_COUNT", changes.len().to_string())];
+    let environment = [("KSYNC_BATCH_ID", new_id()), ("KSYNC_BATCH_COUNT", changes.len().to_string())];
     let input = Input { label: "action", lines: &lines, environment: &environment, told: None };
     let outlook = match phases {
         Phases::Both | Phases::DelayOnly => "; the delay messages of its chunk are sent".to_owned(),

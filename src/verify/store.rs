@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::primary::Rows;
 use super::version::Version;
 use crate::exit::Exit;
-use crate::handler::{Command, Environment, Input, Terms};
+use crate::handler::{Command, Environment, Input, Terms, new_id};
 use crate::message::key_of_parts;
 use crate::record::write_without_breaks;
 use crate::stream::ended;
@@ -96,7 +96,7 @@ impl Store {
 
     /// The sender is gone once the command has ended.
     async fn run(&self, command: &Command, lines: &[u8], pieces: mpsc::Sender<Vec<u8>>) -> Result<()> {
-        let environment = [("KSYNC_VERSION_COLUMN", self.columns.clone())];
+        let environment = [("KSYNC_BATCH_ID", new_id()), ("KSYNC_VERSION_COLUMN", self.columns.clone())];
         let input = Input { label: "store", lines, environment: &environment, told: Some(&pieces) };
         ended(command.run(input, ready(true), pending()).await, "the command that tells what the store holds", "")
     }

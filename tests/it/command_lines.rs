@@ -4,8 +4,8 @@ use std::process::Command;
 
 use crate::support::{End, World};
 
-const TOOLS: [&str; 3] =
-    [env!("CARGO_BIN_EXE_ksync-consume"), env!("CARGO_BIN_EXE_ksync-delayer"), env!("CARGO_BIN_EXE_ksync-stream")];
+const STREAM: &str = env!("CARGO_BIN_EXE_ksync-stream");
+const TOOLS: [&str; 3] = [env!("CARGO_BIN_EXE_ksync-consume"), env!("CARGO_BIN_EXE_ksync-delayer"), STREAM];
 
 #[test]
 fn each_tool_tells_its_version_and_explains_each_of_its_options() {
@@ -164,11 +164,22 @@ fn database_url_counts_where_nothing_else_names_a_database() {
         (&both, vec![("DATABASE_URL_FILE", "/no/such/url")], 8),
     ] {
         let arguments = format!("-t {topic} --table products --config {}", file.display());
-        let mut process = world.start(env!("CARGO_BIN_EXE_ksync-stream"), &arguments, &environment);
+        let mut process = world.start(STREAM, &arguments, &environment);
         assert_eq!(process.wait(), End::Status(75), "{port}");
         let told = format!("error: cannot connect to Postgres at 127.0.0.1:{port}: ");
         assert!(process.says(&[&told]), "{port}: {:?}", process.log());
     }
+
+    // It may be another program's, and is told of where a database is needed.
+    let unread = [("DATABASE_URL_FILE", "/no/such/url")];
+    let mut lines = world.start(STREAM, &format!("-t {topic} --only instant -"), &unread);
+    lines.tell("{\"id\":1}\n");
+    assert_eq!((lines.wait(), world.kafka.count(&topic)), (End::Status(0), 1));
+    let mut table = world.start(STREAM, &format!("-t {topic} --table products"), &unread);
+    assert_eq!(table.wait(), End::Status(2));
+    let told = "no database is named: set DATABASE_URL, or KSYNC_DATABASE, or --database; /no/such/url of DATABASE_URL_FILE cannot \
+                be read";
+    assert!(table.says(&["error: ", told]), "{:?}", table.log());
 }
 
 #[test]

@@ -250,8 +250,8 @@ fn decimals_of_mariadb_that_are_not_compared_exactly_are_refused_as_a_key() {
     let refusals = Refusals::new(&world);
     let [_, mariadb, _] = block_on(primaries("refused_decimals"));
     let change = "--sql 'UPDATE sizes SET n = n + 1 WHERE k IN (:keys)'";
-    let told = "column k of the query cannot be a key: of a DECIMAL in a query more than 35 digits before the point, or 30 behind \
-                it, are not compared exactly; name its --table instead, or another --key";
+    let told = "column k of the query cannot be a key: a DECIMAL of a query is compared exactly only up to 35 digits before the \
+                point and 30 behind it; name its --table instead, or another --key";
     let (table, query) = ("--table sizes", "--query 'SELECT k FROM sizes' --key k");
     let counts = || block_on(mariadb.texts("SELECT n FROM sizes ORDER BY k"));
     for kind in ["DECIMAL(38,20)", "DECIMAL(65,30)", "DECIMAL(38,0)", "DECIMAL(40,38)"] {
