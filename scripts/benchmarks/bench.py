@@ -64,6 +64,11 @@ class Bench:
         while any(end != 0 for end in self.ends(topic, partitions)):
             time.sleep(0.05)
 
+    def renew_pair(self, topic):
+        """Makes a topic and its delay topic anew, both as a delayer needs them."""
+        for name in (topic, f"{topic}-delay"):
+            self.renew(name, settings=[("message.timestamp.type", "LogAppendTime")])
+
     def into(self, topic, count, *commands):
         """Runs what has to write so many records to the topic."""
         self.renew(topic)

@@ -34,7 +34,7 @@ def contest(bench, title, counts, contenders):
             ratios.append(f"{ratio:.2f} {peer.name}")
             if wanted := contender.wanted.get(peer.name):
                 text = f"{title}: {contender.name} = {wanted} x {peer.name}"
-                bench.judge(text, f"{ratio:.2f}", ratio >= wanted)
+                bench.hold_to(text, f"{ratio:.2f}", ratio >= wanted)
         peak, less = max(run.peak_kib for run in contender.runs) / 1024, contender.run(tenth).peak_kib / 1024
         figures = f"{all_records / fastest.seconds:10,.0f}  {fastest.cpu_seconds:4.1f} s  {peak:3.0f} ({less:2.0f}) MiB"
         print(f"  {contender.name:58} {figures}  {', '.join(ratios)}".rstrip(), flush=True)

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,7 +33,7 @@ class Run:
 def run(*commands, until=None, statuses=(0,), stdin=subprocess.DEVNULL, log=None):
     """Runs a pipe of commands to its end; or until `until()`, which then counts as the end, and gives it a TERM.
 
-    Each ends with one of these exit statuses.
+    It may have ended by itself by then. Each ends with one of these exit statuses.
 
     What the commands write to stderr goes to `log`, a file, if somebody wants to read it.
     """
@@ -70,12 +71,15 @@ def watch(processes, begun, until, statuses):
                 peaks[process.pid] = int(peak[1])
         if until and not seconds and until():
             seconds = time.monotonic() - begun
-            processes[0].terminate()
+            # Not terminate(), which takes the exit status of one that has just ended by itself.
+            os.kill(processes[0].pid, signal.SIGTERM)
         for ended in select.select(list(alive), [], [], POLL_SECS)[0]:
             process = alive.pop(ended)
             os.close(ended)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
+            if until and not seconds and until():
+                seconds = time.monotonic() - begun  # it has ended by itself meanwhile
             if process.returncode not in statuses or (until and not seconds):
                 raise Failure(f"{process.args[0]} ended with exit status {process.returncode}")
             # With those children that the process has waited for: handlers.

@@ -43,8 +43,7 @@ def request(number, op):
 
 
 def serving(bench):
-    for topic in ("served", "served-delay"):
-        bench.renew(topic, settings=[("message.timestamp.type", "LogAppendTime")])
+    bench.renew_pair("served")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "socket")
         command = [str(word) for word in bench.ksync("stream", "-t", "served", "--serve", path)]

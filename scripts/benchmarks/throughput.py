@@ -1,16 +1,19 @@
 """(a) to (c): how many records or rows the three tools do in a second, beside kcat and psql."""
 
-import json
 import subprocess
 import tempfile
-from pathlib import Path
 
 from bench import HANDLER
 from bench import SIZES
 from contest import Contender
 from contest import contest
 from pipes import run
-from programs import find_postgres
+from tables import CHANGE
+from tables import announce
+from tables import change
+from tables import clean
+from tables import make_table
+from tables import psql
 from wire import kafka_end_offset
 
 IDEMPOTENT = ["-X", "acks=all", "-X", "enable.idempotence=true"]
@@ -66,19 +69,15 @@ def delayer_of(bench, size):
 def stream(bench):
     rows = bench.options.rows
     tables = {rows: "products", rows // 10: "products_tenth"}
-    psql = [find_postgres("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", bench.postgres, "-c"]
     for count, table in tables.items():
-        columns = f"id::bigint, 'product ' || id AS name FROM generate_series(1, {count}) AS id"
-        run([*psql, f"CREATE TABLE {table} AS SELECT {columns}; ALTER TABLE {table} ADD PRIMARY KEY (id)"])
-        run([*psql, f"VACUUM ANALYZE {table}"])
+        make_table(bench, table, count)
 
     def ksync(*arguments):
-        command = bench.ksync("stream", "-t", "rows", "--database", bench.postgres, *arguments, "--table")
-        return lambda count: bench.into("rows", count, [*command, tables[count]])
+        return lambda count: announce(bench, tables[count], count, *arguments)
 
     def kcat(count):
         line = """id || '|{"id":' || id || '}'"""
-        copy = [*psql, f"COPY (SELECT {line} FROM {tables[count]}) TO STDOUT"]
+        copy = [*psql(bench), f"COPY (SELECT {line} FROM {tables[count]}) TO STDOUT"]
         return bench.into("rows", count, copy, bench.write("rows", *IDEMPOTENT))
 
     contest(bench, f"(c) {rows:,} rows of Postgres, ids only", tables, [
@@ -86,59 +85,30 @@ def stream(bench):
         Contender("ksync-stream --chunk-size 1000", ksync("--chunk-size", "1000"), {}),
         Contender("psql COPY | kcat -P", kcat),
     ])
-    update(bench, psql, tables)
-    resume(bench, tables[rows])
+    update(bench, tables)
 
 
-def resume(bench, table):
-    """How long it takes from the start of a run to its first message, wherever the last run has stopped."""
-    with tempfile.TemporaryDirectory() as folder:
-        file, rows = Path(folder) / "checkpoint", bench.options.rows
-        source = ["--database", bench.postgres, "--table", table, "--checkpoint", file]
-        command = bench.ksync("stream", "-t", "rows", *source, "--rate", "1000/s")
-        bench.renew("rows")
-        run(command, until=lambda: bench.ends("rows")[0] > 0, statuses=(75,))
-        seconds = []
-        for done in (rows // 1000, rows // 2, rows - 5000):
-            checkpoint = json.loads(file.read_text())
-            file.write_text(json.dumps(checkpoint | {"last": [{"integer": done}], "rows": done}))
-            bench.renew("rows")
-            seconds.append(run(command, until=lambda: bench.ends("rows")[0] > 0, statuses=(75,)).seconds)
-    figures = ", ".join(f"{second:.2f}" for second in seconds)
-    print(f"\n(c) {rows:,} rows of Postgres: the first message of a resume at a thousandth, the half, the end: {figures} s")
-    bench.judge("a resume within 1 s", f"{max(seconds):.2f} s", max(seconds) <= 1)
-
-
-def update(bench, psql, tables):
+def update(bench, tables):
     """The same rows, changed a thousand at a time between their messages."""
-    change = "UPDATE {table} SET name = 'changed' WHERE id IN ({keys})"
     keys = "SELECT unnest(''' || ids::text || '''::bigint[])"
     chunks = "SELECT array_agg(id) AS ids FROM {table} GROUP BY (id - 1) / 1000 ORDER BY min(id)"
 
-    def ready(count):
-        run([*psql, f"VACUUM {tables[count]}"])
-        for topic in ("updates", "updates-delay"):
-            bench.renew(topic, settings=[("message.timestamp.type", "LogAppendTime")])
-        return tables[count]
-
-    def ksync(count):
-        table = ready(count)
-        options = ["--database", bench.postgres, "--table", table, "--chunk-time", "1h"]
-        return run(bench.ksync("stream", "-t", "updates", *options, "--sql", change.format(table=table, keys=":keys")))
-
     def chunked(count):
-        table = ready(count)
-        line = change.replace("'changed'", "''changed''").format(table=table, keys=keys)
+        table, plain = tables[count], psql(bench)[:-1]
+        clean(bench, table)
+        line = CHANGE.replace("'changed'", "''changed''").format(table=table, keys=keys)
         made = f"SELECT 'BEGIN; {line}; COMMIT;' FROM ({chunks.format(table=table)}) AS chunks"
         with tempfile.NamedTemporaryFile("w") as file:
-            subprocess.run([*psql[:-1], "-A", "-t", "-c", made], stdout=file, check=True)
-            return run([*psql[:-1], "-f", file.name])
+            subprocess.run([*plain, "-A", "-t", "-c", made], stdout=file, check=True)
+            return run([*plain, "-f", file.name])
 
     def one(count):
-        return run([*psql, f"UPDATE {ready(count)} SET name = 'changed'"])
+        clean(bench, tables[count])
+        return run([*psql(bench), f"UPDATE {tables[count]} SET name = 'changed'"])
 
     contest(bench, f"(c) {bench.options.rows:,} rows of Postgres, changed", tables, [
-        Contender("ksync-stream --sql, 1,000 at a time", ksync, {"psql, 1,000 at a time": 0.67, "psql, at once": 0.5}),
+        Contender("ksync-stream --sql, 1,000 at a time", lambda count: change(bench, tables[count]),
+                  {"psql, 1,000 at a time": 0.67, "psql, at once": 0.5}),
         Contender("psql, 1,000 at a time", chunked),
         Contender("psql, at once", one),
     ])
