@@ -27,7 +27,7 @@ fn a_command_stands_still_before_its_delay_messages_are_due_while_they_cannot_be
         }
         let gate = world.gate();
         let works = format!("setsid sh -c '{}' & left=$!; ({}) & await {gate}", tick(0), tick(1));
-        let action = world.script(&format!("cat > /dev/null; {works}; kill $! -- -$left"));
+        let action = world.script(&format!("cat > /dev/null; {works}; kill -- $! -$left"));
         let stream = world.stream_lines(&format!("- -t {topic} --delay 8s -- {action}"), "{\"id\":1}\n");
         world.eventually("the command is at work", || told().iter().all(|times| !times.is_empty()));
         let broker = world.services.pid("kafka");
