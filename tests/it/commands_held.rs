@@ -13,21 +13,22 @@ fn a_command_stands_still_before_its_delay_messages_are_due_while_they_cannot_be
     let world = World::alone("command-held");
     let topic = world.topic_with_delay("products", 1);
     let delay_topic = format!("{topic}-delay");
-    // The command itself works, and one that has left its process group.
-    let ticks = [world.file("ticks"), world.file("ticks")];
+    // The command itself works, one that has left its process group, and one that has none of its environment.
+    let ticks = [world.file("ticks"), world.file("ticks"), world.file("ticks")];
     let tick = |at: usize| format!("while :; do date +%s.%N >> {}; sleep 0.05; done", ticks[at].display());
     let times = |at: usize| -> Vec<f64> {
         let text = fs::read_to_string(&ticks[at]).unwrap_or_default();
         text.lines().map(|time| time.parse().unwrap()).collect()
     };
-    let told = || [times(0), times(1)];
+    let told = || [times(0), times(1), times(2)];
     let run = || {
         for file in &ticks {
             fs::write(file, "").unwrap();
         }
         let gate = world.gate();
-        let works = format!("setsid sh -c '{}' & left=$!; ({}) & await {gate}", tick(0), tick(1));
-        let action = world.script(&format!("cat > /dev/null; {works}; kill -- $! -$left"));
+        let (left, bare) = (format!("setsid sh -c '{}'", tick(0)), format!("env -i PATH=$PATH sh -c '{}'", tick(2)));
+        let works = format!("{left} & left=$!; {bare} & bare=$!; ({}) & await {gate}", tick(1));
+        let action = world.script(&format!("cat > /dev/null; {works}; kill -- $! $bare -$left"));
         let stream = world.stream_lines(&format!("- -t {topic} --delay 8s -- {action}"), "{\"id\":1}\n");
         world.eventually("the command is at work", || told().iter().all(|times| !times.is_empty()));
         let broker = world.services.pid("kafka");
